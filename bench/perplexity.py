@@ -1,0 +1,39 @@
+"""Perplexity of any engine on the text that ships."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from phi3mobile.engines import Engine
+
+TEXT = Path(__file__).parent / "text" / "jargon.txt"
+
+
+def perplexity(
+    engine: Engine,
+    tokens: list[int],
+    window: int = 1024,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> float:
+    """exp of the mean negative log likelihood of tokens[1:] in windows of `window` that do not overlap.
+
+    Every token but the first of a window is predicted from the window's tokens before it.
+    """
+    total, count = 0.0, 0
+    window = min(window, engine.info.max_context)
+    for start in range(0, len(tokens) - 1, window):
+        part = np.asarray(tokens[start : start + window], dtype=np.int64)
+        for at in range(0, len(part) - 1, engine.info.max_chunk):
+            chunk = part[at : min(at + engine.info.max_chunk, len(part) - 1)]
+            logits = engine.forward(chunk, at).astype(np.float64)
+            following = part[at + 1 : at + 1 + len(chunk)]
+            peak = logits.max(-1, keepdims=True)
+            log_sum = np.log(np.exp(logits - peak).sum(-1)) + peak[:, 0]
+            total += float((log_sum - logits[np.arange(len(chunk)), following]).sum())
+            count += len(chunk)
+        progress("text", min(start + window, len(tokens)), len(tokens))
+    return math.exp(total / count)

@@ -1,0 +1,170 @@
+"""The whole line: checkpoint -> packed weights -> program -> bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from phi3mobile.bundle import write_manifest
+from phi3mobile.chat import load_chat
+from phi3mobile.errors import InputError
+from phi3mobile.files import new_folder, require_space
+from phi3mobile.hub import resolve
+from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.weights import open_checkpoint
+from phi3mobile.tokenizer import load_tokenizer
+
+from .packed import PackedModel
+from .recipe import DEFAULT_RECIPE, Recipe, find_recipe
+
+DEFAULT_CONTEXT = 2048
+CHUNK = 128  # tokens of one prefill step: enough to be compute bound, small enough for 16 MB of mini's logits
+PROGRAM = "model.pte"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "tokenizer_config.json", "added_tokens.json")
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+
+def export(
+    source: str | Path,
+    out: str | Path,
+    recipe: str = DEFAULT_RECIPE,
+    context: int | None = None,
+    *,
+    progress: Progress = lambda stage, done, total: None,
+) -> Path:
+    """Make a bundle at `out` from a checkpoint folder or hub id.
+
+    `context`: positions of the KV cache, default min(2048, what the model takes). Nothing is left behind if it fails.
+    Raises InputError for a source that is no checkpoint, an unknown recipe, an existing `out`, a disk too small.
+    """
+    chosen, out = find_recipe(recipe), Path(out)
+    if out.exists():
+        raise InputError(f"{out} exists; give another name or remove it")
+    folder = resolve(source)
+    checkpoint = open_checkpoint(folder)
+    checkpoint.check()
+    config, eos = checkpoint.config, stop_ids(folder, checkpoint.config)
+    context = min(DEFAULT_CONTEXT, config.max_position_embeddings) if context is None else context
+    if not 1 <= context <= config.max_position_embeddings:
+        raise InputError(f"context {context}: this model takes 1 to {config.max_position_embeddings}")
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise InputError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model {config.vocab_size}: files of two models?"
+        )
+    chat = chat_section(folder)
+    require_space(out, 2 * packed_bytes(config, chosen) + (64 << 20))
+    from .to_executorch import to_executorch  # imports torch's exporter: after what can be refused quickly
+
+    with new_folder(out) as partial:
+        packed = PackedModel(checkpoint, chosen)
+        program = to_executorch(packed, partial / PROGRAM, context, min(CHUNK, context), eos, progress)
+        for pattern in TOKENIZER_FILES:
+            for path in folder.glob(pattern):
+                shutil.copyfile(path, partial / path.name)
+        progress("hash", 0, 1)
+        weights = (partial / PROGRAM).stat().st_size
+        write_manifest(partial, {
+            "name": Path(str(source)).name,
+            "family": "phi3",
+            "runtime": {"kind": "executorch", "version": version("executorch"), "program": PROGRAM,
+                        "operators": program.operators},
+            "recipe": asdict(chosen),
+            "model": model_section(config, context, weights),
+            "tokens": {"bos": config.bos_token_id, "eos": eos},
+            "chat": chat,
+            "memory": memory_section(config, context, weights, program.activations),
+            "quality": None,
+            "provenance": {"source": str(source), "source_hash": checkpoint.source_hash(), "tool": version("phi3mobile")},
+            "license": license_of(folder),
+        })  # fmt: skip
+    return out
+
+
+def stop_ids(folder: Path, config: Phi3Config) -> list[int]:
+    """The ids that end an answer: generation_config.json's (mini: 32000, 32001, 32007), else the config's."""
+    path = folder / "generation_config.json"
+    try:
+        eos = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+    except ValueError as error:
+        raise InputError(f"{path} can't be read ({error}); download the folder again") from None
+    ids = list(config.eos_token_ids) if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    wrong = [token for token in ids if type(token) is not int or not 0 <= token < config.vocab_size]
+    if wrong or not ids:
+        raise InputError(f"{path}: eos_token_id {wrong or 'is missing'}; give ids from 0 to {config.vocab_size - 1}")
+    return ids
+
+
+def packed_bytes(config: Phi3Config, recipe: Recipe) -> int:
+    """Bytes of the packed weights, from the shapes: for the disk estimate."""
+
+    def matrix(values: int, width: int, bits: int) -> int:
+        return values * bits // 8 + (values // recipe.group * 2 if bits == 4 else values // width * 4)
+
+    vocabulary = config.vocab_size * config.hidden_size
+    tied = vocabulary if config.tie_word_embeddings else 2 * vocabulary
+    return (
+        matrix(config.parameters() - tied, config.hidden_size, recipe.bits)
+        + matrix(vocabulary, config.hidden_size, recipe.embedding_bits)
+        + matrix(vocabulary, config.hidden_size, recipe.head_bits)
+    )
+
+
+def chat_section(folder: Path) -> dict[str, object]:
+    """The chat template as Jinja and, where regular, as plain segments; all null for a model without one."""
+    try:
+        chat = load_chat(folder)
+    except InputError:
+        has_one = (folder / "chat_template.jinja").exists() or "chat_template" in _text(folder / "tokenizer_config.json")
+        if has_one:
+            raise
+        return {"template": None, "bos": "", "eos": "", "segments": None}
+    return {"template": chat.template, "bos": chat.bos, "eos": chat.eos, "segments": chat.segments()}
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def model_section(config: Phi3Config, context: int, weights: int) -> dict[str, object]:
+    """Shapes and limits, for cards and for apps that plan memory."""
+    return {
+        "vocab": config.vocab_size,
+        "context": context,
+        "chunk": min(CHUNK, context),
+        "original_context": config.original_context,
+        "max_context": config.max_position_embeddings,
+        "parameters": config.parameters(),
+        "bits_per_weight": round(weights * 8 / config.parameters(), 3),
+        "layers": config.num_hidden_layers,
+        "hidden": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "sliding_window": config.sliding_window,
+    }
+
+
+def memory_section(config: Phi3Config, context: int, weights: int, activations: int) -> dict[str, object]:
+    """Bytes: weights, KV cache per token, activations, and the sum at several contexts, up to the bundle's own."""
+    per_token = config.kv_bytes_per_token(4)
+    contexts = sorted({c for c in (512, 1024, 2048, 4096, 8192, 32768, 131072) if c <= context} | {context})
+    return {
+        "weights": weights,
+        "kv_per_token": per_token,
+        "activations": activations,
+        "peak": {str(c): weights + per_token * c + activations for c in contexts},
+    }
+
+
+def license_of(folder: Path) -> str | None:
+    """First line of the checkpoint's licence file, if it came with one."""
+    for path in sorted(folder.glob("LICENSE*")):
+        return next((line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()), None)
+    return None
+

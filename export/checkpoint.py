@@ -1,0 +1,30 @@
+"""Any supported checkpoint in, a Phi-3-layout HF folder out: what `phi3mobile import` does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from phi3mobile.errors import InputError
+from phi3mobile.models.weights import DTYPES, companion_files, open_checkpoint, write_checkpoint
+
+
+def import_checkpoint(source: str | Path, out: str | Path, dtype: str = "float16") -> Path:
+    """Write `source` (a GGUF file, or a HF folder of model_type phi3, llama or mistral) as a Phi-3-layout HF folder.
+
+    Tokenizer, chat template, generation config and licence files come along. `dtype`: float16, bfloat16 or float32.
+    Streams, and appears under `out` only when whole. Raises InputError if `source` is not readable, `out` exists, the
+    disk is too small (estimated first) or a value does not fit the dtype.
+    """
+    source, out = Path(source), Path(out)
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r}; allowed are {', '.join(DTYPES)}")
+    if out.exists():
+        raise InputError(f"{out} exists; give another name or remove it")
+    if source.is_file():
+        from phi3mobile.models.gguf import import_gguf
+
+        return import_gguf(source, out, DTYPES[dtype])
+    checkpoint = open_checkpoint(source)
+    checkpoint.check()
+    tensors = ((name, checkpoint.tensor(name)) for name in checkpoint.names())
+    return write_checkpoint(out, checkpoint.config, tensors, DTYPES[dtype], companion_files(source))

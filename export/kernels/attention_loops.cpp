@@ -1,0 +1,345 @@
+// The arithmetic of attention, in vectors of the machine's width. CMake compiles this file once per instruction set, each time
+// with another P3M_ISA; nothing here may be shared between those objects, so: no STL, only static functions.
+#include "attention.h"
+
+#include <math.h>
+#include <string.h>
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#elif defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define P3M_LANES 16
+#define P3M_ROWS 4  // query rows whose accumulators fit the registers beside four keys
+#elif defined(__AVX2__)
+#define P3M_LANES 8
+#define P3M_ROWS 2
+#else
+#define P3M_LANES 4
+#define P3M_ROWS 2
+#endif
+
+namespace phi3mobile {
+namespace P3M_ISA {
+namespace {
+
+constexpr int W = P3M_LANES;
+typedef float Floats __attribute__((vector_size(4 * W)));
+typedef int32_t Ints __attribute__((vector_size(4 * W)));
+
+#define P3M_INLINE static inline __attribute__((always_inline))
+
+P3M_INLINE Floats load(const float* from) {
+  Floats x;
+  memcpy(&x, from, sizeof x);
+  return x;
+}
+
+P3M_INLINE void store(float* to, Floats x) { memcpy(to, &x, sizeof x); }
+
+P3M_INLINE Floats all(float x) { return x - Floats{}; }
+
+P3M_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+// N vectors of a row, as floats.
+template <int N>
+P3M_INLINE void load_row(const float* from, Floats* to) {
+  for (int n = 0; n < N; ++n) to[n] = load(from + n * W);
+}
+
+template <int N>
+P3M_INLINE void load_row(const int8_t* from, Floats* to) {
+#if defined(__aarch64__)
+  static_assert(N == 4, "one 16-byte load");
+  const int8x16_t bytes = vld1q_s8(from);
+  const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_s8(vget_high_s8(bytes));
+  to[0] = (Floats)vcvtq_f32_s32(vmovl_s16(vget_low_s16(low)));
+  to[1] = (Floats)vcvtq_f32_s32(vmovl_s16(vget_high_s16(low)));
+  to[2] = (Floats)vcvtq_f32_s32(vmovl_s16(vget_low_s16(high)));
+  to[3] = (Floats)vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)));
+#else
+  for (int n = 0; n < N; ++n) {
+    // The compilers' own conversion of a byte vector is several times slower.
+#if defined(__AVX512F__)
+    to[n] = (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(from + n * W))));
+#elif defined(__AVX2__)
+    to[n] = (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(from + n * W))));
+#else
+    const int8_t* f = from + n * W;
+    to[n] = Floats{float(f[0]), float(f[1]), float(f[2]), float(f[3])};
+#endif
+  }
+#endif
+}
+
+constexpr int kLoad = W == 4 ? 4 : 1;  // vectors per load_row: 16 bytes of int8 where vectors are short
+
+template <int... I> struct Lanes {};
+template <int N, int... I> struct MakeLanes : MakeLanes<N - 1, N - 1, I...> {};
+template <int... I> struct MakeLanes<0, I...> { typedef Lanes<I...> type; };
+
+// Lane i of the result: a's lanes i and i ^ STEP added where bit STEP of i is clear, b's where it is set.
+template <int STEP, int... I>
+P3M_INLINE Floats add_neighbours(Floats a, Floats b, Lanes<I...>) {
+  return __builtin_shufflevector(a, b, (I & STEP ? W + I : I)...) +
+      __builtin_shufflevector(a, b, (I & STEP ? W + (I ^ STEP) : I ^ STEP)...);
+}
+
+// The sums over the lanes of four vectors.
+P3M_INLINE void store_totals(const Floats* x, float* to) {
+  typedef typename MakeLanes<W>::type L;
+  Floats sum = add_neighbours<2>(add_neighbours<1>(x[0], x[1], L()), add_neighbours<1>(x[2], x[3], L()), L());
+  if (W > 8) sum = add_neighbours<8 % W>(sum, sum, L());
+  if (W > 4) sum = add_neighbours<4 % W>(sum, sum, L());
+  memcpy(to, &sum, 4 * sizeof(float));
+}
+
+P3M_INLINE float most_of(Floats x) {
+  float most = x[0];
+  for (int i = 1; i < W; ++i) most = x[i] > most ? x[i] : most;
+  return most;
+}
+
+P3M_INLINE float total_of(Floats x) {
+  float total = 0;
+  for (int i = 0; i < W; ++i) total += x[i];
+  return total;
+}
+
+// exp(x) for x <= 0 to about 1e-7 relative; exactly 0 below -87, so that -inf is a mask.
+P3M_INLINE Floats exp_of(Floats x) {
+  const Floats low = all(-87.0f);
+  const Ints keep = x > low;
+  x = larger(x, low);
+  const Floats magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Floats n = (x * 1.44269504088896341f + magic) - magic;
+  const Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;  // ln 2 in two parts
+  Floats y = all(1.9875691500e-4f);
+  y = y * r + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * r * r + r + 1.0f;
+  const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
+  return (Floats)((Ints)(y * (Floats)power) & keep);
+}
+
+// scores[r][key] = q[r] . keys[key] for R rows; rows of scores are kBlock apart.
+template <int R, class T>
+static void dots(const float* const* q, const T* keys, int64_t count, int64_t width, float* scores) {
+  for (int64_t key = 0; key < count; key += 4) {
+    const T* k[4];
+    for (int i = 0; i < 4; ++i) k[i] = keys + (key + i < count ? key + i : count - 1) * width;
+    Floats sums[R][4] = {};
+    for (int64_t d = 0; d < width; d += kLoad * W) {
+      Floats x[4][kLoad];
+      for (int i = 0; i < 4; ++i) load_row<kLoad>(k[i] + d, x[i]);
+      for (int n = 0; n < kLoad; ++n) {
+        for (int r = 0; r < R; ++r) {
+          const Floats y = load(q[r] + d + n * W);
+          for (int i = 0; i < 4; ++i) sums[r][i] += x[i][n] * y;
+        }
+      }
+    }
+    for (int r = 0; r < R; ++r) store_totals(sums[r], scores + r * kBlock + key);
+  }
+}
+
+// sums[r][d..] += weights[r][key] * values[key][d..] for R rows and N vectors from d on.
+template <int R, int N, class T>
+P3M_INLINE void weigh(const float* weights, const T* values, int64_t count, int64_t width, float* sums) {
+  Floats y[R][N];
+  for (int r = 0; r < R; ++r) load_row<N>(sums + r * width, y[r]);
+  for (int64_t key = 0; key < count; ++key) {
+    Floats x[N];
+    load_row<N>(values + key * width, x);
+    for (int r = 0; r < R; ++r) {
+      for (int n = 0; n < N; ++n) y[r][n] += x[n] * weights[r * kBlock + key];
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int n = 0; n < N; ++n) store(sums + r * width + n * W, y[r][n]);
+  }
+}
+
+template <int R, class T>
+static void weigh_rows(const float* weights, const T* values, int64_t count, int64_t width, float* sums) {
+  int64_t d = 0;
+  for (; d + 4 * W <= width; d += 4 * W) weigh<R, 4>(weights, values + d, count, width, sums + d);
+#if P3M_LANES > 4
+  for (; d + 2 * W <= width; d += 2 * W) weigh<R, 2>(weights, values + d, count, width, sums + d);
+  for (; d < width; d += W) weigh<R, 1>(weights, values + d, count, width, sums + d);
+#endif
+}
+
+template <class T>
+static void all_dots(const float* const* q, int64_t rows, const T* keys, int64_t count, int64_t width, float* scores) {
+  for (int64_t r = 0; r < rows; r += P3M_ROWS) {
+    float* to = scores + r * kBlock;
+    switch (rows - r) {
+      case 1: dots<1>(q + r, keys, count, width, to); break;
+#if P3M_ROWS > 2
+      case 2: dots<2>(q + r, keys, count, width, to); break;
+      case 3: dots<3>(q + r, keys, count, width, to); break;
+#endif
+      default: dots<P3M_ROWS>(q + r, keys, count, width, to);
+    }
+  }
+}
+
+template <class T>
+static void all_weigh(const float* weights, int64_t rows, const T* values, int64_t count, int64_t width, float* sums) {
+  for (int64_t r = 0; r < rows; r += P3M_ROWS) {
+    const float* from = weights + r * kBlock;
+    float* to = sums + r * width;
+    switch (rows - r) {
+      case 1: weigh_rows<1>(from, values, count, width, to); break;
+#if P3M_ROWS > 2
+      case 2: weigh_rows<2>(from, values, count, width, to); break;
+      case 3: weigh_rows<3>(from, values, count, width, to); break;
+#endif
+      default: weigh_rows<P3M_ROWS>(from, values, count, width, to);
+    }
+  }
+}
+
+// Online softmax of one row over one block: scores[first, end) become weights, the others 0. sums are rescaled to the new peak.
+static void soften(
+    float* scores, int64_t first, int64_t end, float scale, const float* k_scale, const float* v_scale, int64_t width,
+    float* sums, float* peak, float* total) {
+  if (first >= end) {
+    memset(scores, 0, kBlock * sizeof(float));
+    return;
+  }
+  for (int64_t j = 0; j < kBlock; j += W) store(scores + j, load(scores + j) * load(k_scale + j) * scale);
+  for (int64_t j = 0; j < first; ++j) scores[j] = -INFINITY;
+  for (int64_t j = end; j < kBlock; ++j) scores[j] = -INFINITY;
+  Floats most = load(scores);
+  for (int64_t j = W; j < kBlock; j += W) most = larger(load(scores + j), most);
+  const float before = *peak, now = most_of(most);
+  if (now > before) {
+    *peak = now;
+    const float shrink = before == -INFINITY ? 0.0f : expf(before - now);
+    *total *= shrink;
+    for (int64_t d = 0; d < width; d += W) store(sums + d, load(sums + d) * shrink);
+  }
+  Floats added = {};
+  for (int64_t j = 0; j < kBlock; j += W) {
+    const Floats weight = exp_of(load(scores + j) - *peak);
+    added += weight;
+    store(scores + j, weight * load(v_scale + j));
+  }
+  *total += total_of(added);
+}
+
+// int8 rows are made floats once for all query rows where there are many.
+static const float* widen(const int8_t* rows, int64_t count, int64_t width, float* to) {
+  for (int64_t i = 0; i < count * width; i += kLoad * W) {
+    Floats x[kLoad];
+    load_row<kLoad>(rows + i, x);
+    for (int n = 0; n < kLoad; ++n) store(to + i + n * W, x[n]);
+  }
+  return to;
+}
+
+static const float* widen(const float* rows, int64_t, int64_t, float*) { return rows; }
+
+template <class T>
+static void attend_typed(const Attention& a, const Part& part, float* scratch) {
+  const int64_t width = a.width, group = a.heads / a.kv_heads;
+  float* scores = scratch;
+  float* wide = scores + kTileRows * kBlock;
+  float* k_scale = wide + kBlock * width;
+  float* v_scale = k_scale + kBlock;
+  const float* q[kTileRows];
+  for (int64_t r = 0; r < part.rows; ++r) {
+    const int64_t row = part.first_row + r;
+    q[r] = a.q + (row / group * a.heads + part.kv_head * group + row % group) * width;
+    part.peaks[r] = -INFINITY;
+    part.totals[r] = 0;
+  }
+  memset(part.sums, 0, part.rows * width * sizeof(float));
+  for (int64_t j = 0; j < kBlock; ++j) k_scale[j] = v_scale[j] = 1;
+
+  for (int64_t key = part.first_key; key < part.end_key; key += kBlock) {
+    const int64_t count = part.end_key - key < kBlock ? part.end_key - key : kBlock;
+    const int64_t at = part.kv_head * a.capacity + key;
+    const T* keys = (const T*)a.k_cache + at * width;
+    const T* values = (const T*)a.v_cache + at * width;
+    if (a.k_scale) {
+      memcpy(k_scale, a.k_scale + at, count * sizeof(float));
+      memcpy(v_scale, a.v_scale + at, count * sizeof(float));
+    }
+    if (part.rows > P3M_ROWS) {
+      all_dots(q, part.rows, widen(keys, count, width, wide), count, width, scores);
+    } else {
+      all_dots(q, part.rows, keys, count, width, scores);
+    }
+    for (int64_t r = 0; r < part.rows; ++r) {
+      const int64_t at_position = a.position + (part.first_row + r) / group;
+      int64_t first = a.window > 0 ? at_position - a.window + 1 - key : 0;
+      int64_t end = at_position + 1 - key;
+      first = first < 0 ? 0 : first;
+      end = end > count ? count : end;
+      soften(
+          scores + r * kBlock, first, end, a.scale, k_scale, v_scale, width, part.sums + r * width, part.peaks + r,
+          part.totals + r);
+    }
+    if (part.rows > P3M_ROWS) {
+      all_weigh(scores, part.rows, widen(values, count, width, wide), count, width, part.sums);
+    } else {
+      all_weigh(scores, part.rows, values, count, width, part.sums);
+    }
+  }
+}
+
+static void attend(const Attention& a, const Part& part, float* scratch) {
+  if (a.k_scale) {
+    attend_typed<int8_t>(a, part, scratch);
+  } else {
+    attend_typed<float>(a, part, scratch);
+  }
+}
+
+static void finish(const Attention& a, const Part* parts, int64_t count) {
+  const int64_t width = a.width, group = a.heads / a.kv_heads;
+  const Part& all_keys = parts[0];
+  for (int64_t r = 0; r < all_keys.rows; ++r) {
+    float peak = -INFINITY, total = 0;
+    for (int64_t i = 0; i < count; ++i) peak = parts[i].peaks[r] > peak ? parts[i].peaks[r] : peak;
+    for (int64_t i = 0; i < count; ++i) total += parts[i].totals[r] * expf(parts[i].peaks[r] - peak);
+    const int64_t row = all_keys.first_row + r;
+    float* out = a.out + (row / group * a.heads + all_keys.kv_head * group + row % group) * width;
+    for (int64_t d = 0; d < width; d += W) {
+      Floats sum = {};
+      for (int64_t i = 0; i < count; ++i) sum += load(parts[i].sums + r * width + d) * expf(parts[i].peaks[r] - peak);
+      store(out + d, sum / total);
+    }
+  }
+}
+
+static void quantize(const float* row, int64_t width, int8_t* out, float* scale) {
+  Floats most = {};
+  for (int64_t d = 0; d < width; d += W) {
+    const Floats x = load(row + d);
+    most = larger(larger(x, -x), most);
+  }
+  const float peak = most_of(most);
+  const float inverse = peak > 0 ? 127.0f / peak : 0.0f;
+  for (int64_t d = 0; d < width; ++d) {
+    const float x = rintf(row[d] * inverse);
+    out[d] = (int8_t)(x > 127 ? 127 : x < -127 ? -127 : x);
+  }
+  *scale = peak / 127.0f;
+}
+
+}  // namespace
+
+extern const Loops loops;
+const Loops loops = {attend, finish, quantize};
+
+}  // namespace P3M_ISA
+}  // namespace phi3mobile

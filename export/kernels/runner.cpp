@@ -1,0 +1,254 @@
+#include "runner.h"
+
+#include "attention.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#include <executorch/extension/module/module.h>
+#include <executorch/extension/tensor/tensor.h>
+#include <executorch/runtime/core/hierarchical_allocator.h>
+#include <executorch/runtime/platform/platform.h>
+#include <executorch/runtime/platform/runtime.h>
+
+// The runtime exports these without a header for them.
+namespace executorch::extension::threadpool {
+class ThreadPool {
+ public:
+  size_t get_thread_count() const;
+  bool _unsafe_reset_threadpool(uint32_t threads);
+};
+ThreadPool* get_threadpool();
+}  // namespace executorch::extension::threadpool
+extern "C" bool cpuinfo_initialize(void);
+extern "C" uint32_t cpuinfo_get_cores_count(void);
+
+namespace {
+
+using executorch::extension::Module;
+using executorch::runtime::Error;
+using executorch::runtime::EValue;
+
+// The runtime tells what went wrong, and what became of the packed weights, only in its log.
+struct Log {
+  std::vector<std::string> errors, notes;
+};
+thread_local Log* listening = nullptr;
+
+void hear(et_timestamp_t, et_pal_log_level_t level, const char*, const char*, size_t, const char* message, size_t length) {
+  const bool error = level == kError || level == kFatal;
+  if (listening) {
+    auto& to = error ? listening->errors : listening->notes;
+    if (to.size() < 64) to.emplace_back(message, length);
+  } else if (error) {
+    std::fprintf(stderr, "executorch: %.*s\n", int(length), message);
+  }
+}
+
+// The first few different messages, without the dump of arguments that follows a failed operator.
+std::string first_of(const std::vector<std::string>& messages) {
+  std::string text;
+  for (size_t i = 0; i < messages.size() && i < 3; ++i) {
+    if (messages[i].rfind("arg ", 0) == 0) break;
+    if (i == 0 || messages[i] != messages[i - 1]) text += (text.empty() ? "" : "; ") + messages[i];
+  }
+  std::replace(text.begin(), text.end(), '\n', ' ');
+  return text;
+}
+
+class Listen {
+ public:
+  explicit Listen(Log& log) : before_(listening) {
+    log = Log{};
+    listening = &log;
+  }
+  ~Listen() { listening = before_; }
+
+ private:
+  Log* before_;
+};
+
+uint32_t usable_cores() {
+  uint32_t cores = cpuinfo_initialize() ? cpuinfo_get_cores_count() : std::thread::hardware_concurrency();
+#if defined(__linux__)
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) cores = std::min<uint32_t>(cores, CPU_COUNT(&allowed));
+#endif
+  return std::max<uint32_t>(cores, 1);
+}
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+
+}  // namespace
+
+struct p3m_model {
+  std::unique_ptr<Module> module;
+  // Planned memory is ours, from calloc: a KV cache costs only the pages that were written, and starts as zeros.
+  std::vector<std::unique_ptr<void, Free>> buffers;
+  std::vector<executorch::runtime::Span<uint8_t>> spans;
+  std::unique_ptr<executorch::runtime::HierarchicalAllocator> planned;
+  Log log;
+  std::string error, packed_reason;
+  int packed = P3M_PACKED_HEAP;
+  const float* logits = nullptr;
+  int64_t count = 0, vocab = 0;
+};
+
+namespace {
+
+int fail(p3m_model& model, const char* what, Error error) {
+  model.error = std::string(what) + ": error " + std::to_string(int(error));
+  if (!model.log.errors.empty()) model.error += ": " + first_of(model.log.errors);
+  return int(error);
+}
+
+int plan_memory(p3m_model& model) {
+  const auto meta = model.module->method_meta("forward");
+  if (!meta.ok()) return fail(model, "no method forward", meta.error());
+  for (size_t i = 0; i < meta->num_memory_planned_buffers(); ++i) {
+    const auto size = meta->memory_planned_buffer_size(i);
+    if (!size.ok()) return fail(model, "planned memory", size.error());
+    model.buffers.emplace_back(std::calloc(size_t(*size) + 1, 1));
+    if (!model.buffers.back()) return fail(model, "no memory for activations and KV cache", Error::MemoryAllocationFailed);
+    model.spans.emplace_back(static_cast<uint8_t*>(model.buffers.back().get()), size_t(*size));
+  }
+  model.planned = std::make_unique<executorch::runtime::HierarchicalAllocator>(
+      executorch::runtime::Span<executorch::runtime::Span<uint8_t>>(model.spans.data(), model.spans.size()));
+  return 0;
+}
+
+// What became of the packed weights: XNNPACK falls back to the heap without an error, and tells it only in the log.
+void note_packed(p3m_model& model) {
+  const auto said = [&](const char* start) {
+    return std::any_of(model.log.notes.begin(), model.log.notes.end(), [&](const auto& n) { return n.rfind(start, 0) == 0; });
+  };
+  if (!model.log.errors.empty()) {
+    model.packed_reason = first_of(model.log.errors);
+  } else if (said("Loaded packed weight cache")) {
+    model.packed = P3M_PACKED_REUSED;
+  } else if (said("Saved packed weight index")) {
+    model.packed = P3M_PACKED_CREATED;
+  } else {
+    // Nothing said: another model of this process has the file open, and its cache is shared.
+    const auto meta = model.module->method_meta("forward");
+    if (meta.ok() && meta->uses_backend("XnnpackBackend")) {
+      model.packed = P3M_PACKED_REUSED;
+    } else {
+      model.packed_reason = "the program has no weights to pack";
+    }
+  }
+}
+
+int open_model(p3m_model& model, const char* pte_path, const char* packed_cache_path) {
+  Listen listen(model.log);
+  model.module = std::make_unique<Module>(pte_path, Module::LoadMode::Mmap);
+  executorch::runtime::BackendOptions<2> xnnpack;
+  executorch::runtime::LoadBackendOptionsMap options;
+  Error error = Error::Ok;
+  if (packed_cache_path) {
+    (void)xnnpack.set_option("weight_cache_enabled", true);
+    (void)xnnpack.set_option("packed_cache_path", packed_cache_path);
+    error = options.set_options("XnnpackBackend", xnnpack.view());
+  }
+  if (error == Error::Ok) error = model.module->load(options);
+  if (error != Error::Ok) return fail(model, "can't load the program", error);
+  if (const int failed = plan_memory(model)) return failed;
+  error = model.module->load_method("forward", model.planned.get());
+  if (error != Error::Ok) return fail(model, "can't load method forward", error);
+  if (packed_cache_path) note_packed(model);
+  return 0;
+}
+
+}  // namespace
+
+p3m_model* p3m_open(const char* pte_path, const char* packed_cache_path, int threads, char* error, size_t error_size) {
+  static const bool heard = executorch::runtime::register_pal(executorch::runtime::PalImpl::create(hear, __FILE__));
+  (void)heard;
+  executorch::runtime::runtime_init();
+  auto model = std::make_unique<p3m_model>();
+  if (packed_cache_path && std::strlen(packed_cache_path) > 255) {
+    model->error = "the path of the packed weights is longer than 255 bytes";
+  } else {
+    p3m_set_threads(threads);
+    if (open_model(*model, pte_path, packed_cache_path) == 0) return model.release();
+  }
+  if (error && error_size) std::snprintf(error, error_size, "%s", model->error.c_str());
+  return nullptr;
+}
+
+int p3m_forward(p3m_model* model, const int64_t* tokens, int64_t count, int64_t position, float* logits) {
+  using executorch::aten::ScalarType;
+  using executorch::aten::SizesType;
+  Listen listen(model->log);
+  const auto in = executorch::extension::from_blob(
+      const_cast<int64_t*>(tokens), {SizesType(1), SizesType(count)}, ScalarType::Long);
+  const auto at = executorch::extension::from_blob(&position, {SizesType(1)}, ScalarType::Long);
+  const auto result = model->module->execute("forward", {EValue(in), EValue(at)});
+  model->logits = nullptr;
+  if (!result.ok()) return fail(*model, "forward", result.error());
+  if (result->size() != 1 || !result->at(0).isTensor()) return fail(*model, "forward gave no logits", Error::InvalidProgram);
+  const auto out = result->at(0).toTensor();
+  if (out.dim() != 3 || out.size(1) != count || out.scalar_type() != ScalarType::Float) {
+    return fail(*model, "forward gave logits of another shape", Error::InvalidProgram);
+  }
+  model->logits = out.const_data_ptr<float>();
+  model->count = count;
+  model->vocab = out.size(2);
+  if (logits) std::memcpy(logits, model->logits, size_t(count) * size_t(model->vocab) * sizeof(float));
+  return 0;
+}
+
+const float* p3m_logits(const p3m_model* model, int64_t* count, int64_t* vocab) {
+  if (count) *count = model->count;
+  if (vocab) *vocab = model->vocab;
+  return model->logits;
+}
+
+int64_t p3m_metadata(p3m_model* model, const char* name, int64_t* values, int64_t capacity) {
+  Listen listen(model->log);
+  const auto names = model->module->method_names();
+  if (!names.ok() || std::strcmp(name, "forward") == 0 || !names->count(name)) return -1;
+  const auto result = model->module->execute(name);
+  if (!result.ok()) return -1;
+  int64_t found = 0;
+  for (const EValue& value : *result) {
+    if (!value.isInt() && !value.isBool()) continue;
+    if (found < capacity) values[found] = value.isInt() ? value.toInt() : int64_t(value.toBool());
+    ++found;
+  }
+  return found;
+}
+
+const char* p3m_error(const p3m_model* model) { return model->error.c_str(); }
+
+int p3m_packed_state(const p3m_model* model) { return model->packed; }
+
+const char* p3m_packed_reason(const p3m_model* model) { return model->packed_reason.c_str(); }
+
+int p3m_threads(void) {
+  auto* pool = executorch::extension::threadpool::get_threadpool();
+  return pool ? int(pool->get_thread_count()) : 1;
+}
+
+void p3m_set_threads(int threads) {
+  auto* pool = executorch::extension::threadpool::get_threadpool();
+  const uint32_t wanted = threads > 0 ? uint32_t(threads) : usable_cores();
+  if (pool && pool->get_thread_count() != wanted) pool->_unsafe_reset_threadpool(wanted);
+}
+
+int p3m_use_isa(const char* isa) { return phi3mobile::use_isa(isa) ? 0 : -1; }
+
+const char* p3m_runtime_version(void) { return P3M_RUNTIME_VERSION; }
+
+void p3m_close(p3m_model* model) { delete model; }

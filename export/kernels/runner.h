@@ -1,0 +1,61 @@
+/* Runs an exported decoder without Python or torch: method forward(tokens int64[1,T], input_pos int64[1]) -> float32[1,T,V].
+ * A model is used by one thread at a time; several models may be open. The thread pool is one for the whole process. */
+#ifndef PHI3MOBILE_RUNNER_H
+#define PHI3MOBILE_RUNNER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define P3M_API __attribute__((visibility("default")))
+
+typedef struct p3m_model p3m_model;
+
+/* Where XNNPACK's packed weights are. */
+enum p3m_packed { P3M_PACKED_HEAP = 0, P3M_PACKED_CREATED = 1, P3M_PACKED_REUSED = 2 };
+
+/* Opens pte_path memory-mapped. packed_cache_path: file for the packed weights, or null; its folder must exist; at most 255
+ * bytes. threads: see p3m_set_threads. On failure null and one line in error. */
+P3M_API p3m_model* p3m_open(
+    const char* pte_path, const char* packed_cache_path, int threads, char* error, size_t error_size);
+
+/* Runs count tokens at position; writes float32 [count, vocab] to logits unless it is null. 0, or an ExecuTorch error code. */
+P3M_API int p3m_forward(p3m_model* model, const int64_t* tokens, int64_t count, int64_t position, float* logits);
+
+/* The last forward's logits, float32 [count, vocab]: valid until the next call. */
+P3M_API const float* p3m_logits(const p3m_model* model, int64_t* count, int64_t* vocab);
+
+/* Integers a metadata method gives (get_max_seq_len, get_eos_ids, ...): how many there are, of which up to capacity are
+ * stored; -1: no such method. */
+P3M_API int64_t p3m_metadata(p3m_model* model, const char* name, int64_t* values, int64_t capacity);
+
+/* What the last failed call on this model said, one line. */
+P3M_API const char* p3m_error(const p3m_model* model);
+
+P3M_API int p3m_packed_state(const p3m_model* model);
+
+/* Why the packed weights are on the heap; empty otherwise. */
+P3M_API const char* p3m_packed_reason(const p3m_model* model);
+
+P3M_API int p3m_threads(void);
+
+/* Size of the pool, 0: one thread for each physical core we may use. Never while a model is running. */
+P3M_API void p3m_set_threads(int threads);
+
+/* Instruction set of our kernels: "avx512", "avx2" or "baseline"; null: the machine's best, as at start. For tests and
+ * measurements. 0, or -1 if the machine lacks it. */
+P3M_API int p3m_use_isa(const char* isa);
+
+/* Version of the ExecuTorch runtime this library was built for. */
+P3M_API const char* p3m_runtime_version(void);
+
+P3M_API void p3m_close(p3m_model* model);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,61 @@
+"""A checkpoint seen through a recipe: the integers that every target exports, one tensor at a time."""
+
+from __future__ import annotations
+
+import torch
+
+from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.phi3 import Phi3ForCausalLM
+from phi3mobile.models.quantized import Packed, QuantizedEmbedding, QuantizedLinear
+from phi3mobile.models.weights import Checkpoint
+
+from .quantize import quantize
+from .recipe import Recipe
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+class PackedModel:
+    """Quantizes on demand and keeps nothing, so that a 3.8B model never stands in memory as floats."""
+
+    def __init__(self, checkpoint: Checkpoint, recipe: Recipe) -> None:
+        self.checkpoint, self.recipe = checkpoint, recipe
+
+    @property
+    def config(self) -> Phi3Config:
+        return self.checkpoint.config
+
+    def bits_of(self, name: str) -> tuple[int, int] | None:
+        """(bits, group) of a tensor; None for norms, which stay float32. The group of 8 bit is the whole row."""
+        if name.endswith("norm.weight"):
+            return None
+        bits = {EMBEDDING: self.recipe.embedding_bits, HEAD: self.recipe.head_bits}.get(name, self.recipe.bits)
+        return bits, self.recipe.group
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.checkpoint.shape(self._source(name))
+
+    def tensor(self, name: str) -> Packed | torch.Tensor:
+        """A matrix packed, or a norm's float32 weight. A tied head is packed from the embedding by its own rule."""
+        weight, bits = self.checkpoint.tensor(self._source(name)), self.bits_of(name)
+        return weight.float() if bits is None else quantize(weight, *bits)
+
+    def _source(self, name: str) -> str:
+        return EMBEDDING if name == HEAD and self.config.tie_word_embeddings else name
+
+
+def load_packed(packed: PackedModel, context: int | None = None) -> Phi3ForCausalLM:
+    """The torch model that computes with these integers as the phone does: the reference of every exported program."""
+    with torch.device("meta"):
+        model = Phi3ForCausalLM(packed.config, context)
+    model.lm_head = QuantizedLinear(packed.tensor(HEAD))
+    model.model.embed_tokens = QuantizedEmbedding(packed.tensor(EMBEDDING))
+    for name, module in list(model.model.named_modules()):
+        tensor = f"model.{name}.weight"
+        owner, _, attribute = name.rpartition(".")
+        if isinstance(module, torch.nn.Linear):
+            setattr(model.model.get_submodule(owner), attribute, QuantizedLinear(packed.tensor(tensor)))
+        elif name.endswith("norm"):
+            module.weight = torch.nn.Parameter(packed.tensor(tensor), requires_grad=False)
+    model.allocate()
+    return model.eval()

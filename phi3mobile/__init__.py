@@ -1,0 +1,32 @@
+"""phi3mobile: any Phi-3 checkpoint in, a verified 4-bit bundle for a phone out, and the session that runs it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from phi3mobile.errors import InputError
+
+if TYPE_CHECKING:
+    from phi3mobile import export
+    from phi3mobile.models.registry import load_model
+    from phi3mobile.sampling import Sampling
+    from phi3mobile.session import Session
+
+__all__ = ["InputError", "Sampling", "Session", "export", "load_model"]
+
+_HOMES = {
+    "Sampling": "phi3mobile.sampling",
+    "Session": "phi3mobile.session",
+    "load_model": "phi3mobile.models.registry",
+}
+
+
+def __getattr__(name: str):
+    """Imported on first use: `import phi3mobile` costs no torch."""
+    import importlib
+
+    if name == "export":
+        return importlib.import_module("phi3mobile.export")  # callable: see export/__init__.py
+    if name not in _HOMES:
+        raise AttributeError(f"module 'phi3mobile' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

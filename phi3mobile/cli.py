@@ -1,0 +1,67 @@
+"""`phi3mobile VERB ...`: each verb is a module with add_arguments(parser) and run(args), imported when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from phi3mobile.errors import InputError
+
+VERBS = {
+    "demo": ("phi3mobile.verbs.demo", "the whole line on a real small model: import, export, answer, measure"),
+    "import": ("phi3mobile.verbs.import_", "GGUF file or Llama-layout folder -> Phi-3-layout checkpoint folder"),
+    "export": ("phi3mobile.verbs.export", "checkpoint folder or hub id -> 4-bit bundle"),
+    "inspect": ("phi3mobile.verbs.inspect", "card of a bundle or checkpoint: shapes, sizes, memory"),
+    "run": ("phi3mobile.verbs.run", "answer one prompt"),
+    "chat": ("phi3mobile.verbs.chat", "talk to a bundle"),
+    "bench": ("phi3mobile.bench.verb", "measure a bundle on this machine"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0: done; 2: the input is wrong (one line on stderr); 1: a bug (traceback)."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    verb = argv[0] if argv and argv[0] in VERBS else None
+    try:
+        args = _parser(verb).parse_args(argv)
+        return importlib.import_module(VERBS[args.verb][0]).run(args) or 0
+    except InputError as error:
+        print(f"phi3mobile: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("phi3mobile: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `phi3mobile ... | head`
+        sys.stderr.close()
+        return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with an unknown flag or verb as one line."""
+
+    def error(self, message: str) -> None:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def _parser(verb: str | None) -> argparse.ArgumentParser:
+    """The whole parser for help; only `verb`'s arguments, and so only its module, when it is called."""
+    parser = _Parser(prog="phi3mobile", description="Any Phi-3 checkpoint in, a verified 4-bit bundle for a phone out.")
+    parser.add_argument("--version", action="version", version=_version())
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, (module, about) in VERBS.items():
+        sub = verbs.add_parser(name, help=about, description=about)
+        if name == verb:
+            importlib.import_module(module).add_arguments(sub)
+    return parser
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"phi3mobile {version('phi3mobile')}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

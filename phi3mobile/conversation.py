@@ -1,0 +1,145 @@
+"""A chat's history (say, undo, reset, save, restore), and the window of it that fits a context."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from phi3mobile.errors import InputError
+
+FORMAT, VERSION = "phi3mobile-conversation", 1
+ROLES = ("system", "user", "assistant")
+FREE_SHARE = 8  # a slid window leaves 1/8 of the context free
+
+
+@dataclass
+class Conversation:
+    """Messages {"role", "content"} in order: at most one system message, first, then users' and assistants'."""
+
+    messages: list[dict[str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        given, self.messages = self.messages, []
+        if not isinstance(given, list):
+            raise InputError(f"messages is a {type(given).__name__}; it must be a list of role and content pairs")
+        for index, message in enumerate(given):
+            if not isinstance(message, dict) or set(message) != {"role", "content"}:
+                raise InputError(f"message {index} is {message!r:.80}; it must have exactly role and content")
+            self.say(message["role"], message["content"])
+
+    def say(self, role: str, content: str) -> None:
+        """Append a message. Raises InputError: unknown role, content that is no text, a system message not first."""
+        if role not in ROLES:
+            raise InputError(f"message {len(self.messages)} has the role {role!r}; allowed are {', '.join(ROLES)}")
+        if not isinstance(content, str):
+            raise InputError(f"message {len(self.messages)} has {type(content).__name__} content; it must be text")
+        try:
+            content.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"message {len(self.messages)} is not valid Unicode: {content!r:.80}; retype it") from None
+        if role == "system" and self.messages:
+            raise InputError(f"message {len(self.messages)} is a system message; only the first message may be one")
+        self.messages.append({"role": role, "content": content})
+
+    def undo(self) -> list[dict[str, str]]:
+        """Remove the last user message and what follows it; returns what was removed ([]: there was nothing)."""
+        last = max((i for i, message in enumerate(self.messages) if message["role"] == "user"), default=None)
+        if last is None:
+            return []
+        removed = self.messages[last:]
+        del self.messages[last:]
+        return removed
+
+    def reset(self, keep_system: bool = True) -> None:
+        """Remove all messages, but by default not the system message."""
+        keep = bool(keep_system and self.messages and self.messages[0]["role"] == "system")
+        del self.messages[keep:]
+
+    def to_json(self) -> str:
+        """The history as a JSON document; from_json reads it."""
+        document = {"format": FORMAT, "version": VERSION, "messages": self.messages}
+        return json.dumps(document, ensure_ascii=False, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Conversation:
+        """Raises InputError for anything but what to_json writes."""
+        try:
+            document: Any = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"the conversation is not JSON: {error}; give a file that was saved by a chat") from None
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise InputError(f'the JSON is no conversation: "format" must be "{FORMAT}"; give a file saved by a chat')
+        version = document.get("version")
+        if type(version) is not int or version != VERSION:
+            raise InputError(f"the conversation has version {version!r}; this program reads {VERSION}: use its own")
+        if set(document) != {"format", "version", "messages"}:
+            raise InputError(f"the conversation has the keys {sorted(document)}; allowed are format, version, messages")
+        return cls(document["messages"])
+
+    def save(self, path: str | Path) -> None:
+        """Write to_json to `path`, whole or not at all."""
+        path = Path(path)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            beside.write_text(self.to_json(), encoding="utf-8")
+            beside.replace(path)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise InputError(f"can't save the conversation to {path}: {error.strerror}; choose another place") from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Conversation:
+        """Read what save wrote. Raises InputError if it can't be read or is not that."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise InputError(f"can't read the conversation {path}: {reason}; give a file saved by a chat") from None
+        return cls.from_json(text)
+
+
+@dataclass
+class Window:
+    """The part of `messages` that fits the context: the system message and the newest turns, whole."""
+
+    messages: list[dict[str, str]]
+    encode: Callable[[list[dict[str, str]]], list[int]]
+    max_context: int
+    common: Callable[[list[int]], int]  # length of the prefix that the KV cache holds
+    on_event: Callable[[str], None]
+    dropped: int = 0  # messages left out so far
+
+    def tokens(self, answer: list[int]) -> list[int] | None:
+        """Ids of the most messages that fit with the `answer` so far and one more token; None: the last turn does not.
+
+        A window that leaves some room is preferred, or the next token slides it again: every slide prefills everything.
+        But the one already in the KV cache costs nothing, however full.
+        """
+        starts = _turn_starts(self.messages)
+        for start in starts:
+            tokens = self.encode(self._from(start)) + answer
+            free = self.max_context - len(tokens)
+            roomy = free >= self.max_context // FREE_SHARE or self.common(tokens) > len(tokens) // 2
+            if free >= 1 and (roomy or start in (starts[0], starts[-1])):
+                if start - starts[0] > self.dropped:
+                    self.dropped = start - starts[0]
+                    self.on_event(f"context full: the oldest {self.dropped} messages are left out")
+                return tokens
+        return None
+
+    def smallest(self) -> list[int]:
+        """Ids of the system message and the last turn."""
+        return self.encode(self._from(_turn_starts(self.messages)[-1]))
+
+    def _from(self, start: int) -> list[dict[str, str]]:
+        return self.messages[: _turn_starts(self.messages)[0]] + self.messages[start:]
+
+
+def _turn_starts(messages: list[dict[str, str]]) -> list[int]:
+    """Indices where a turn starts: the first message that is not the system's, then every user message."""
+    first = int(messages[0]["role"] == "system")
+    return [first, *(i for i in range(first + 1, len(messages)) if messages[i]["role"] == "user")]

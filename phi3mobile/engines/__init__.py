@@ -1,0 +1,41 @@
+"""Engines run a model one forward at a time; everything above them (sampling, chat, reuse) is the Session's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What a Session must know of the model behind an engine."""
+
+    vocab: int  # width of the logits
+    max_context: int  # positions the KV cache holds
+    max_chunk: int  # most tokens one forward takes
+    original_context: int | None = None  # LongRoPE: sequences longer than this use the long factors; None: no switch
+
+
+class Engine(Protocol):
+    """A decoder with its KV cache inside."""
+
+    info: EngineInfo
+
+    def forward(self, tokens: np.ndarray, position: int, long: bool = False) -> np.ndarray:
+        """Run `tokens` int64 [T] at positions position..position+T-1; logits float32 [T, V].
+
+        Cache rows from `position` on are overwritten, so `position` may go back (prefix reuse, rejected drafts).
+        LongRoPE: the rows of this forward get the long factors when `long` or when position+T > info.original_context.
+        A sequence is exact only if all its rows have one kind: pass `long` for the early chunks of a long prompt.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Forget the sequence."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back; the engine can't be used after."""
+        ...

@@ -1,0 +1,69 @@
+"""Engine over ExecuTorch's Python bindings: runs anywhere the wheel installs; needs torch in the process."""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from phi3mobile.errors import InputError
+
+if TYPE_CHECKING:
+    from phi3mobile.bundle import Bundle
+
+LONG_REGIME = 1 << 30  # see export/to_executorch.py
+
+
+class ExecutorchEngine:
+    """A bundle's .pte. Raises InputError if this ExecuTorch can't run it: version or operators."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        runtime = bundle.manifest["runtime"]
+        check_version(runtime["version"], version("executorch"))
+        start = time.perf_counter()
+        import torch
+        from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  llama::* kernels
+        from executorch.extension.pybindings import portable_lib
+        from executorch.kernels import quantized  # noqa: F401  embedding kernels
+
+        check_operators(runtime["operators"], portable_lib._get_operator_names())
+        self.import_s = time.perf_counter() - start
+        start = time.perf_counter()
+        self._torch, self.info = torch, bundle.info
+        self._module = portable_lib._load_for_executorch(str(bundle.program))
+        self.forward(np.zeros(min(2, self.info.max_chunk), dtype=np.int64), 0)  # packs weights, starts threads
+        self.load_s = time.perf_counter() - start
+
+    def forward(self, tokens: np.ndarray, position: int, long: bool = False) -> np.ndarray:
+        """See Engine.forward. The result is a copy: it stays valid after the next call."""
+        marked = position + LONG_REGIME if long and self.info.original_context is not None else position
+        inputs = (self._torch.from_numpy(tokens)[None], self._torch.tensor([marked]))
+        return self._module.forward(inputs)[0][0].numpy()
+
+    def reset(self) -> None:
+        """Nothing to do: a new sequence overwrites the cache from position 0."""
+
+    def close(self) -> None:
+        self._module = None
+
+
+def check_version(exported: str, installed: str) -> None:
+    """A .pte of 1.N runs on 1.N and 1.N+1 (ExecuTorch's promise, runtime/COMPATIBILITY.md), and on nothing older."""
+    made, here = (tuple(int(part) for part in text.split(".")[:2]) for text in (exported, installed))
+    if made[0] != here[0] or not 0 <= here[1] - made[1] <= 1:
+        raise InputError(
+            f"the bundle was made for ExecuTorch {exported}, installed is {installed}: "
+            f"allowed are {made[0]}.{made[1]} and {made[0]}.{made[1] + 1}; export it again or install one of these"
+        )
+
+
+def check_operators(needed: list[str], present: list[str]) -> None:
+    """InputError naming the operators that the runtime lacks."""
+    missing = sorted(set(needed) - set(present))
+    if missing:
+        raise InputError(
+            f"this ExecuTorch lacks the operators {', '.join(missing)}; export with a recipe that does without, "
+            "or build the runtime with them"
+        )

@@ -1,0 +1,153 @@
+"""The native runner as an engine: .pte memory-mapped, packed weights in a file, our kernels; no torch.
+
+Built by `cmake -S export/kernels -B build/native && cmake --build build/native && cmake --install build/native`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from phi3mobile import packed_cache
+from phi3mobile.engines import EngineInfo
+from phi3mobile.errors import InputError
+
+_ERROR_SIZE = 2000
+_CREATED, _REUSED = 1, 2
+
+
+def native_library() -> Path | None:
+    """The built library in this package, if it is there."""
+    name = "libphi3mobile.dylib" if sys.platform == "darwin" else "libphi3mobile.so"
+    path = Path(__file__).parents[1] / "native" / name
+    return path if path.is_file() else None
+
+
+def load_library() -> ctypes.CDLL:
+    """The library with its signatures (export/kernels/runner.h); loading it registers our operators in this process."""
+    path = native_library()
+    if path is None:
+        raise InputError("the native library is not built: run `make native`, or use the executorch engine")
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise InputError(f"the native library does not load ({error}): build it again with `make native`") from error
+    pointer, text, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64
+    for name, result, arguments in (
+        ("p3m_open", pointer, [text, text, ctypes.c_int, text, ctypes.c_size_t]),
+        ("p3m_forward", ctypes.c_int, [pointer, pointer, size, size, pointer]),
+        ("p3m_logits", pointer, [pointer, ctypes.POINTER(size), ctypes.POINTER(size)]),
+        ("p3m_metadata", size, [pointer, text, ctypes.POINTER(size), size]),
+        ("p3m_error", text, [pointer]),
+        ("p3m_packed_state", ctypes.c_int, [pointer]),
+        ("p3m_packed_reason", text, [pointer]),
+        ("p3m_threads", ctypes.c_int, []),
+        ("p3m_set_threads", None, [ctypes.c_int]),
+        ("p3m_use_isa", ctypes.c_int, [text]),
+        ("p3m_runtime_version", text, []),
+        ("p3m_close", None, [pointer]),
+    ):
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def runtime_version() -> str:
+    """The ExecuTorch version the library was built for."""
+    return load_library().p3m_runtime_version().decode()
+
+
+class NativeEngine:
+    """Runs `forward(tokens, input_pos)` of a .pte.
+
+    `packed_cache` tells where its packed weights are: "created" or "reused" (in the file), or "heap: <why>".
+    """
+
+    def __init__(self, pte: Path, info: EngineInfo, cache_file: Path | None, threads: int = 0) -> None:
+        """threads: size of the process's one thread pool; 0: every physical core. Raises InputError."""
+        if not pte.is_file():
+            raise InputError(f"{pte} is not a file: give the .pte of a bundle")
+        if threads < 0:
+            raise InputError(f"{threads} threads were asked for: give 0 (all cores) or more")
+        self.info = info
+        self._model = None
+        self._library = load_library()
+        if cache_file is None:
+            self._open(pte, None, threads)
+            self.packed_cache = "heap: no cache file was given"
+            return
+        # Packed weights are about as large as the program that holds them.
+        with packed_cache.reserve(cache_file.absolute(), pte.stat().st_size) as slot:
+            self._open(pte, slot.file, threads)
+            self.packed_cache = f"heap: {slot.reason}"
+            if slot.file is not None:
+                self.packed_cache = self._packed()
+                if self.packed_cache == "created":
+                    slot.keep()
+
+    def _open(self, pte: Path, cache_file: Path | None, threads: int) -> None:
+        error = ctypes.create_string_buffer(_ERROR_SIZE)
+        cache = bytes(cache_file) if cache_file else None
+        self._model = self._library.p3m_open(bytes(pte), cache, threads, error, _ERROR_SIZE)
+        if not self._model:
+            raise InputError(f"{pte}: {error.value.decode(errors='replace')}")
+
+    def _packed(self) -> str:
+        state = self._library.p3m_packed_state(self._model)
+        if state == _CREATED:
+            return "created"
+        if state == _REUSED:
+            return "reused"
+        reason = self._library.p3m_packed_reason(self._model).decode(errors="replace")
+        # XNNPACK keeps its file locked as long as a model is open, for readers too.
+        return "heap: " + (packed_cache.HELD if reason.startswith("flock(") else reason)
+
+    @property
+    def threads(self) -> int:
+        """Threads of the pool that the model runs on."""
+        return self._library.p3m_threads()
+
+    def forward(self, tokens: np.ndarray, position: int) -> np.ndarray:
+        """Run `tokens` int64 [T] at `position`; logits float32 [T, V], a copy of their own."""
+        return self.forward_view(tokens, position).copy()
+
+    def forward_view(self, tokens: np.ndarray, position: int) -> np.ndarray:
+        """As forward, but the logits are the runtime's memory: valid until the next call."""
+        if self._model is None:
+            raise InputError("the engine is closed: open the model again")
+        tokens = np.ascontiguousarray(tokens, np.int64)
+        if tokens.ndim != 1 or not 0 < len(tokens) <= self.info.max_chunk:
+            raise InputError(f"{list(tokens.shape)} tokens were given: 1..{self.info.max_chunk} fit one forward")
+        if position < 0 or position + len(tokens) > self.info.max_context:
+            end = position + len(tokens) - 1
+            raise InputError(f"positions {position}..{end} were given: the context has {self.info.max_context}")
+        if tokens.min() < 0 or tokens.max() >= self.info.vocab:
+            raise InputError(f"token {tokens.min()}..{tokens.max()} was given: the vocabulary has {self.info.vocab}")
+        if self._library.p3m_forward(self._model, tokens.ctypes.data, len(tokens), position, None):
+            raise RuntimeError(self._library.p3m_error(self._model).decode(errors="replace"))
+        count, vocab = ctypes.c_int64(), ctypes.c_int64()
+        logits = self._library.p3m_logits(self._model, ctypes.byref(count), ctypes.byref(vocab))
+        values = (ctypes.c_float * (count.value * vocab.value)).from_address(logits)
+        return np.ctypeslib.as_array(values).reshape(count.value, vocab.value)
+
+    def metadata(self, name: str) -> list[int]:
+        """The integers of a metadata method, such as get_eos_ids; empty if there is none."""
+        values = (ctypes.c_int64 * 64)()
+        count = self._library.p3m_metadata(self._model, name.encode(), values, len(values))
+        return list(values[: max(count, 0)])
+
+    def reset(self) -> None:
+        """Nothing to forget: rows of the KV cache are written before they are read."""
+
+    def close(self) -> None:
+        """Give the memory back; the engine can't be used after."""
+        if self._model is not None:
+            self._library.p3m_close(self._model)
+            self._model = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_model", None) is not None:
+            self.close()

@@ -1,0 +1,63 @@
+"""Files that are whole or absent: folders written beside and renamed, disk space asked for first, hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from phi3mobile.errors import InputError
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A scratch folder beside `path` that becomes `path` when the block ends well, and vanishes when it does not.
+
+    What a killed process left of an earlier try is removed. Raises InputError if `path` exists.
+    """
+    if path.exists():
+        raise InputError(f"{path} exists; give another name or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for old in path.parent.glob(f".{path.name}.partial-*"):
+        if not _alive(old.name.rpartition("-")[2]):
+            shutil.rmtree(old, ignore_errors=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial.mkdir()
+    try:
+        yield partial
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _alive(pid: str) -> bool:
+    import psutil
+
+    return pid.isdigit() and psutil.pid_exists(int(pid))
+
+
+def require_space(path: Path, needed: int) -> None:
+    """InputError with both numbers if the disk of `path` (which need not exist yet) has less than `needed` bytes free."""
+    parent = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise InputError(
+            f"{path} needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; make room or write elsewhere"
+        )
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where this user's caches of phi3mobile live; made on demand."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    folder = (Path(base) if base else Path.home() / ".cache") / "phi3mobile"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

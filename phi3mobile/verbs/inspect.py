@@ -1,0 +1,74 @@
+"""phi3mobile inspect PATH: card of a bundle or checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phi3mobile.screen import size
+
+if TYPE_CHECKING:
+    from phi3mobile.bundle import Bundle
+    from phi3mobile.models.weights import Checkpoint
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", help="bundle, checkpoint folder or hub id")
+
+
+def run(args: argparse.Namespace) -> None:
+    from phi3mobile.bundle import is_bundle, open_bundle
+    from phi3mobile.screen import print_card, print_json
+
+    path = Path(args.path)
+    if is_bundle(path):
+        bundle = open_bundle(path)
+        print_card(str(path), bundle_card(bundle))
+        shown = ("name", "runtime", "recipe", "model", "tokens", "memory", "license")
+        print_json({"bundle": str(path)} | {key: bundle.manifest[key] for key in shown})
+        return
+    from phi3mobile.hub import resolve
+    from phi3mobile.models.weights import open_checkpoint
+
+    checkpoint = open_checkpoint(resolve(args.path))
+    checkpoint.check()
+    print_card(args.path, checkpoint_card(checkpoint))
+    print_json({"checkpoint": args.path, "parameters": checkpoint.config.parameters()})
+
+
+def bundle_card(bundle: Bundle) -> dict[str, str]:
+    """Rows of a bundle's card."""
+    manifest = bundle.manifest
+    model, memory, runtime = manifest["model"], manifest["memory"], manifest["runtime"]
+    switch = f", LongRoPE switch past {model['original_context']}" if model["original_context"] else ""
+    return {
+        "recipe": manifest["recipe"]["name"],
+        "model": f"{model['parameters']:,} parameters, {model['layers']} layers x {model['hidden']}, "
+        f"{model['heads']}/{model['kv_heads']} heads x {model['head_dim']}, vocabulary {model['vocab']}",
+        "file": f"{size(bundle.program.stat().st_size)}, {model['bits_per_weight']:.2f} bits per weight",
+        "context": f"{model['context']} of {model['max_context']}{switch}",
+        "memory at context": ", ".join(f"{tokens}: {size(peak)}" for tokens, peak in memory["peak"].items()),
+        "KV cache per token": size(memory["kv_per_token"]),
+        "stop ids": ", ".join(map(str, manifest["tokens"]["eos"])),
+        "runtime": f"ExecuTorch {runtime['version']}, {len(runtime['operators'])} operators",
+        "license": str(manifest["license"]),
+    }
+
+
+def checkpoint_card(checkpoint: Checkpoint) -> dict[str, str]:
+    """Rows of a checkpoint's card."""
+    config = checkpoint.config
+    token = config.kv_bytes_per_token(2)
+    contexts = [c for c in (2048, 4096, 8192, 32768, 131072) if c <= config.max_position_embeddings]
+    return {
+        "parameters": f"{config.parameters():,}",
+        "shape": f"{config.num_hidden_layers} layers x {config.hidden_size}, ffn {config.intermediate_size}, "
+        f"{config.num_attention_heads}/{config.num_key_value_heads} heads x {config.head_dim}",
+        "vocabulary": f"{config.vocab_size}{', tied' if config.tie_word_embeddings else ''}",
+        "context": f"{config.max_position_embeddings}"
+        + (f", LongRoPE switch past {config.original_context}" if config.original_context else "")
+        + (f", sliding window {config.sliding_window}" if config.sliding_window else ""),
+        "weights at 4 bit": size(config.parameters() * 4.5 / 8),
+        "KV cache, 16 bit": ", ".join(f"{c}: {size(token * c)}" for c in contexts) or size(token) + " per token",
+    }
