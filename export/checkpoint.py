@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from phi3mobile.errors import InputError
+from phi3mobile.files import refuse_existing
 from phi3mobile.models.weights import DTYPES, companion_files, open_checkpoint, write_checkpoint
 
 
@@ -18,8 +19,7 @@ def import_checkpoint(source: str | Path, out: str | Path, dtype: str = "float16
     source, out = Path(source), Path(out)
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r}; allowed are {', '.join(DTYPES)}")
-    if out.exists():
-        raise InputError(f"{out} exists; give another name or remove it")
+    refuse_existing(out)
     if source.is_file():
         from phi3mobile.models.gguf import import_gguf
 

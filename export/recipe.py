@@ -9,7 +9,11 @@ from phi3mobile.errors import InputError
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one kind of bundle is made. `attention`: "stock" = ExecuTorch's llama::* operators."""
+    """How one kind of bundle is made.
+
+    attention: "stock" = ExecuTorch's llama::* operators; "native" = our phi3mobile::* kernels (export/kernels), which the
+    phone's binary must contain. kv_bits: 32, or 8 = int8 per token and head (native only).
+    """
 
     name: str
     about: str
@@ -18,6 +22,7 @@ class Recipe:
     group: int = 32  # columns per 4-bit scale
     embedding_bits: int = 8
     head_bits: int = 8
+    kv_bits: int = 32
 
 
 RECIPES = {
@@ -28,6 +33,9 @@ RECIPES = {
             "android-small", "android-cpu with 4-bit embedding and head: smaller, a little less exact", "stock",
             embedding_bits=4, head_bits=4,
         ),
+        Recipe("host", "4 bit, XNNPACK, our attention kernels, int8 KV cache: this machine, or an app that links them",
+               "native", kv_bits=8),
+        Recipe("host-fp32-kv", "host with a float32 KV cache", "native"),
     )
 }  # fmt: skip
 DEFAULT_RECIPE = "android-cpu"

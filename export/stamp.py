@@ -25,7 +25,8 @@ from executorch.exir.lowered_backend_module import LoweredBackendModule
 from phi3mobile.models.config import Phi3Config
 from phi3mobile.models.quantized import Packed
 
-from .segments import Part, Segment, example_inputs, segment_parts
+from .packed import PackedModel
+from .segments import Segment, example_inputs, projected_shapes, segment_parts
 
 ALIGNMENT = 16  # of XNNPACK's constants in the file
 
@@ -49,16 +50,15 @@ class Template:
     """A lowered segment whose weights are stand-ins."""
 
     kind: str
+    attention: str
     payload: bytes
-    keys: dict[str, list[str]]  # constant's name -> its keys in the payload, in the order of `constant_data`
+    keys: dict[str, list[str]]  # matrix's name -> its keys in the payload, in the order of `named_data`
     shared: NamedDataStoreOutput  # all named data of the template; only what is not in `keys` is used (1/K, eps)
     order: tuple[int, ...]  # which of the segment's inputs the delegate takes, in its order
 
 
-def constant_data(value: Packed | torch.Tensor) -> list[tuple[str, torch.Tensor]]:
-    """Key and bytes (as a tensor) of each named datum that XNNPACK's lowering makes of one constant."""
-    if not isinstance(value, Packed):
-        return [(_hash(value.float()), value.float())]
+def named_data(value: Packed) -> list[tuple[str, torch.Tensor]]:
+    """Key and bytes (as a tensor) of each named datum that XNNPACK's lowering makes of one matrix."""
     return [(_hash(value.codes), value.codes), ("scale_" + _hash(value.scales), value.scales)]
 
 
@@ -70,34 +70,33 @@ def _hash(tensor: torch.Tensor) -> str:
     return hashlib.sha256(_bytes(tensor)).hexdigest()
 
 
-def stand_ins(config: Phi3Config, parts: dict[str, Part], shape_of, bits_of) -> dict[str, Packed | torch.Tensor]:
-    """Random constants of the right shapes, all different. shape_of(tensor name), bits_of(name) -> (bits, group) or None."""
+def stand_ins(packed: PackedModel, kind: str) -> dict[str, Packed]:
+    """Random matrices of a segment's shapes, all different."""
     generator = torch.Generator().manual_seed(1)
-    constants = {}
-    for name, part in parts.items():
-        shape = list(shape_of(part.name(0)))
-        if bits_of(part.name(0)) is None:
-            constants[name] = torch.rand(shape, generator=generator)
-            continue
-        bits, group = bits_of(part.name(0))
-        rows = shape[0] if part.rows is None else torch.arange(shape[0])[part.rows].numel()
-        group = group if bits == 4 else shape[1]
-        bytes_wide = shape[1] // 2 if bits == 4 else shape[1]
-        codes = torch.randint(0, 255, (rows, bytes_wide), generator=generator, dtype=torch.uint8)
-        scales = torch.rand(rows, shape[1] // group, generator=generator) * 0.01 + 1e-3
-        constants[name] = (
-            Packed(4, group, codes, scales.bfloat16()) if bits == 4 else Packed(8, group, codes.view(torch.int8), scales)
-        )
-    return constants
+    matrices = {}
+    for name, part in segment_parts(packed.config, kind, packed.recipe.attention).items():
+        (height, width), (bits, group) = packed.shape(part.name(0)), packed.bits_of(part.name(0))
+        rows = height if part.rows is None else torch.arange(height)[part.rows].numel()
+        codes = torch.randint(0, 255, (rows, width * bits // 8), generator=generator, dtype=torch.uint8)
+        scales = torch.rand(rows, width // group if bits == 4 else 1, generator=generator) * 0.01 + 1e-3
+        if bits == 4:
+            matrices[name] = Packed(4, group, codes, scales.bfloat16())
+        else:
+            matrices[name] = Packed(8, width, codes.view(torch.int8), scales)
+    return matrices
 
 
-def lower(config: Phi3Config, kind: str, constants: dict[str, Packed | torch.Tensor], chunk: int) -> Template:
+def lower(packed: PackedModel, kind: str, chunk: int) -> Template:
     """Lower one segment, T dynamic in [1, chunk], to a single delegate."""
-    inputs = example_inputs(config, kind, min(3, chunk))
+    config, attention, matrices = packed.config, packed.recipe.attention, stand_ins(packed, kind)
+    inputs = example_inputs(config, kind, attention, min(3, chunk))
     length = torch.export.Dim("T", min=1, max=chunk)
+    first, *rest = [{0: length} if moves else None for _, moves in inputs]
     with torch.no_grad():
-        module = Segment(config, kind, constants).eval()
-        exported = torch.export.export(module, inputs, dynamic_shapes=_dynamic(kind, length), strict=False)
+        exported = torch.export.export(
+            Segment(config, kind, matrices).eval(), tuple(value for value, _ in inputs),
+            dynamic_shapes=(first, tuple(rest)), strict=False,
+        )  # fmt: skip
         edge = to_edge_transform_and_lower(
             exported, partitioner=[_WholeGraph()], compile_config=EdgeCompileConfig(_check_ir_validity=False)
         ).exported_program()
@@ -106,44 +105,49 @@ def lower(config: Phi3Config, kind: str, constants: dict[str, Packed | torch.Ten
     named = lowered.named_data_store_output
     placeholders = [node for node in edge.graph.nodes if node.op == "placeholder"]
     order = tuple(placeholders.index(argument) for argument in call.args[1:])
-    keys = {name: [key for key, _ in constant_data(value)] for name, value in constants.items()}
+    outputs = [node.args[1] for node in edge.graph.output_node().args[0]]  # each is (the call)[index]
+    keys = {name: [key for key, _ in named_data(value)] for name, value in matrices.items()}
     missing = [name for name, own in keys.items() if any(key not in named.pte_data for key in own)]
-    if missing or len(placeholders) != len(inputs):
-        raise RuntimeError(f"segment {kind}: XNNPACK's lowering packs {missing or 'its inputs'} otherwise than expected")
-    return Template(kind, lowered.processed_bytes, keys, named, order)
-
-
-def _dynamic(kind: str, length):
-    return ({0: length}, tuple({0: length} for _ in range({"start": 2, "middle": 3, "end": 1}[kind])))
+    if missing or len(placeholders) != len(inputs) or outputs != list(range(len(outputs))):
+        raise RuntimeError(f"segment {kind}: XNNPACK's lowering packs {missing or 'inputs or outputs'} in another way")
+    return Template(kind, attention, lowered.processed_bytes, keys, named, order)
 
 
 class _Shapes:
-    """Stands in for the lowered program inside a LoweredBackendModule: makes outputs of the right shapes, at no cost."""
+    """Stands in for the lowered program in a LoweredBackendModule: outputs of the right shapes, at no cost."""
 
-    def __init__(self, shapes: Callable[..., tuple[torch.Tensor, ...]], outputs: int) -> None:
-        self._shapes, self._outputs = shapes, outputs
+    def __init__(self, config: Phi3Config, template: Template) -> None:
+        self._x_at = template.order.index(0)
+        projected = projected_shapes(config, template.attention)
+        self._shapes = {
+            "start": projected, "middle": [(config.hidden_size,), *projected], "end": [(config.vocab_size,)],
+        }[template.kind]  # fmt: skip
 
     def module(self) -> Callable[..., tuple[torch.Tensor, ...]]:
-        return self._shapes
+        return self._run
+
+    def _run(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = inputs[self._x_at]
+        return tuple(x.new_empty(x.shape[0], *shape) for shape in self._shapes)
 
     @property
     def graph(self) -> torch.fx.Graph:
         graph = torch.fx.Graph()
-        graph.output((graph.placeholder("x"),) * self._outputs)
+        graph.output((graph.placeholder("x"),) * len(self._shapes))
         return graph
 
 
 def stamp(
-    template: Template, config: Phi3Config, constants: dict[str, Packed | torch.Tensor], scratch: Path
+    template: Template, config: Phi3Config, matrices: dict[str, Packed], scratch: Path
 ) -> LoweredBackendModule:
-    """The template with these constants; their bytes go to files in `scratch` until the program is written."""
+    """The template with these matrices; their bytes go to files in `scratch` until the program is written."""
     payload, store = template.payload, NamedDataStore()
     own = {key for keys in template.keys.values() for key in keys}
     for key, entry in template.shared.pte_data.items():
         if key not in own:
             store.add_named_data(key, template.shared.buffers[entry.buffer_index], entry.alignment)
-    for name, value in constants.items():
-        for old, (new, data) in zip(template.keys[name], constant_data(value), strict=True):
+    for name, value in matrices.items():
+        for old, (new, data) in zip(template.keys[name], named_data(value), strict=True):
             payload = payload.replace(old.encode(), new.encode())
             path = scratch / new
             if not path.exists():
@@ -151,37 +155,20 @@ def stamp(
             digest = bytes.fromhex(new.removeprefix("scale_"))
             store.add_named_data(new, FileBackedData(str(path), sha256=digest), ALIGNMENT)
     module = LoweredBackendModule(
-        _Shapes(_output_shapes(config, template), 1 if template.kind == "end" else 4 - (template.kind == "start")),
+        _Shapes(config, template),
         XnnpackBackend.__name__, payload, [], store.get_named_data_store_output(),
     )  # fmt: skip
     module.meta = {"debug_handle_map": {}}
     return module
 
 
-def _output_shapes(config: Phi3Config, template: Template) -> Callable[..., tuple[torch.Tensor, ...]]:
-    heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    kind, x_at = template.kind, template.order.index(0)
-
-    def shapes(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        x = inputs[x_at]
-        length = x.shape[0]
-        if kind == "end":
-            return (x.new_empty(length, config.vocab_size),)
-        projected = (
-            x.new_empty(length, heads, dim), x.new_empty(length, kv_heads, dim), x.new_empty(length, kv_heads * dim),
-        )  # fmt: skip
-        return projected if kind == "start" else (torch.empty_like(x), *projected)
-
-    return shapes
-
-
-def segment_constants(packed, config: Phi3Config, kind: str, layer: int) -> dict[str, Packed | torch.Tensor]:
-    """A segment's real constants from packed weights (`packed.tensor(name)` -> Packed or float32 tensor)."""
-    whole, constants = {}, {}
-    for name, part in segment_parts(config, kind).items():
+def segment_matrices(packed: PackedModel, kind: str, layer: int) -> dict[str, Packed]:
+    """A segment's real matrices."""
+    whole: dict[str, Packed] = {}
+    matrices = {}
+    for name, part in segment_parts(packed.config, kind, packed.recipe.attention).items():
         source = part.name(layer)
         if source not in whole:
             whole[source] = packed.tensor(source)
-        value = whole[source]
-        constants[name] = value if part.rows is None else value.rows(part.rows)
-    return constants
+        matrices[name] = whole[source] if part.rows is None else whole[source].rows(part.rows)
+    return matrices

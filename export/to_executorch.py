@@ -20,6 +20,7 @@ from executorch.exir.passes import MemoryPlanningPass
 from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
 from torch import nn
 
+from phi3mobile.engines import LONG_REGIME
 from phi3mobile.errors import InputError
 from phi3mobile.models.config import Phi3Config
 from phi3mobile.models.quantized import Packed, pack_nibbles
@@ -27,17 +28,17 @@ from phi3mobile.models.rope import rope_rows, rope_tables
 
 from . import stamp
 from .packed import EMBEDDING, PackedModel
-from .segments import segment_parts
-
-LONG_REGIME = 1 << 30  # added to input_pos; engines/executorch.py adds it
+from .recipe import Recipe
+from .segments import segment_norms
 
 
 @dataclass(frozen=True)
 class Program:
-    """What was written: operators that the phone's binary must contain, bytes of planned activations (no KV cache)."""
+    """What was written: operators that the phone's binary must contain, bytes of activations and of KV cache per token."""
 
     operators: list[str]
     activations: int
+    kv_per_token: int
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,17 @@ class PackedEmbedding(nn.Module):
         return operator.dtype(self.codes, self.scales, None, low, -low - 1, tokens, dtype=torch.float32)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the tokens of one forward stand: what attention needs besides q, k and v."""
+
+    input_pos: torch.Tensor  # int64 [1]
+    position: int | None  # the same number as a symbol; None where no operator wants it
+    cos: torch.Tensor  # [T, R/2]
+    sin: torch.Tensor
+    mask: torch.Tensor | None  # [T, context], for a sliding window in stock operators
+
+
 class StockAttention(nn.Module):
     """KV cache and attention by ExecuTorch's llama::* operators: q [T, H, D], k [T, Hkv, D], v [T, Hkv*D] -> [T, H*D]."""
 
@@ -83,8 +95,8 @@ class StockAttention(nn.Module):
         self.register_buffer("k_cache", torch.zeros(shape))
         self.register_buffer("v_cache", torch.zeros(shape))
 
-    def forward(self, q, k, v, position: int, mask: torch.Tensor | None) -> torch.Tensor:
-        length = q.shape[0]
+    def forward(self, place: Place, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        length, position, mask = q.shape[0], place.position, place.mask
         torch.ops.llama.update_cache(k.view(1, length, self.kv_heads, self.dim), self.k_cache, position)
         torch.ops.llama.update_cache(v.view(1, length, self.kv_heads, self.dim), self.v_cache, position)
         q = q.view(1, length, self.heads, self.dim)
@@ -92,62 +104,91 @@ class StockAttention(nn.Module):
         return attended.view(length, self.heads * self.dim)
 
 
+class NativeAttention(nn.Module):
+    """Rotation, KV cache and attention in one of our kernels: fused [T, (H + 2 Hkv) * D] -> [T, H*D]."""
+
+    def __init__(self, config: Phi3Config, context: int, kv_bits: int) -> None:
+        super().__init__()
+        self.heads, self.scale, self.window = config.num_attention_heads, config.head_dim**-0.5, config.sliding_window or 0
+        shape, self.quantized = (1, config.num_key_value_heads, context, config.head_dim), kv_bits == 8
+        for name in ("k", "v"):
+            self.register_buffer(f"{name}_cache", torch.zeros(shape, dtype=torch.int8 if self.quantized else torch.float32))
+            if self.quantized:
+                self.register_buffer(f"{name}_scale", torch.zeros(shape[:3]))
+
+    def forward(self, place: Place, qkv: torch.Tensor) -> torch.Tensor:
+        rest = (place.input_pos, self.heads, self.window, self.scale)
+        operators = torch.ops.phi3mobile
+        if not self.quantized:
+            return operators.blocksparse_attention(qkv, place.cos, place.sin, self.k_cache, self.v_cache, *rest)
+        return operators.blocksparse_attention_int8(
+            qkv, place.cos, place.sin, self.k_cache, self.v_cache, self.k_scale, self.v_scale, *rest
+        )
+
+
 class Decoder(nn.Module):
     """The whole program: embedding, rope rows, lowered segments with attention between them."""
 
-    def __init__(self, config: Phi3Config, context: int, embedding: nn.Module, segments: list[nn.Module]) -> None:
+    def __init__(
+        self, config: Phi3Config, recipe: Recipe, context: int, embedding: nn.Module, segments: list[nn.Module]
+    ) -> None:
         super().__init__()
-        self.config, self.context = config, context
+        self.config, self.context, self.stock = config, context, recipe.attention == "stock"
         self.embedding = embedding
         self.segments = nn.ModuleList(segments)
-        self.attention = nn.ModuleList(StockAttention(config, context) for _ in range(config.num_hidden_layers))
+        self.attention = nn.ModuleList(
+            StockAttention(config, context) if self.stock else NativeAttention(config, context, recipe.kv_bits)
+            for _ in range(config.num_hidden_layers)
+        )
         cos, sin = rope_tables(config, context)
-        self.register_buffer("cos", cos[:, None])
-        self.register_buffer("sin", sin[:, None])
+        self.register_buffer("cos", cos)
+        self.register_buffer("sin", sin)
         window = config.sliding_window
-        self.window = window if window is not None and window < context else None
+        self.window = window if self.stock and window is not None and window < context else None
 
     def forward(self, tokens: torch.Tensor, input_pos: torch.Tensor) -> torch.Tensor:
         length = tokens.shape[1]
-        input_pos, rows = self._rows(input_pos, length)
-        cos, sin = self.cos[rows], self.sin[rows]
-        position = input_pos[0].item()
-        torch._check(position >= 0)
-        torch._check(position + length <= self.context)
-        mask = None if self.window is None else self._mask(input_pos, length)
+        place = self._place(input_pos, length)
+        rope = (place.cos.unsqueeze(1), place.sin.unsqueeze(1)) if self.stock else ()
         x = self.embedding(tokens.view(length))
-        q, k, v = self.segments[0](x, cos, sin)
-        for index, attention in enumerate(self.attention):
-            attended = attention(q, k, v, position, mask)
-            if index + 1 < len(self.attention):
-                x, q, k, v = self.segments[index + 1](x, attended, cos, sin)
-        (logits,) = self.segments[-1](x, attended)
+        projected = self.segments[0]((x,), rope)
+        for attention, segment in zip(self.attention[:-1], self.segments[1:-1], strict=True):
+            x, *projected = segment((x, attention(place, *projected)), rope)
+        (logits,) = self.segments[-1]((x, self.attention[-1](place, *projected)))
         return logits.view(1, length, self.config.vocab_size)
 
-    def _rows(self, input_pos: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The position [1] without LONG_REGIME, and the rope table's rows [T]."""
-        if self.config.original_context is None:
-            return input_pos, input_pos + torch.arange(length)
-        marked = input_pos >= LONG_REGIME
-        input_pos = input_pos - marked.to(torch.int64) * LONG_REGIME
-        ends_past = input_pos + length > self.config.original_context
-        positions = input_pos + torch.arange(length)
-        return input_pos, rope_rows(self.config, self.context, positions, torch.logical_or(marked, ends_past))
-
-    def _mask(self, input_pos: torch.Tensor, length: int) -> torch.Tensor:
-        """Sliding window as float [T, context], 0 where visible: with a mask, custom_sdpa goes over the whole cache."""
-        behind = (input_pos + torch.arange(length))[:, None] - torch.arange(self.context)[None, :]
-        return torch.logical_or(behind < 0, behind >= self.window).to(torch.float32) * -1e30
+    def _place(self, input_pos: torch.Tensor, length: int) -> Place:
+        steps, original = torch.arange(length), self.config.original_context
+        if original is None:
+            rows = input_pos + steps
+        else:
+            marked = input_pos >= LONG_REGIME
+            input_pos = input_pos - marked.to(torch.int64) * LONG_REGIME
+            long = torch.logical_or(marked, input_pos + length > original)
+            rows = rope_rows(self.config, self.context, input_pos + steps, long)
+        position = None
+        if self.stock:
+            position = input_pos[0].item()
+            torch._check(position >= 0)
+            torch._check(position + length <= self.context)
+        mask = None
+        if self.window is not None:  # with a mask, custom_sdpa goes over the whole cache
+            behind = (input_pos + steps)[:, None] - torch.arange(self.context)[None, :]
+            mask = torch.logical_or(behind < 0, behind >= self.window).to(torch.float32) * -1e30
+        return Place(input_pos, position, self.cos[rows], self.sin[rows], mask)
 
 
 class _InOrder(nn.Module):
-    """A stamped segment called with the inputs of `Segment.forward`."""
+    """A stamped segment with its norm weights, called with the other inputs of `Segment.forward`."""
 
-    def __init__(self, lowered: nn.Module, order: tuple[int, ...]) -> None:
+    def __init__(self, lowered: nn.Module, order: tuple[int, ...], norms: list[torch.Tensor]) -> None:
         super().__init__()
         self.lowered, self.order = lowered, order
+        self.norms = nn.ParameterList(nn.Parameter(norm, requires_grad=False) for norm in norms)
 
-    def forward(self, *inputs: torch.Tensor):
+    def forward(self, tokens: tuple[torch.Tensor, ...], rope: tuple[torch.Tensor, ...] = ()):
+        """tokens: x, or x and attended."""
+        inputs = (*tokens, *self.norms, *rope)
         return self.lowered(*(inputs[index] for index in self.order))
 
 
@@ -161,10 +202,10 @@ def lowered_segments(packed: PackedModel, chunk: int, scratch: Path, progress: C
         layer = max(index - 1, 0)
         progress("layers", index, len(kinds))
         if kind not in templates:
-            constants = stamp.stand_ins(config, segment_parts(config, kind), packed.shape, packed.bits_of)
-            templates[kind] = stamp.lower(config, kind, constants, chunk)
-        constants = stamp.segment_constants(packed, config, kind, layer)
-        modules.append(_InOrder(stamp.stamp(templates[kind], config, constants, scratch), templates[kind].order))
+            templates[kind] = stamp.lower(packed, kind, chunk)
+        matrices = stamp.segment_matrices(packed, kind, layer)
+        norms = [packed.tensor(name) for name in segment_norms(kind, layer)]
+        modules.append(_InOrder(stamp.stamp(templates[kind], config, matrices, scratch), templates[kind].order, norms))
     progress("layers", len(kinds), len(kinds))
     return modules
 
@@ -183,6 +224,20 @@ def runner_metadata(config: Phi3Config, spec: TraceSpec, eos_ids: list[int]) -> 
     }
 
 
+def register_operators(recipe: Recipe) -> None:
+    """Make the recipe's attention operators known to torch."""
+    if recipe.attention == "stock":
+        from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  llama::*
+    else:
+        from phi3mobile.models import ops  # noqa: F401  phi3mobile::*
+
+
+def kv_bytes_per_token(config: Phi3Config, recipe: Recipe) -> int:
+    """Bytes that one position takes in all layers' caches; int8 rows carry a float32 scale each."""
+    scales = 2 * config.num_hidden_layers * config.num_key_value_heads * 4 if recipe.kv_bits == 8 else 0
+    return config.kv_bytes_per_token(recipe.kv_bits // 8) + scales
+
+
 def to_executorch(
     packed: PackedModel,
     path: Path,
@@ -194,12 +249,12 @@ def to_executorch(
     """Write the .pte for a KV cache of `context` positions, prefilled at most `chunk` tokens at a time."""
     if not 1 <= chunk <= context:
         raise InputError(f"chunk {chunk}: tokens of one prefill step must be from 1 to the context, {context}")
-    from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  registers llama::*
-
+    register_operators(packed.recipe)
     spec = TraceSpec(context, chunk)
     with TemporaryDirectory(dir=path.parent, prefix=".packed-") as scratch, torch.no_grad():
         segments = lowered_segments(packed, chunk, Path(scratch), progress)
-        decoder = Decoder(packed.config, context, PackedEmbedding(packed.tensor(EMBEDDING)), segments).eval()
+        embedding = PackedEmbedding(packed.tensor(EMBEDDING))
+        decoder = Decoder(packed.config, packed.recipe, context, embedding, segments).eval()
         progress("graph", 0, 1)
         exported = torch.export.export(decoder, spec.example, dynamic_shapes=spec.dynamic, strict=False)
         program = to_edge(
@@ -217,8 +272,6 @@ def to_executorch(
         with path.open("wb") as file:
             program.write_to_file(file)
     plan = next(plan for plan in program.executorch_program.execution_plan if plan.name == "forward")
-    caches = packed.config.kv_bytes_per_token(4) * context
-    return Program(
-        sorted({f"{op.name}.{op.overload}" if op.overload else op.name for op in plan.operators}),
-        sum(plan.non_const_buffer_sizes) - caches,
-    )
+    kv_per_token = kv_bytes_per_token(packed.config, packed.recipe)
+    operators = {f"{operator.name}.{operator.overload}" if operator.overload else operator.name for operator in plan.operators}
+    return Program(sorted(operators), sum(plan.non_const_buffer_sizes) - kv_per_token * context, kv_per_token)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any
 
 from phi3mobile.engines import Engine, EngineInfo
@@ -18,21 +24,68 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-# Section -> its keys. Reading refuses a manifest that lacks one; more is fine (a later minor addition).
-SCHEMA = {
-    "format": None,
-    "name": None,
-    "family": None,
-    "runtime": ("kind", "version", "operators", "program"),
-    "recipe": ("name",),
-    "files": None,
-    "model": ("vocab", "context", "chunk", "original_context", "max_context", "parameters", "bits_per_weight"),
-    "tokens": ("bos", "eos"),
-    "chat": ("template", "bos", "eos", "segments"),
-    "memory": ("weights", "kv_per_token", "activations", "peak"),
-    "provenance": ("source", "source_hash", "tool"),
-    "license": None,
-}
+_SETTLED_NS = 100_000_000  # file systems' clocks tick in up to 10 ms: a younger file may change and keep its date
+
+
+def _whole(least: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and least <= value < 2**63
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 2**63
+
+
+def _path_inside(value: Any) -> bool:
+    return _text(value) and value not in ("", ".") and not value.startswith("/") and ".." not in Path(value).parts
+
+
+def _or_null(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fits(value)
+
+
+def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+def _dict_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
+
+
+def _file(value: Any) -> bool:
+    return isinstance(value, dict) and _whole(0)(value.get("bytes")) and _text(value.get("sha256"))
+
+
+# What reading relies on: section.key -> test. More keys are fine (a later addition that older readers may ignore).
+SCHEMA: dict[str, Callable[[Any], bool]] = {
+    "name": _text,
+    "family": _text,
+    "runtime.kind": _text,
+    "runtime.version": lambda value: _text(value) and bool(re.fullmatch(r"\d{1,6}\.\d{1,6}(\..*)?", value)),
+    "runtime.operators": _list_of(_text),
+    "runtime.program": _path_inside,
+    "recipe.name": _text,
+    "files": lambda value: _dict_of(_file)(value) and all(map(_path_inside, value)),
+    **{f"model.{key}": _whole(1) for key in ("vocab", "context", "chunk", "max_context", "parameters", "layers", "hidden",
+                                             "heads", "kv_heads", "head_dim")},
+    "model.original_context": _or_null(_whole(1)),
+    "model.bits_per_weight": _number,
+    "tokens.bos": _or_null(_whole(0)),
+    "tokens.eos": _list_of(_whole(0)),
+    "chat.template": _or_null(_text),
+    "chat.bos": _text,
+    "chat.eos": _text,
+    "chat.segments": _or_null(lambda value: isinstance(value, dict)),
+    **{f"memory.{key}": _number for key in ("weights", "kv_per_token", "activations")},
+    "memory.peak": _dict_of(_number),
+    "provenance.source": _text,
+    "provenance.source_hash": _text,
+    "provenance.tool": _text,
+    "license": _or_null(_text),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,7 +129,13 @@ class Bundle:
         return ChatFormat(chat["template"], chat["bos"], chat["eos"])
 
     def open_engine(self) -> Engine:
-        """The engine for this bundle's runtime, on this machine."""
+        """The engine for this bundle's runtime, on this machine. InputError if it can't run it."""
+        if (kind := self.manifest["runtime"]["kind"]) != "executorch":
+            raise InputError(f"{self.folder} is for the runtime {kind!r}; this phi3mobile runs executorch: upgrade it")
+        if self.manifest["recipe"].get("attention") == "native":
+            from phi3mobile.engines.native import open_native
+
+            return open_native(self)
         from phi3mobile.engines.executorch import ExecutorchEngine
 
         return ExecutorchEngine(self)
@@ -87,7 +146,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     listed = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
     text = json.dumps(manifest | {"format": FORMAT, "files": listed}, indent=2, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n")
+    (folder / MANIFEST).write_text(text + "\n", "utf-8")
 
 
 def open_bundle(path: str | Path) -> Bundle:
@@ -113,46 +172,73 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder} has no {MANIFEST}: it is not a bundle; make one with `phi3mobile export`")
     try:
-        manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        manifest = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} can't be read ({error}); export the bundle again") from None
     version = manifest.get("format") if isinstance(manifest, dict) else None
-    if not isinstance(version, int):
+    if type(version) is not int or version < 1:
         raise InputError(f"{path} has no format version; export the bundle again")
     if version > FORMAT:
         raise InputError(f"{folder} has bundle format {version}, this phi3mobile reads up to {FORMAT}; upgrade phi3mobile")
-    for section, keys in SCHEMA.items():
-        found = manifest.get(section) if section in manifest else {}
-        lacking = [f"{section}.{key}" for key in keys or () if key not in (found or {})]
-        if section not in manifest:
-            lacking = [section]
-        if lacking:
-            raise InputError(f"{path} lacks {', '.join(lacking)}; export the bundle again")
+    values = {name: _at(manifest, name) for name in SCHEMA}
+    if lacking := [name for name, value in values.items() if value is _ABSENT]:
+        raise InputError(f"{path} lacks {', '.join(lacking)}; export the bundle again")
+    for name, fits in SCHEMA.items():
+        if not fits(values[name]):
+            raise InputError(f"{path}: {name} can't be {values[name]!r:.80}; export the bundle again")
+    if manifest["runtime"]["program"] not in manifest["files"]:
+        raise InputError(f"{path}: runtime.program is not among its files; export the bundle again")
     return manifest
+
+
+_ABSENT = object()
+
+
+def _at(manifest: dict[str, Any], name: str) -> Any:
+    """The value of section.key, or _ABSENT."""
+    value: Any = manifest
+    for key in name.split("."):
+        value = value.get(key, _ABSENT) if isinstance(value, dict) else _ABSENT
+    return value
 
 
 def _verify_files(bundle: Bundle) -> None:
     """Every listed file with its size and hash. A file hashed once is trusted until its size, date or inode changes."""
-    known_path = cache_folder() / "verified.json"
-    try:
-        known = json.loads(known_path.read_text())
-    except (OSError, ValueError):
-        known = {}
-    fresh = {}
+    known, fresh = _read_verified(), {}
     for name, listed in bundle.manifest["files"].items():
         path = bundle.folder / name
-        if not path.is_file():
+        try:
+            status = path.stat()
+        except (OSError, ValueError):  # ValueError: a name that no file system takes
+            status = None
+        if status is None or not S_ISREG(status.st_mode):
             raise InputError(f"{bundle.folder} lacks the file {name}; copy the whole bundle again")
-        status = path.stat()
         if status.st_size != listed["bytes"]:
             raise InputError(f"{path} has {status.st_size} bytes, the manifest says {listed['bytes']}; copy the bundle again")
         stamp = [listed["sha256"], status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-        if known.get(str(path.absolute())) != stamp:
-            if sha256(path) != listed["sha256"]:
-                raise InputError(f"{path} is damaged: its SHA-256 is not the manifest's; copy the bundle again")
+        if known.get(str(path.absolute())) == stamp:
+            continue
+        started = time.time_ns()
+        if sha256(path) != listed["sha256"]:
+            raise InputError(f"{path} is damaged: its SHA-256 is not the manifest's; copy the bundle again")
+        if started - max(status.st_mtime_ns, status.st_ctime_ns) > _SETTLED_NS:
             fresh[str(path.absolute())] = stamp
     if fresh:
-        kept = {name: stamp for name, stamp in known.items() if Path(name).exists()} | fresh
-        partial = known_path.with_suffix(f".{id(fresh)}")
-        partial.write_text(json.dumps(kept))
-        partial.replace(known_path)
+        _write_verified(known | fresh)
+
+
+def _read_verified() -> dict[str, list]:
+    """Path -> stamp of the files that were hashed before; without a readable record, none."""
+    try:
+        known = json.loads((cache_folder() / "verified.json").read_text("utf-8"))
+    except (InputError, OSError, ValueError, RecursionError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _write_verified(known: dict[str, list]) -> None:
+    with contextlib.suppress(InputError, OSError):  # no place for it: the next opening hashes again
+        path = cache_folder() / "verified.json"
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps({name: stamp for name, stamp in known.items() if os.path.lexists(name)}), "utf-8")
+        partial.replace(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -28,13 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser(verb).parse_args(argv)
         return importlib.import_module(VERBS[args.verb][0]).run(args) or 0
     except InputError as error:
-        print(f"phi3mobile: {error}", file=sys.stderr)
+        print("phi3mobile:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("phi3mobile: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `phi3mobile ... | head`
-        sys.stderr.close()
+    except BrokenPipeError:  # `phi3mobile ... | head`: what is still buffered has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 

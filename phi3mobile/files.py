@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 from phi3mobile.errors import InputError
@@ -16,21 +17,29 @@ from phi3mobile.errors import InputError
 def new_folder(path: Path) -> Iterator[Path]:
     """A scratch folder beside `path` that becomes `path` when the block ends well, and vanishes when it does not.
 
-    What a killed process left of an earlier try is removed. Raises InputError if `path` exists.
+    What a killed process left of an earlier try is removed. Raises InputError if `path` exists or can't be made.
     """
-    if path.exists():
-        raise InputError(f"{path} exists; give another name or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for old in path.parent.glob(f".{path.name}.partial-*"):
-        if not _alive(old.name.rpartition("-")[2]):
-            shutil.rmtree(old, ignore_errors=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    partial.mkdir()
+    refuse_existing(path)
+    partial = path.absolute().with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        for old in partial.parent.glob(f".{escape(path.name)}.partial-*"):
+            if old == partial or not _alive(old.name.rpartition("-")[2]):  # its id may be ours by now
+                shutil.rmtree(old, ignore_errors=True)
+        partial.mkdir()
+    except OSError as error:
+        raise InputError(f"{path} can't be made ({error.filename}: {error.strerror}); write elsewhere") from None
     try:
         yield partial
         partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_existing(path: Path) -> None:
+    """InputError if there is something at `path`, be it a broken link."""
+    if os.path.lexists(path):
+        raise InputError(f"{path} exists; give another name or remove it")
 
 
 def _alive(pid: str) -> bool:
@@ -56,8 +65,11 @@ def sha256(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Where this user's caches of phi3mobile live; made on demand."""
+    """Where this user's caches of phi3mobile live; made on demand. Raises InputError if it can't be."""
     base = os.environ.get("XDG_CACHE_HOME")
     folder = (Path(base) if base else Path.home() / ".cache") / "phi3mobile"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} can't be made ({error.strerror}); set XDG_CACHE_HOME to a folder of yours") from None
     return folder

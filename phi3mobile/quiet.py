@@ -10,30 +10,31 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from phi3mobile.errors import InputError
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Python warnings, loggers and what native code writes to file descriptor 2; shown after all on an error.
-
-    sys.stderr keeps working: progress bars and messages go on.
-    """
-    level = logging.root.manager.disable
+    """Silence Python warnings, loggers, sys.stderr and what native code writes there; shown after all if there is a bug."""
+    level, visible, screen, bug = logging.root.manager.disable, sys.stderr, os.dup(2), False
     logging.disable(logging.ERROR)
-    sys.stderr.flush()
-    screen, visible = os.dup(2), sys.stderr
-    with tempfile.TemporaryFile() as log, warnings.catch_warnings(), os.fdopen(screen, "w", buffering=1) as stream:
+    visible.flush()
+    with tempfile.TemporaryFile("w+", buffering=1, errors="replace") as log, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         os.dup2(log.fileno(), 2)
-        if sys.stderr is sys.__stderr__:
-            sys.stderr = stream
+        sys.stderr = log  # ExecuTorch's bindings write here
         try:
             yield
-        except BaseException:
-            log.seek(0)
-            stream.write(log.read().decode(errors="replace"))
+        except InputError:
+            raise  # one line says it all
+        except Exception:
+            bug = True
             raise
         finally:
-            stream.flush()
             sys.stderr = visible
             os.dup2(screen, 2)
+            os.close(screen)
             logging.disable(level)
+            if bug:
+                log.seek(0)
+                visible.write(log.read())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -21,10 +22,14 @@ def progress_bar(title: str) -> Iterator[Callable[[str, int, int], None]]:
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn(title), TextColumn("[cyan]{task.description:<8}"), BarColumn(), MofNCompleteColumn(),
+    label = TextColumn(title.replace("{", "{{").replace("}", "}}"), markup=False)
+    columns = (label, TextColumn("[cyan]{task.description:<8}"), BarColumn(), MofNCompleteColumn(),
                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("")
+    with (
+        os.fdopen(os.dup(2), "w") as screen,  # its own: quiet() redirects stderr
+        Progress(*columns, console=Console(file=screen), transient=True, disable=not screen.isatty()) as bar,
+    ):
+        task = bar.add_task("", total=None)
 
         def report(stage: str, done: int, total: int) -> None:
             bar.update(task, description=stage, completed=done, total=total)
@@ -36,16 +41,20 @@ def print_card(title: str, rows: Mapping[str, str]) -> None:
     """A two-column card on stdout."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, show_header=False, title_justify="left", title_style="bold")
+    table = Table(title=Text(title), show_header=False, title_justify="left", title_style="bold")
     for name, value in rows.items():
-        table.add_row(name, value)
-    Console().print(table)
+        table.add_row(name, Text(value))  # Text: brackets in a value are no markup
+    console = Console()
+    with console.capture() as card:
+        console.print(table)
+    print(card.get(), end="", flush=True)  # not by rich, which ends the program when the reader goes away
 
 
 def print_json(document: Mapping[str, Any]) -> None:
     """The last line of stdout of every verb that measures."""
-    print(json.dumps(document, separators=(",", ":"), ensure_ascii=False), flush=True)
+    print(json.dumps(document, separators=(",", ":")), flush=True)
 
 
 def size(count: float) -> str:

@@ -175,7 +175,7 @@ class Session:
         return self._running
 
     def _stream(self, decoder: Decoder, stop: tuple[str, ...], window: Window | None) -> Iterator[str]:
-        text, gate, tokens = self.parts.tokenizer.stream(), StopGate(stop), decoder.run()
+        text, gate, tokens = self.parts.tokenizer.stream(at_start=True), StopGate(stop), decoder.run()
         try:
             for token in tokens:
                 if shown := gate.push(text.push(token)):

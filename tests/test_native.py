@@ -43,9 +43,11 @@ def make_decoder(layers):
                 self.register_buffer(f"{name}_scale", torch.zeros(1, 2, CONTEXT))
 
         def forward(self, x, input_pos):
-            rows = [y.reshape(1, x.shape[1], 2, 32) for y in self.qkv(x).chunk(3, -1)]
+            angles = torch.ones(x.shape[1], 16)
             cache = (self.k_cache, self.v_cache, self.k_scale, self.v_scale)
-            return x + self.out(torch.ops.phi3mobile.blocksparse_attention_int8(*rows, *cache, input_pos, 0, 32**-0.5))
+            rest = (input_pos, 2, 0, 32**-0.5)
+            rows = self.qkv(x)[0]
+            return x + self.out(torch.ops.phi3mobile.blocksparse_attention_int8(rows, angles, angles, *cache, *rest))
 
     class Decoder(torch.nn.Module):
         def __init__(self):
@@ -154,7 +156,7 @@ def test_first_open_creates_second_reuses(pte, tmp_path):
     file = tmp_path / "new" / "folder" / "a.packed"
     states = [open_once(pte, file) for _ in range(3)]
     assert [s[0] for s in states] == ["created", "reused", "reused"]
-    heap = NativeEngine(pte, INFO, None).forward(TOKENS, 0)
+    heap = open_once(pte, None)[1]
     for _, logits, _ in states:
         assert np.array_equal(logits, heap)
     assert sum(size for _, _, size in packed_cache.read_index(file)) > WIDTH * WIDTH * 8 / 2
@@ -367,6 +369,20 @@ def test_bad_files(pte, tmp_path):
     unknown.write_bytes(pte.read_bytes().replace(b"phi3mobile::blocksparse", b"phi3mobile::blocksqarse"))
     with pytest.raises(InputError, match="phi3mobile::blocksqarse_attention_int8"):
         NativeEngine(unknown, INFO, tmp_path / "a.packed")
+
+
+def test_threads_are_the_processes(pte):
+    engine = NativeEngine(pte, INFO, None, threads=2)
+    assert engine.threads == 2
+    want = engine.forward(TOKENS, 0)
+    with pytest.raises(InputError, match="open models run on a pool of 2 threads"):
+        NativeEngine(pte, INFO, None, threads=3)
+    NativeEngine(pte, INFO, None).close()  # no wish: shares the pool as it is
+    engine.close()
+    engine = NativeEngine(pte, INFO, None, threads=3)
+    assert engine.threads == 3
+    assert np.array_equal(engine.forward(TOKENS, 0), want)
+    engine.close()
 
 
 def test_library_versions():

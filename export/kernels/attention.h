@@ -12,13 +12,15 @@ constexpr int64_t kMaxWidth = 256;  // widest head
 
 // One call of the operator. Rows of KV head g are numbered token-major: row = token * group + head within the group.
 struct Attention {
-  const float* q;  // [T, H, D]
-  float* out;      // [T, H, D]
-  const void* k_cache;  // [Hkv, S, D], float32 or int8
-  const void* v_cache;
-  const float* k_scale;  // [Hkv, S]; null for a float32 cache
-  const float* v_scale;
-  int64_t count, heads, kv_heads, width, capacity;  // T, H, Hkv, D, S
+  const float* qkv;  // [T, (H + 2 Hkv) * D]: all Q, all K, all V, not yet rotated
+  const float* cos;  // [T, R]
+  const float* sin;
+  float* out;        // [T, H, D]
+  void* k_cache;     // [Hkv, S, D], float32 or int8
+  void* v_cache;
+  float* k_scale;    // [Hkv, S]; null for a float32 cache
+  float* v_scale;
+  int64_t count, heads, kv_heads, width, capacity, half;  // T, H, Hkv, D, S, R
   int64_t position;  // of the first token
   int64_t window;    // keys a query sees, itself included; 0: all before it
   float scale;
@@ -32,16 +34,18 @@ struct Part {
   float* totals;  // [rows]: sum of exp(score - peak)
 };
 
-constexpr int64_t part_floats(int64_t width) { return kTileRows * (width + 2); }
-constexpr int64_t scratch_floats(int64_t width) { return kTileRows * kBlock + kBlock * width + 2 * kBlock; }
+// Memory of a part, and of a worker, for tiles of at most `rows` rows.
+constexpr int64_t part_floats(int64_t rows, int64_t width) { return rows * (width + 2); }
+constexpr int64_t scratch_floats(int64_t rows, int64_t width) { return rows * (kBlock + width) + kBlock * (width + 2); }
 
 struct Loops {
-  // Fills part.sums, peaks and totals. scratch: scratch_floats(width).
+  // Rotates the keys of tokens [first, end), of all KV heads, and stores them and the values in the cache.
+  // int8 is symmetric: scale = max|x| / 127, rounded half to even.
+  void (*write)(const Attention&, int64_t first, int64_t end);
+  // Rotates the part's queries and fills part.sums, peaks and totals. scratch: scratch_floats(part.rows, width).
   void (*attend)(const Attention&, const Part& part, float* scratch);
   // Merges the parts (same rows, different keys) into out.
   void (*finish)(const Attention&, const Part* parts, int64_t count);
-  // Symmetric int8: scale = max|x| / 127, rounded half to even.
-  void (*quantize)(const float* row, int64_t width, int8_t* out, float* scale);
 };
 
 // Picks the loops of one instruction set, null: the machine's best, as at start. False: the machine lacks it.

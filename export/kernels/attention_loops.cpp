@@ -21,6 +21,13 @@
 #define P3M_ROWS 2
 #endif
 
+// GCC fuses across statements, Clang only within one.
+#if defined(__GNUC__) && !defined(__clang__)
+#define P3M_UNFUSED __attribute__((optimize("fp-contract=off")))
+#else
+#define P3M_UNFUSED
+#endif
+
 namespace phi3mobile {
 namespace P3M_ISA {
 namespace {
@@ -247,17 +254,66 @@ static const float* widen(const int8_t* rows, int64_t count, int64_t width, floa
 
 static const float* widen(const float* rows, int64_t, int64_t, float*) { return rows; }
 
+// One head, rotated by its token's angles in NeoX halves: (x[i], x[i + half]) for i < half; the rest passes through.
+// Products are rounded before they are added, as in the eager reference: a fused multiply-add could turn one int8 step.
+P3M_UNFUSED static void rotate(const float* x, const float* cos, const float* sin, int64_t half, int64_t width, float* to) {
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = x[i] * cos[i], b = x[i + half] * sin[i];
+    const float c = x[i + half] * cos[i], d = x[i] * sin[i];
+    to[i] = a - b;
+    to[i + half] = c + d;
+  }
+  memcpy(to + 2 * half, x + 2 * half, (width - 2 * half) * sizeof(float));
+}
+
+static void quantize(const float* row, int64_t width, int8_t* out, float* scale) {
+  Floats most = {};
+  for (int64_t d = 0; d < width; d += W) {
+    const Floats x = load(row + d);
+    most = larger(larger(x, -x), most);
+  }
+  const float peak = most_of(most);
+  const float inverse = peak > 0 ? 127.0f / peak : 0.0f;
+  for (int64_t d = 0; d < width; ++d) {
+    const float x = rintf(row[d] * inverse);
+    out[d] = (int8_t)(x > 127 ? 127 : x < -127 ? -127 : x);
+  }
+  *scale = peak / 127.0f;
+}
+
+static void write(const Attention& a, int64_t first, int64_t end) {
+  float key[kMaxWidth];
+  for (int64_t t = first; t < end; ++t) {
+    const float* row = a.qkv + (t * (a.heads + 2 * a.kv_heads) + a.heads) * a.width;
+    for (int64_t head = 0; head < a.kv_heads; ++head) {
+      const int64_t at = head * a.capacity + a.position + t;
+      const float* value = row + (a.kv_heads + head) * a.width;
+      rotate(row + head * a.width, a.cos + t * a.half, a.sin + t * a.half, a.half, a.width, key);
+      if (a.k_scale) {
+        quantize(key, a.width, (int8_t*)a.k_cache + at * a.width, a.k_scale + at);
+        quantize(value, a.width, (int8_t*)a.v_cache + at * a.width, a.v_scale + at);
+      } else {
+        memcpy((float*)a.k_cache + at * a.width, key, a.width * sizeof(float));
+        memcpy((float*)a.v_cache + at * a.width, value, a.width * sizeof(float));
+      }
+    }
+  }
+}
+
 template <class T>
 static void attend_typed(const Attention& a, const Part& part, float* scratch) {
   const int64_t width = a.width, group = a.heads / a.kv_heads;
   float* scores = scratch;
-  float* wide = scores + kTileRows * kBlock;
+  float* turned = scores + part.rows * kBlock;
+  float* wide = turned + part.rows * width;
   float* k_scale = wide + kBlock * width;
   float* v_scale = k_scale + kBlock;
   const float* q[kTileRows];
   for (int64_t r = 0; r < part.rows; ++r) {
-    const int64_t row = part.first_row + r;
-    q[r] = a.q + (row / group * a.heads + part.kv_head * group + row % group) * width;
+    const int64_t row = part.first_row + r, token = row / group, head = part.kv_head * group + row % group;
+    const float* from = a.qkv + (token * (a.heads + 2 * a.kv_heads) + head) * width;
+    q[r] = turned + r * width;
+    rotate(from, a.cos + token * a.half, a.sin + token * a.half, a.half, width, turned + r * width);
     part.peaks[r] = -INFINITY;
     part.totals[r] = 0;
   }
@@ -306,40 +362,24 @@ static void attend(const Attention& a, const Part& part, float* scratch) {
 
 static void finish(const Attention& a, const Part* parts, int64_t count) {
   const int64_t width = a.width, group = a.heads / a.kv_heads;
-  const Part& all_keys = parts[0];
-  for (int64_t r = 0; r < all_keys.rows; ++r) {
+  for (int64_t r = 0; r < parts[0].rows; ++r) {
     float peak = -INFINITY, total = 0;
     for (int64_t i = 0; i < count; ++i) peak = parts[i].peaks[r] > peak ? parts[i].peaks[r] : peak;
     for (int64_t i = 0; i < count; ++i) total += parts[i].totals[r] * expf(parts[i].peaks[r] - peak);
-    const int64_t row = all_keys.first_row + r;
-    float* out = a.out + (row / group * a.heads + all_keys.kv_head * group + row % group) * width;
-    for (int64_t d = 0; d < width; d += W) {
-      Floats sum = {};
-      for (int64_t i = 0; i < count; ++i) sum += load(parts[i].sums + r * width + d) * expf(parts[i].peaks[r] - peak);
-      store(out + d, sum / total);
+    const int64_t row = parts[0].first_row + r;
+    float* out = a.out + (row / group * a.heads + parts[0].kv_head * group + row % group) * width;
+    memset(out, 0, width * sizeof(float));
+    for (int64_t i = 0; i < count; ++i) {
+      const float share = expf(parts[i].peaks[r] - peak) / total;
+      for (int64_t d = 0; d < width; d += W) store(out + d, load(out + d) + load(parts[i].sums + r * width + d) * share);
     }
   }
-}
-
-static void quantize(const float* row, int64_t width, int8_t* out, float* scale) {
-  Floats most = {};
-  for (int64_t d = 0; d < width; d += W) {
-    const Floats x = load(row + d);
-    most = larger(larger(x, -x), most);
-  }
-  const float peak = most_of(most);
-  const float inverse = peak > 0 ? 127.0f / peak : 0.0f;
-  for (int64_t d = 0; d < width; ++d) {
-    const float x = rintf(row[d] * inverse);
-    out[d] = (int8_t)(x > 127 ? 127 : x < -127 ? -127 : x);
-  }
-  *scale = peak / 127.0f;
 }
 
 }  // namespace
 
 extern const Loops loops;
-const Loops loops = {attend, finish, quantize};
+const Loops loops = {write, attend, finish};
 
 }  // namespace P3M_ISA
 }  // namespace phi3mobile

@@ -1,4 +1,5 @@
-// phi3mobile::blocksparse_attention[_int8]: checks, writes the new rows into the cache, shares the work among the threads.
+// phi3mobile::blocksparse_attention[_int8]: checks, then shares the work of attention_loops.cpp among the threads.
+// Decode, one token, waits for the threads once: the few new cache rows are written before, each part rotates its own queries.
 // Shapes and meaning: phi3mobile/models/ops.py, the eager reference.
 #include "attention.h"
 
@@ -39,40 +40,32 @@ std::atomic<const Loops*> chosen{find_loops(nullptr)};
 
 const Loops& loops() { return *chosen.load(std::memory_order_relaxed); }
 
-constexpr int64_t kWorthThreads = 1 << 15;  // multiply-adds below which waking threads costs more than it saves
+constexpr int64_t kWorthThreads = 1 << 15;  // multiply-adds below which threads, awake from the layer before, save nothing
+constexpr int64_t kMaxHeads = 1 << 16;     // keeps sizes far from overflow
 constexpr int64_t kSplitKeys = 256;         // fewest keys for which splitting a row pays for the merge
 constexpr int64_t kPartsPerThread = 4;      // enough that unequal cores finish together
 
-// The caches after writing: rows k, v [T, Hkv, D] at [position, position + T) of [Hkv, S, D].
-void write_rows(
-    const Attention& a, const float* k, const float* v, Tensor& k_cache, Tensor& v_cache, float* k_scale, float* v_scale) {
-  for (int64_t head = 0; head < a.kv_heads; ++head) {
-    for (int64_t t = 0; t < a.count; ++t) {
-      const int64_t from = (t * a.kv_heads + head) * a.width, at = head * a.capacity + a.position + t;
-      if (k_scale) {
-        loops().quantize(k + from, a.width, k_cache.mutable_data_ptr<int8_t>() + at * a.width, k_scale + at);
-        loops().quantize(v + from, a.width, v_cache.mutable_data_ptr<int8_t>() + at * a.width, v_scale + at);
-      } else {
-        std::memcpy(k_cache.mutable_data_ptr<float>() + at * a.width, k + from, a.width * sizeof(float));
-        std::memcpy(v_cache.mutable_data_ptr<float>() + at * a.width, v + from, a.width * sizeof(float));
-      }
-    }
-  }
+// Runs work(first, end) over [0, count), at least `grain` at a time, on the calling thread alone where that is all.
+template <class Work>
+bool share(int64_t count, int64_t grain, const Work& work) {
+  if (count > grain) return executorch::extension::parallel_for(0, count, grain, work);
+  work(0, count);
+  return true;
 }
 
 // Every tile of rows of every KV head, its keys split where there would be too few parts for the threads. A free thread takes
 // the next part. False: no memory.
 bool attend_all(const Attention& a) {
   const int64_t group = a.heads / a.kv_heads, rows = a.count * group, end = a.position + a.count;
-  const int64_t threads = rows * a.kv_heads * end * a.width < kWorthThreads ? 1 : executorch::extension::get_thread_count();
-  const int64_t tiles = (rows + kTileRows - 1) / kTileRows, wholes = tiles * a.kv_heads;
   const int64_t seen = a.window > 0 ? std::min(a.window + a.count - 1, end) : end;
+  const int64_t threads = rows * a.kv_heads * seen * a.width < kWorthThreads ? 1 : executorch::extension::get_thread_count();
+  const int64_t tiles = (rows + kTileRows - 1) / kTileRows, wholes = tiles * a.kv_heads, tile_rows = std::min(rows, kTileRows);
   const int64_t wanted = threads > 1 ? (kPartsPerThread * threads + wholes - 1) / wholes : 1;
   const int64_t splits = std::max<int64_t>(1, std::min(wanted, seen / kSplitKeys));
   const int64_t jobs = wholes * splits;
 
   const int64_t kept = splits > 1 ? jobs : threads;  // results in memory at once
-  const int64_t part_size = part_floats(a.width), scratch_size = scratch_floats(a.width);
+  const int64_t part_size = part_floats(tile_rows, a.width), scratch_size = scratch_floats(tile_rows, a.width);
   std::unique_ptr<float[]> memory(new (std::nothrow) float[kept * part_size + threads * scratch_size]);
   std::unique_ptr<Part[]> parts(new (std::nothrow) Part[kept]);
   if (!memory || !parts) return false;
@@ -93,18 +86,14 @@ bool attend_all(const Attention& a) {
         part.first_key = first + split * share;
         part.end_key = std::min(last + 1, part.first_key + share);
         part.sums = memory.get() + slot * part_size;
-        part.peaks = part.sums + kTileRows * a.width;
-        part.totals = part.peaks + kTileRows;
+        part.peaks = part.sums + tile_rows * a.width;
+        part.totals = part.peaks + tile_rows;
         loops().attend(a, part, scratch);
         if (splits == 1) loops().finish(a, &part, 1);
       }
     }
   };
-  if (threads == 1) {
-    work(0, 1);
-  } else if (!executorch::extension::parallel_for(0, threads, 1, work)) {
-    return false;
-  }
+  if (!share(threads, 1, work)) return false;
   if (splits > 1) {
     for (int64_t whole = 0; whole < wholes; ++whole) loops().finish(a, &parts[whole * splits], splits);
   }
@@ -122,70 +111,80 @@ bool is_dense(const Tensor& x, ScalarType type, std::initializer_list<int64_t> s
 }
 
 Tensor& attention(
-    KernelRuntimeContext& context, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& k_cache,
-    const Tensor& v_cache, const Tensor* k_scale, const Tensor* v_scale, const Tensor& input_pos, int64_t window,
+    KernelRuntimeContext& context, const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& k_cache,
+    const Tensor& v_cache, const Tensor* k_scale, const Tensor* v_scale, const Tensor& input_pos, int64_t heads, int64_t window,
     double scale, int64_t block, Tensor& out) {
-  ET_KERNEL_CHECK_MSG(context, block == 0, NotSupported, out, "only the dense form, block 0, is implemented");
-  ET_KERNEL_CHECK(context, q.dim() == 4 && k.dim() == 4 && k_cache.dim() == 4 && window >= 0, InvalidArgument, out);
-  const int64_t count = q.size(1), heads = q.size(2), width = q.size(3), kv_heads = k.size(2), capacity = k_cache.size(2);
+  ET_KERNEL_CHECK_MSG(context, block == 0, NotSupported, out, "attention: only the dense form, block 0, is implemented");
+  ET_KERNEL_CHECK_MSG(
+      context, qkv.dim() == 2 && cos.dim() == 2 && k_cache.dim() == 4 && window >= 0, InvalidArgument, out,
+      "attention: qkv [T, (H + 2 Hkv) * D], cos [T, R], k_cache [1, Hkv, S, D] and window >= 0 are expected");
+  const int64_t count = qkv.size(0), half = cos.size(1), kv_heads = k_cache.size(1), capacity = k_cache.size(2);
+  const int64_t width = k_cache.size(3);
+  // Named, because the log prints the condition before the message, and cuts the line.
+  const bool supported = kv_heads > 0 && heads > 0 && heads % kv_heads == 0 && heads <= kMaxHeads && width > 0 &&
+      width % 16 == 0 && width <= kMaxWidth && half >= 1 && half <= width / 2;
+  ET_KERNEL_CHECK_MSG(
+      context, supported, InvalidArgument, out,
+      "attention: %lld heads of %lld over %lld KV heads, rotated by %lld angles, are not supported",
+      (long long)heads, (long long)width, (long long)kv_heads, (long long)half);
   const ScalarType stored = k_scale ? ScalarType::Char : ScalarType::Float;
+  const bool fits = is_dense(qkv, ScalarType::Float, {count, (heads + 2 * kv_heads) * width}) &&
+      is_dense(cos, ScalarType::Float, {count, half}) && is_dense(sin, ScalarType::Float, {count, half}) &&
+      is_dense(k_cache, stored, {1, kv_heads, capacity, width}) && is_dense(v_cache, stored, {1, kv_heads, capacity, width}) &&
+      is_dense(input_pos, ScalarType::Long, {1}) &&
+      (!k_scale ||
+       (is_dense(*k_scale, ScalarType::Float, {1, kv_heads, capacity}) &&
+        is_dense(*v_scale, ScalarType::Float, {1, kv_heads, capacity})));
   ET_KERNEL_CHECK_MSG(
-      context,
-      is_dense(q, ScalarType::Float, {1, count, heads, width}) &&
-          is_dense(k, ScalarType::Float, {1, count, kv_heads, width}) &&
-          is_dense(v, ScalarType::Float, {1, count, kv_heads, width}) &&
-          is_dense(k_cache, stored, {1, kv_heads, capacity, width}) &&
-          is_dense(v_cache, stored, {1, kv_heads, capacity, width}) && is_dense(input_pos, ScalarType::Long, {1}) &&
-          (!k_scale ||
-           (is_dense(*k_scale, ScalarType::Float, {1, kv_heads, capacity}) &&
-            is_dense(*v_scale, ScalarType::Float, {1, kv_heads, capacity}))),
-      InvalidArgument, out, "attention: shapes or types do not fit together");
-  ET_KERNEL_CHECK_MSG(
-      context, kv_heads > 0 && heads % kv_heads == 0 && width > 0 && width % 16 == 0 && width <= kMaxWidth, InvalidArgument, out,
-      "attention: %d heads of %d over %d KV heads are not supported", int(heads), int(width), int(kv_heads));
+      context, fits, InvalidArgument, out,
+      "attention: shapes or types of qkv, cos, sin, caches and input_pos do not fit %lld heads", (long long)heads);
   const int64_t position = input_pos.const_data_ptr<int64_t>()[0];
+  const bool inside = position >= 0 && position <= capacity && count <= capacity - position;
   ET_KERNEL_CHECK_MSG(
-      context, position >= 0 && position <= capacity && count <= capacity - position, InvalidArgument, out,
+      context, inside, InvalidArgument, out,
       "attention: %lld tokens at position %lld are outside the KV cache of %lld", (long long)count, (long long)position,
       (long long)capacity);
 
-  const SizesType sizes[3] = {1, SizesType(count), SizesType(heads * width)};
-  ET_KERNEL_CHECK(
+  const SizesType sizes[2] = {SizesType(count), SizesType(heads * width)};
+  ET_KERNEL_CHECK_MSG(
       context,
       out.scalar_type() == ScalarType::Float &&
-          executorch::ET_RUNTIME_NAMESPACE::resize_tensor(out, {sizes, 3}) == Error::Ok,
-      InvalidArgument, out);
+          executorch::ET_RUNTIME_NAMESPACE::resize_tensor(out, {sizes, 2}) == Error::Ok,
+      InvalidArgument, out, "attention: the result must be float32 and hold [T, H * D]");
   if (count == 0) return out;
 
+  // The schema makes the caches mutable, but EXECUTORCH_LIBRARY knows only one mutable tensor, the result: they come const.
   Attention a{};
-  a.q = q.const_data_ptr<float>();
+  a.qkv = qkv.const_data_ptr<float>(), a.cos = cos.const_data_ptr<float>(), a.sin = sin.const_data_ptr<float>();
   a.out = out.mutable_data_ptr<float>();
-  a.k_cache = k_cache.const_data_ptr();
-  a.v_cache = v_cache.const_data_ptr();
-  a.k_scale = k_scale ? k_scale->const_data_ptr<float>() : nullptr;
-  a.v_scale = v_scale ? v_scale->const_data_ptr<float>() : nullptr;
-  a.count = count, a.heads = heads, a.kv_heads = kv_heads, a.width = width, a.capacity = capacity;
+  a.k_cache = const_cast<void*>(k_cache.const_data_ptr());
+  a.v_cache = const_cast<void*>(v_cache.const_data_ptr());
+  a.k_scale = k_scale ? const_cast<float*>(k_scale->const_data_ptr<float>()) : nullptr;
+  a.v_scale = v_scale ? const_cast<float*>(v_scale->const_data_ptr<float>()) : nullptr;
+  a.count = count, a.heads = heads, a.kv_heads = kv_heads, a.width = width, a.capacity = capacity, a.half = half;
   a.position = position, a.window = window, a.scale = static_cast<float>(scale);
-  write_rows(
-      a, k.const_data_ptr<float>(), v.const_data_ptr<float>(), const_cast<Tensor&>(k_cache), const_cast<Tensor&>(v_cache),
-      const_cast<float*>(a.k_scale), const_cast<float*>(a.v_scale));
-  ET_KERNEL_CHECK_MSG(context, attend_all(a), MemoryAllocationFailed, out, "attention: no memory for its scratch");
+
+  const auto write = [&](int64_t first, int64_t end) { loops().write(a, first, end); };
+  ET_KERNEL_CHECK_MSG(
+      context, share(count, 1 + kWorthThreads / (2 * kv_heads * width), write) && attend_all(a), MemoryAllocationFailed, out,
+      "attention: no memory for its scratch");
   return out;
 }
 
-// The caches are mutable in the schema, but EXECUTORCH_LIBRARY knows only one mutable tensor, the result: they come const.
 Tensor& attention_out(
-    KernelRuntimeContext& context, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& k_cache,
-    const Tensor& v_cache, const Tensor& input_pos, int64_t window, double scale, int64_t block, int64_t /*local_blocks*/,
-    int64_t /*stride*/, Tensor& out) {
-  return attention(context, q, k, v, k_cache, v_cache, nullptr, nullptr, input_pos, window, scale, block, out);
+    KernelRuntimeContext& context, const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& k_cache,
+    const Tensor& v_cache, const Tensor& input_pos, int64_t heads, int64_t window, double scale, int64_t block,
+    int64_t /*local_blocks*/, int64_t /*stride*/, Tensor& out) {
+  return attention(
+      context, qkv, cos, sin, k_cache, v_cache, nullptr, nullptr, input_pos, heads, window, scale, block, out);
 }
 
 Tensor& attention_int8_out(
-    KernelRuntimeContext& context, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& k_cache,
-    const Tensor& v_cache, const Tensor& k_scale, const Tensor& v_scale, const Tensor& input_pos, int64_t window,
-    double scale, int64_t block, int64_t /*local_blocks*/, int64_t /*stride*/, Tensor& out) {
-  return attention(context, q, k, v, k_cache, v_cache, &k_scale, &v_scale, input_pos, window, scale, block, out);
+    KernelRuntimeContext& context, const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& k_cache,
+    const Tensor& v_cache, const Tensor& k_scale, const Tensor& v_scale, const Tensor& input_pos, int64_t heads,
+    int64_t window, double scale, int64_t block, int64_t /*local_blocks*/, int64_t /*stride*/, Tensor& out) {
+  return attention(
+      context, qkv, cos, sin, k_cache, v_cache, &k_scale, &v_scale, input_pos, heads, window, scale, block, out);
 }
 
 EXECUTORCH_LIBRARY(phi3mobile, "blocksparse_attention.out", attention_out);

@@ -3,6 +3,7 @@
 #include "attention.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -85,6 +86,8 @@ uint32_t usable_cores() {
 #endif
   return std::max<uint32_t>(cores, 1);
 }
+
+std::atomic<int> open_models{0};
 
 struct Free {
   void operator()(void* memory) const { std::free(memory); }
@@ -173,15 +176,18 @@ int open_model(p3m_model& model, const char* pte_path, const char* packed_cache_
 }  // namespace
 
 p3m_model* p3m_open(const char* pte_path, const char* packed_cache_path, int threads, char* error, size_t error_size) {
+  // Process-wide: messages outside our calls go to stderr, errors only.
   static const bool heard = executorch::runtime::register_pal(executorch::runtime::PalImpl::create(hear, __FILE__));
   (void)heard;
   executorch::runtime::runtime_init();
   auto model = std::make_unique<p3m_model>();
   if (packed_cache_path && std::strlen(packed_cache_path) > 255) {
     model->error = "the path of the packed weights is longer than 255 bytes";
-  } else {
-    p3m_set_threads(threads);
-    if (open_model(*model, pte_path, packed_cache_path) == 0) return model.release();
+  } else if (p3m_set_threads(threads)) {
+    model->error = "open models run on a pool of " + std::to_string(p3m_threads()) + " threads: close them, or ask for as many";
+  } else if (open_model(*model, pte_path, packed_cache_path) == 0) {
+    ++open_models;
+    return model.release();
   }
   if (error && error_size) std::snprintf(error, error_size, "%s", model->error.c_str());
   return nullptr;
@@ -241,14 +247,21 @@ int p3m_threads(void) {
   return pool ? int(pool->get_thread_count()) : 1;
 }
 
-void p3m_set_threads(int threads) {
+int p3m_set_threads(int threads) {
   auto* pool = executorch::extension::threadpool::get_threadpool();
+  if (!pool || (threads <= 0 && open_models > 0)) return 0;
   const uint32_t wanted = threads > 0 ? uint32_t(threads) : usable_cores();
-  if (pool && pool->get_thread_count() != wanted) pool->_unsafe_reset_threadpool(wanted);
+  if (pool->get_thread_count() == wanted) return 0;
+  if (open_models > 0) return -1;  // XNNPACK keeps a pointer into the pool for every loaded method
+  pool->_unsafe_reset_threadpool(wanted);
+  return 0;
 }
 
 int p3m_use_isa(const char* isa) { return phi3mobile::use_isa(isa) ? 0 : -1; }
 
 const char* p3m_runtime_version(void) { return P3M_RUNTIME_VERSION; }
 
-void p3m_close(p3m_model* model) { delete model; }
+void p3m_close(p3m_model* model) {
+  if (model) --open_models;
+  delete model;
+}

@@ -42,8 +42,9 @@ P3M_API const char* p3m_packed_reason(const p3m_model* model);
 
 P3M_API int p3m_threads(void);
 
-/* Size of the pool, 0: one thread for each physical core we may use. Never while a model is running. */
-P3M_API void p3m_set_threads(int threads);
+/* Size of the pool; 0: one thread for each physical core we may use, or as it is while models are open. Gives 0, or -1 if
+ * open models hold a pool of another size. */
+P3M_API int p3m_set_threads(int threads);
 
 /* Instruction set of our kernels: "avx512", "avx2" or "baseline"; null: the machine's best, as at start. For tests and
  * measurements. 0, or -1 if the machine lacks it. */

@@ -7,6 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
+from phi3mobile.errors import InputError
+
+LONG_REGIME = 1 << 30  # in a program's input_pos: the long RoPE factors apply even if this forward ends before the switch
+
 
 @dataclass(frozen=True)
 class EngineInfo:
@@ -39,3 +43,13 @@ class Engine(Protocol):
     def close(self) -> None:
         """Give the memory back; the engine can't be used after."""
         ...
+
+
+def check_version(exported: str, installed: str) -> None:
+    """A .pte of 1.N runs on 1.N and 1.N+1 (ExecuTorch's promise, runtime/COMPATIBILITY.md), and on nothing older."""
+    made, here = (tuple(int(part) for part in text.split(".")[:2]) for text in (exported, installed))
+    if made[0] != here[0] or not 0 <= here[1] - made[1] <= 1:
+        raise InputError(
+            f"the bundle was made for ExecuTorch {exported}, installed is {installed}: "
+            f"allowed are {made[0]}.{made[1]} and {made[0]}.{made[1] + 1}; export it again or install one of these"
+        )

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from phi3mobile.engines import LONG_REGIME, check_version
 from phi3mobile.errors import InputError
 
 if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
-
-LONG_REGIME = 1 << 30  # see export/to_executorch.py
 
 
 class ExecutorchEngine:
@@ -31,6 +30,7 @@ class ExecutorchEngine:
         check_operators(runtime["operators"], portable_lib._get_operator_names())
         self.import_s = time.perf_counter() - start
         start = time.perf_counter()
+        torch.set_num_threads(1)  # else custom_sdpa's matrix products fight ExecuTorch's own threads: prefill 1.4x slower
         self._torch, self.info = torch, bundle.info
         self._module = portable_lib._load_for_executorch(str(bundle.program))
         self.forward(np.zeros(min(2, self.info.max_chunk), dtype=np.int64), 0)  # packs weights, starts threads
@@ -47,16 +47,6 @@ class ExecutorchEngine:
 
     def close(self) -> None:
         self._module = None
-
-
-def check_version(exported: str, installed: str) -> None:
-    """A .pte of 1.N runs on 1.N and 1.N+1 (ExecuTorch's promise, runtime/COMPATIBILITY.md), and on nothing older."""
-    made, here = (tuple(int(part) for part in text.split(".")[:2]) for text in (exported, installed))
-    if made[0] != here[0] or not 0 <= here[1] - made[1] <= 1:
-        raise InputError(
-            f"the bundle was made for ExecuTorch {exported}, installed is {installed}: "
-            f"allowed are {made[0]}.{made[1]} and {made[0]}.{made[1] + 1}; export it again or install one of these"
-        )
 
 
 def check_operators(needed: list[str], present: list[str]) -> None:

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from phi3mobile import packed_cache
-from phi3mobile.engines import EngineInfo
+from phi3mobile.engines import LONG_REGIME, EngineInfo, check_version
 from phi3mobile.errors import InputError
+
+if TYPE_CHECKING:
+    from phi3mobile.bundle import Bundle
 
 _ERROR_SIZE = 2000
 _CREATED, _REUSED = 1, 2
@@ -45,7 +50,7 @@ def load_library() -> ctypes.CDLL:
         ("p3m_packed_state", ctypes.c_int, [pointer]),
         ("p3m_packed_reason", text, [pointer]),
         ("p3m_threads", ctypes.c_int, []),
-        ("p3m_set_threads", None, [ctypes.c_int]),
+        ("p3m_set_threads", ctypes.c_int, [ctypes.c_int]),
         ("p3m_use_isa", ctypes.c_int, [text]),
         ("p3m_runtime_version", text, []),
         ("p3m_close", None, [pointer]),
@@ -60,6 +65,17 @@ def runtime_version() -> str:
     return load_library().p3m_runtime_version().decode()
 
 
+def open_native(bundle: Bundle, threads: int = 0) -> NativeEngine:
+    """The engine of a bundle, its packed weights in the user's cache; `load_s` on it is the time this took."""
+    start = time.perf_counter()
+    check_version(bundle.manifest["runtime"]["version"], runtime_version())
+    program = bundle.manifest["files"][bundle.manifest["runtime"]["program"]]
+    file = packed_cache.file_for(program["sha256"], runtime_version())
+    engine = NativeEngine(bundle.program, bundle.info, file, threads)
+    engine.load_s = time.perf_counter() - start
+    return engine
+
+
 class NativeEngine:
     """Runs `forward(tokens, input_pos)` of a .pte.
 
@@ -72,7 +88,7 @@ class NativeEngine:
             raise InputError(f"{pte} is not a file: give the .pte of a bundle")
         if threads < 0:
             raise InputError(f"{threads} threads were asked for: give 0 (all cores) or more")
-        self.info = info
+        self.info, self.load_s = info, 0.0
         self._model = None
         self._library = load_library()
         if cache_file is None:
@@ -110,11 +126,11 @@ class NativeEngine:
         """Threads of the pool that the model runs on."""
         return self._library.p3m_threads()
 
-    def forward(self, tokens: np.ndarray, position: int) -> np.ndarray:
-        """Run `tokens` int64 [T] at `position`; logits float32 [T, V], a copy of their own."""
-        return self.forward_view(tokens, position).copy()
+    def forward(self, tokens: np.ndarray, position: int, long: bool = False) -> np.ndarray:
+        """See Engine.forward. The result is a copy: it stays valid after the next call."""
+        return self.forward_view(tokens, position, long).copy()
 
-    def forward_view(self, tokens: np.ndarray, position: int) -> np.ndarray:
+    def forward_view(self, tokens: np.ndarray, position: int, long: bool = False) -> np.ndarray:
         """As forward, but the logits are the runtime's memory: valid until the next call."""
         if self._model is None:
             raise InputError("the engine is closed: open the model again")
@@ -126,7 +142,8 @@ class NativeEngine:
             raise InputError(f"positions {position}..{end} were given: the context has {self.info.max_context}")
         if tokens.min() < 0 or tokens.max() >= self.info.vocab:
             raise InputError(f"token {tokens.min()}..{tokens.max()} was given: the vocabulary has {self.info.vocab}")
-        if self._library.p3m_forward(self._model, tokens.ctypes.data, len(tokens), position, None):
+        marked = position + LONG_REGIME if long and self.info.original_context is not None else position
+        if self._library.p3m_forward(self._model, tokens.ctypes.data, len(tokens), marked, None):
             raise RuntimeError(self._library.p3m_error(self._model).decode(errors="replace"))
         count, vocab = ctypes.c_int64(), ctypes.c_int64()
         logits = self._library.p3m_logits(self._model, ctypes.byref(count), ctypes.byref(vocab))

@@ -5,9 +5,10 @@ Llama- and Mistral-layout folders look like Phi-3 ones: q, k, v (and gate, up) a
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
-import os
+import mmap
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from phi3mobile.errors import InputError
+from phi3mobile.files import new_folder, refuse_existing, require_space
 from phi3mobile.models.config import Phi3Config
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -100,7 +102,10 @@ class Checkpoint:
         for part in self._stored(name):
             if (dtype := self._slice(part).get_dtype()) not in _STORED:
                 raise InputError(f"{self.folder}: {part} is stored as {dtype}; allowed are {', '.join(_STORED)}")
-            parts.append(self._where[part].get_tensor(part).float())
+            mapped = self._where[part].get_tensor(part)
+            parts.append(mapped.float())
+            if parts[-1] is not mapped:
+                _forget_pages(mapped)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def check(self) -> None:
@@ -144,6 +149,17 @@ class Checkpoint:
         if part not in self._where:
             raise InputError(f"{self.folder}: tensor {part} is missing")
         return self._where[part].get_slice(part)
+
+
+def _forget_pages(mapped: torch.Tensor) -> None:
+    """Give back the file's pages that hold this tensor, so that reading 8 GB of weights does not make 8 GB resident."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "madvise"):
+        return
+    start = -(-mapped.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (mapped.data_ptr() + mapped.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
+    if length > 0:
+        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
@@ -227,18 +243,9 @@ def write_checkpoint(
     Holds one shard in memory. `finish(folder)` may add files. All is written beside `folder` and renamed at the end.
     Raises InputError if `folder` exists, the disk is too small, or a tensor does not fit the config or the dtype.
     """
-    if folder.exists():
-        raise InputError(f"{folder} exists; give another name or remove it")
-    need = int(config.parameters() * dtype.itemsize + (64 << 20))
-    parent = next(path for path in folder.absolute().parents if path.exists())
-    if (free := shutil.disk_usage(parent).free) < need:
-        raise InputError(
-            f"{folder} needs {need / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; make room or write elsewhere"
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    partial.mkdir()
-    try:
+    refuse_existing(folder)
+    require_space(folder, config.parameters() * dtype.itemsize + (64 << 20))
+    with new_folder(folder) as partial:
         _write_weights(partial, str(folder), config, tensors, dtype, shard_bytes)
         name = next(name for name, value in DTYPES.items() if value is dtype)
         (partial / "config.json").write_text(json.dumps({**config.to_hf(), "torch_dtype": name}, indent=2) + "\n")
@@ -246,9 +253,6 @@ def write_checkpoint(
             shutil.copyfile(path, partial / path.name)
         if finish is not None:
             finish(partial)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from phi3mobile.errors import InputError
 from phi3mobile.verbs.answering import add_sampling_arguments
 
 if TYPE_CHECKING:
+    from phi3mobile.conversation import Conversation
     from phi3mobile.session import Session
 
 HELP = "/reset forgets the conversation, /undo the last turn, /stats shows the last answer's numbers, /exit ends"
@@ -24,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from phi3mobile.conversation import Conversation
-    from phi3mobile.verbs.answering import numbers, open_session, sampling_from
+    from phi3mobile.verbs.answering import open_session, sampling_from
 
     conversation = Conversation()
     if args.system:
@@ -34,50 +37,64 @@ def run(args: argparse.Namespace) -> None:
         import readline  # noqa: F401  line editing and history where the platform has it
     with open_session(args.bundle) as session:
         print(HELP, file=sys.stderr)
-        while (line := _ask()) is not None:
-            match line.strip():
-                case "":
-                    continue
-                case "/exit":
+        while True:
+            try:
+                if not _answer(input("\n> "), session, conversation, options):
                     return
-                case "/reset":
-                    conversation.reset()
-                case "/undo":
-                    conversation.undo()
-                case "/stats":
-                    print(numbers(session.statistics) if session.statistics else "no answer yet")
-                case command if command.startswith("/"):
-                    print(f"{command.split()[0]} is not a command; {HELP}", file=sys.stderr)
-                case _:
-                    _turn(session, conversation, line, options)
+            except EOFError:
+                print()
+                return
+            except KeyboardInterrupt:
+                print("  (Ctrl-D or /exit ends)", file=sys.stderr)
+            except UnicodeDecodeError:
+                print("phi3mobile: that line is not UTF-8 text; type it again", file=sys.stderr)
 
 
-def _ask() -> str | None:
-    """The next line; None at the end of input. Ctrl-C at the prompt drops the line."""
-    while True:
-        try:
-            return input("\n> ")
-        except EOFError:
-            print()
-            return None
-        except KeyboardInterrupt:
-            print("  (Ctrl-D or /exit ends)", file=sys.stderr)
+def _answer(line: str, session: Session, conversation: Conversation, options: dict) -> bool:
+    """Do what the line says; False: end the chat."""
+    from phi3mobile.verbs.answering import numbers
+
+    match line.strip():
+        case "":
+            pass
+        case "/exit":
+            return False
+        case "/reset":
+            conversation.reset()
+        case "/undo":
+            conversation.undo()
+        case "/stats":
+            print(numbers(session.statistics) if session.statistics else "no answer yet")
+        case command if command.startswith("/"):
+            print(f"{command.split()[0]} is not a command; {HELP}", file=sys.stderr)
+        case _:
+            with _ctrl_c(session.cancel):
+                _turn(session, conversation, line, options)
+    return True
 
 
-def _turn(session: Session, conversation, line: str, options: dict) -> None:
+def _turn(session: Session, conversation: Conversation, line: str, options: dict) -> None:
     """One question and its answer; a stopped answer stays in the history as far as it went."""
     from phi3mobile.verbs.answering import show
 
-    conversation.say("user", line)
-    answer: list[str] = []
+    asked = len(conversation.messages)
     try:
-        pieces = session.generate(conversation.messages, **options)
-        show(answer.append(piece) or piece for piece in pieces)
-    except KeyboardInterrupt:
-        session.cancel()
-        print("  (stopped)", file=sys.stderr)
+        conversation.say("user", line)
+        answer = show(session.generate(conversation.messages, **options))
     except InputError as error:
-        conversation.messages.pop()
+        del conversation.messages[asked:]
         print(f"phi3mobile: {error}", file=sys.stderr)
         return
-    conversation.say("assistant", "".join(answer))
+    conversation.say("assistant", answer)
+    if session.statistics.finish_reason == "cancelled":
+        print("  (stopped)", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _ctrl_c(action: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C calls `action` instead of raising somewhere in the middle of a forward."""
+    before = signal.signal(signal.SIGINT, lambda number, frame: action())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -25,10 +25,10 @@ def run(args: argparse.Namespace) -> None:
     from phi3mobile.verbs.inspect import bundle_card
 
     folder = args.folder or cache_folder() / "demo"
-    bundle = folder / f"smollm2-{_versions()}.bundle"
+    bundle = bundle_path(folder)
     start = time.perf_counter()
     if not is_bundle(bundle):
-        make_bundle(folder / "smollm2", bundle)
+        make_bundle(checkpoint_path(folder), bundle)
     built_s = time.perf_counter() - start
     with open_session(str(bundle)) as session:
         print(f"\n> {args.question}\n")
@@ -55,11 +55,15 @@ def run(args: argparse.Namespace) -> None:
         )
 
 
-def _versions() -> str:
-    """Part of the bundle's name, so that an upgrade makes a new one."""
+def checkpoint_path(folder: Path) -> Path:
+    return folder / "smollm2"
+
+
+def bundle_path(folder: Path) -> Path:
+    """With the versions in its name: an upgrade makes a new one."""
     from importlib.metadata import version
 
-    return f"{version('phi3mobile')}-et{version('executorch')}"
+    return folder / f"smollm2-{version('phi3mobile')}-et{version('executorch')}.bundle"
 
 
 def demo_gguf() -> Path:

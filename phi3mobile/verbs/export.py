@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
     from phi3mobile.screen import print_card, print_json, progress_bar
     from phi3mobile.verbs.inspect import bundle_card
 
-    out = args.out or Path(f"{Path(args.source).name}.{args.recipe}.bundle")
+    out = args.out or Path(f"{Path(args.source).resolve().name}.{args.recipe}.bundle")
     start = time.perf_counter()
     with progress_bar(f"Export {args.source}") as report, quiet():
         from phi3mobile.export.build import export

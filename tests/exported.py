@@ -1,0 +1,52 @@
+"""Small checkpoints that can talk: tiny random models with a real tokenizer and chat template, and how exact a copy is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from tiny import random_tensors, tiny, write_folder
+
+VOCAB = 304
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # ids 0, 1, 2
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LINES = [
+    "the cat sat on the mat and the rat ate the cat", "hello there, what is the name of the sea?", "12 + 34 = 46",
+    "over the hills and far away", "a small model answers in no time", "please repeat that once more",
+]  # fmt: skip
+
+
+def write_tokenizer(folder: Path, vocab: int = VOCAB) -> None:
+    """A trained byte-level BPE vocabulary with ChatML's control tokens, and its chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    native = Tokenizer(models.BPE())
+    native.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    native.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
+    )
+    native.train_from_iterator(LINES * 3, trainer)
+    native.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": SPECIAL[1], "eos_token": SPECIAL[2], "chat_template": CHATML}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def talking_checkpoint(folder: Path, name: str = "tiny-gqa", **changes) -> Path:
+    """A random phi3 checkpoint of a tiny preset with tokenizer, template and generation config, written to `folder`."""
+    config = tiny(name, vocab_size=VOCAB, **changes)
+    write_folder(folder, config.to_hf(), random_tensors(config))
+    write_tokenizer(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0]}))
+    return folder
+
+
+def psnr(reference: np.ndarray, values: np.ndarray) -> float:
+    """Peak signal to noise ratio in dB, the peak being the reference's greatest magnitude."""
+    error = np.square(np.asarray(reference, np.float64) - values).mean()
+    return float(10 * np.log10(np.abs(reference).max() ** 2 / error)) if error else float("inf")

@@ -1,0 +1,183 @@
+"""Files that are whole or absent, and what people see while they are made."""
+
+import io
+import json
+import logging
+import os
+import pty
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from phi3mobile.errors import InputError
+from phi3mobile.files import cache_folder, new_folder, refuse_existing, require_space, sha256
+from phi3mobile.quiet import quiet
+from phi3mobile.screen import print_card, print_json, size
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def dead_pid():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_new_folder_appears_whole(tmp_path):
+    target = tmp_path / "deep" / "er" / "made"
+    with new_folder(target) as partial:
+        (partial / "file").write_text("x")
+        assert not target.exists() and partial.parent == target.parent
+    assert names(target) == ["file"] and names(target.parent) == ["made"]
+
+
+def test_a_relative_name_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with new_folder(Path("made")):
+        pass
+    assert names(tmp_path) == ["made"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, InputError])
+def test_a_failed_folder_vanishes(tmp_path, error):
+    with pytest.raises(error), new_folder(tmp_path / "made") as partial:
+        (partial / "file").write_text("x")
+        raise error("no")
+    assert not names(tmp_path)
+
+
+def test_leftovers_of_killed_processes_are_removed_and_only_those(tmp_path):
+    name = "a[1]*"
+    gone = [f".{name}.partial-{dead_pid()}", f".{name}.partial-{os.getpid()}", f".{name}.partial-x"]
+    kept = [f".{name}.partial-{os.getppid()}", f".other.partial-{dead_pid()}", ".a1b.partial-1"]
+    for leftover in (*gone, *kept):
+        (tmp_path / leftover).mkdir()
+        (tmp_path / leftover / "file").write_text("x")
+    with new_folder(tmp_path / name):
+        pass
+    assert names(tmp_path) == sorted([*kept, name])
+
+
+def test_what_exists_or_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for path in (tmp_path, tmp_path / "file", tmp_path / "link"):
+        with pytest.raises(InputError, match="exists; give another name or remove it"):
+            refuse_existing(path)
+        with pytest.raises(InputError, match="exists; give another name"), new_folder(path):
+            pytest.fail("must not run")
+    for path in (tmp_path / "file" / "made", tmp_path / ("n" * 300)):
+        with pytest.raises(InputError, match=r"can't be made \(.*; write elsewhere"), new_folder(path):
+            pytest.fail("must not run")
+    assert names(tmp_path) == ["file", "link"]
+
+
+def test_space_is_asked_for_where_the_file_will_be(tmp_path, monkeypatch):
+    asked = []
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or usage._replace(free=2_000_000_000))
+    require_space(tmp_path / "not" / "yet", 2_000_000_000)
+    with pytest.raises(InputError, match=r"yet needs 3.4 GB, the disk has 2.0 GB free; make room or write elsewhere"):
+        require_space(tmp_path / "not" / "yet", 3_400_000_000)
+    assert asked == [tmp_path, tmp_path]
+
+
+def test_sha256(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_the_cache_folder_is_the_users(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "c"))
+    assert cache_folder() == tmp_path / "c" / "phi3mobile" and cache_folder().is_dir()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "phi3mobile"
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"can't be made .*; set XDG_CACHE_HOME"):
+        cache_folder()
+
+
+def test_quiet_hides_native_output_logs_and_warnings(capfd):
+    with quiet():
+        os.write(2, b"native chatter\n")
+        logging.getLogger("x").warning("log")
+        warnings.warn("warned", stacklevel=1)
+        print("as ExecuTorch's bindings write", file=sys.stderr)
+    print("after", file=sys.stderr)
+    os.write(2, b"native after\n")
+    assert capfd.readouterr().err == "after\nnative after\n"
+
+
+@pytest.mark.parametrize(("error", "shown"), [(RuntimeError, True), (InputError, False), (KeyboardInterrupt, False)])
+def test_quiet_shows_after_all_what_came_before_a_bug(capfd, error, shown):
+    with pytest.raises(error), quiet():
+        os.write(2, b"native chatter\n")
+        raise error("bad")
+    assert ("native chatter" in capfd.readouterr().err) == shown
+
+
+def in_terminal(code):
+    """What a program shows on a terminal."""
+    main, end = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=end, stdout=end, stderr=end)
+    os.close(end)
+    shown = b""
+    while True:
+        try:
+            data = os.read(main, 4096)
+        except OSError:  # Linux: the other end is closed
+            break
+        if not data:
+            break
+        shown += data
+    os.close(main)
+    assert process.wait() == 0, shown
+    return shown.decode()
+
+
+BAR = """
+from phi3mobile.quiet import quiet
+from phi3mobile.screen import progress_bar
+import os, sys
+with progress_bar("Export {x} [red]") as report, quiet():
+    os.write(2, b"chatter")
+    report("layers", 3, 30)
+print("done", file=sys.stderr)
+"""
+
+
+def test_the_progress_bar_shows_through_quiet_on_a_terminal():
+    shown = in_terminal(BAR)
+    assert "Export {x} [red]" in shown and "layers" in shown and "3/30" in shown
+    assert "chatter" not in shown
+
+
+def test_without_a_terminal_there_is_no_bar():
+    done = subprocess.run([sys.executable, "-c", BAR], capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "done\n", 0)
+
+
+def test_cards_show_values_as_they_are(capsys):
+    print_card("model[1] [/x]", {"license": "[bold]MIT[/] [/nothing]", "path": "a[b]"})
+    shown = capsys.readouterr().out
+    assert "model[1] [/x]" in shown and "[bold]MIT[/] [/nothing]" in shown and "a[b]" in shown
+
+
+def test_the_json_line_is_one_line_that_any_terminal_can_print(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    print_json({"path": "modèle\n🙂\udcff", "n": 1.5})
+    line = stream.buffer.getvalue().decode()
+    assert line.count("\n") == 1 and json.loads(line) == {"path": "modèle\n🙂\udcff", "n": 1.5}
+
+
+def test_sizes_for_people():
+    assert [size(n) for n in (0, 999, 46080, 117_800_000, 1_970_000_000)] == ["0 B", "999 B", "46.1 kB", "117.8 MB", "1.97 GB"]
