@@ -178,7 +178,7 @@ class Decoder(nn.Module):
         return Place(input_pos, position, self.cos[rows], self.sin[rows], mask)
 
 
-class _InOrder(nn.Module):
+class StampedSegment(nn.Module):
     """A stamped segment with its norm weights, called with the other inputs of `Segment.forward`."""
 
     def __init__(self, lowered: nn.Module, order: tuple[int, ...], norms: list[torch.Tensor]) -> None:
@@ -205,7 +205,7 @@ def lowered_segments(packed: PackedModel, chunk: int, scratch: Path, progress: C
             templates[kind] = stamp.lower(packed, kind, chunk)
         matrices = stamp.segment_matrices(packed, kind, layer)
         norms = [packed.tensor(name) for name in segment_norms(kind, layer)]
-        modules.append(_InOrder(stamp.stamp(templates[kind], config, matrices, scratch), templates[kind].order, norms))
+        modules.append(StampedSegment(stamp.stamp(templates[kind], config, matrices, scratch), templates[kind].order, norms))
     progress("layers", len(kinds), len(kinds))
     return modules
 

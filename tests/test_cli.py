@@ -283,15 +283,20 @@ class Terminal:
             os.execv(sys.executable, command(*arguments))
         self.shown = ""
 
-    def wait_for(self, text, seconds=60):
-        """Read on until `text` is shown; returns what came up to it."""
+    def wait_for(self, *texts, seconds=60):
+        """Read on until one of `texts` is shown; returns what came up to its end."""
         deadline = time.monotonic() + seconds
-        while text not in self.shown:
+        while not (ends := [self.shown.index(text) + len(text) for text in texts if text in self.shown]):
             ready = select.select([self.end], [], [], max(0, deadline - time.monotonic()))[0]
-            assert ready, f"{text!r} did not come: {self.shown!r}"
+            assert ready, f"{texts} did not come: {self.shown!r}"
             self.shown += os.read(self.end, 4096).decode(errors="replace")
-        before, self.shown = self.shown.split(text, 1)
+        before, self.shown = self.shown[: min(ends)], self.shown[min(ends) :]
         return before
+
+    def wait_for_more(self):
+        """Until there is something that nobody waited for."""
+        while not self.shown.strip():
+            self.shown += os.read(self.end, 4096).decode(errors="replace")
 
     def type(self, text):
         os.write(self.end, text.encode())
@@ -307,26 +312,32 @@ class Terminal:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_program(tiny_bundle):
-    chat = Terminal("chat", tiny_bundle, "--temperature", "5", "--seed", "1")
+def test_ctrl_c_stops_the_answer_and_not_the_program(tiny_bundle, tmp_path):
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "endless")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["tokens"]["eos"] = []
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    chat = Terminal("chat", bundle)
     chat.wait_for("/exit ends")
-    chat.wait_for("> ")
-    stopped = False
-    for _ in range(20):  # a tiny model may stop by itself before the signal comes
-        chat.type("count for me\n")
-        chat.wait_for("\n")
+    for _ in range(30):  # a tiny model has filled its context after a moment: the signal may come to the prompt
+        chat.wait_for("> ")
+        chat.type("go on\n")
+        chat.wait_for("go on\r\n")
+        chat.wait_for_more()
         os.kill(chat.pid, signal.SIGINT)
-        said = chat.wait_for("\n> ")
-        if stopped := "(stopped)" in said:
+        if "(stopped)" in chat.wait_for("(stopped)", "(Ctrl-D or /exit ends)"):
             break
-    assert stopped
+        chat.wait_for("> ")
+        chat.type("/reset\n")
+    chat.wait_for("> ")
     chat.type("/stats\n")
     assert "'finish_reason': 'cancelled'" in chat.wait_for("\n> ")
     time.sleep(0.5)  # readline shows the prompt a moment before it listens
     os.kill(chat.pid, signal.SIGINT)
     chat.wait_for("(Ctrl-D or /exit ends)")
     chat.wait_for("> ")
-    chat.type("hello\n")  # the program goes on
-    chat.wait_for("\n> ")
+    chat.type("/dance\n")  # the program goes on
+    chat.wait_for("/dance is not a command")
+    chat.wait_for("> ")
     chat.type("\x04")
     assert chat.exit_code() == 0
