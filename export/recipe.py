@@ -35,6 +35,7 @@ RECIPES = {
         ),
         Recipe("host", "4 bit, XNNPACK, our attention kernels, int8 KV cache: this machine, or an app that links them",
                "native", kv_bits=8),
+        Recipe("host-small", "host with 4-bit embedding and head", "native", embedding_bits=4, head_bits=4, kv_bits=8),
         Recipe("host-fp32-kv", "host with a float32 KV cache", "native"),
     )
 }  # fmt: skip

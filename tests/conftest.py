@@ -34,16 +34,16 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
 
 
 @pytest.fixture(scope="session")
-def bundle_of(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: Callable[[str], Path]) -> Callable[[str], Path]:
-    """Name of a tiny preset -> its bundle (seconds)."""
+def bundle_of(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: Callable[[str], Path]) -> Callable[..., Path]:
+    """Name of a tiny preset, and a recipe -> its bundle (seconds)."""
     from phi3mobile.export.build import export
 
     base, made = tmp_path_factory.mktemp("bundles"), {}
 
-    def get(name: str) -> Path:
-        if name not in made:
-            made[name] = export(checkpoint_of(name), base / name)
-        return made[name]
+    def get(name: str, recipe: str = "android-cpu") -> Path:
+        if (name, recipe) not in made:
+            made[name, recipe] = export(checkpoint_of(name), base / f"{name}-{recipe}", recipe)
+        return made[name, recipe]
 
     return get
 
@@ -66,7 +66,7 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from phi3mobile.verbs.demo import bundle_path, checkpoint_path, make_bundle
 
     folder = tmp_path_factory.mktemp("demo")
-    make_bundle(checkpoint_path(folder), bundle_path(folder))
+    make_bundle(checkpoint_path(folder), bundle_path(folder, "android-cpu"), "android-cpu")
     return folder
 
 
@@ -81,4 +81,4 @@ def demo_checkpoint(demo_folder: Path) -> Path:
 def demo_bundle(demo_folder: Path) -> Path:
     from phi3mobile.verbs.demo import bundle_path
 
-    return bundle_path(demo_folder)
+    return bundle_path(demo_folder, "android-cpu")

@@ -88,7 +88,7 @@ class FakeTokenizer:
     def decode(self, ids: list[int]) -> str:
         return b"".join(PIECES[i] for i in ids).decode(errors="replace")
 
-    def stream(self) -> FakeStream:
+    def stream(self, at_start: bool = False) -> FakeStream:
         return FakeStream()
 
 

@@ -10,7 +10,7 @@ from phi3mobile.models.weights import open_checkpoint
 
 def demo(capsys, *arguments):
     """(answer, card, document) of a demo run."""
-    assert main(["demo", *map(str, arguments)]) == 0
+    assert main(["demo", "--recipe", "android-cpu", *map(str, arguments)]) == 0
     out = capsys.readouterr().out
     answer, _, rest = out.partition("on this machine")
     return answer, rest, json.loads(out.splitlines()[-1])

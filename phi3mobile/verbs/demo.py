@@ -15,6 +15,7 @@ QUESTION = "What is the capital of France, and what is it known for?"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", nargs="?", default=QUESTION, help="default: %(default)s")
     parser.add_argument("--folder", type=Path, help="where checkpoint and bundle are kept (default: the user's cache)")
+    parser.add_argument("--recipe", help="host (our kernels; the default where they are built), android-cpu, ...")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -25,10 +26,11 @@ def run(args: argparse.Namespace) -> None:
     from phi3mobile.verbs.inspect import bundle_card
 
     folder = args.folder or cache_folder() / "demo"
-    bundle = bundle_path(folder)
+    recipe = args.recipe or demo_recipe()
+    bundle = bundle_path(folder, recipe)
     start = time.perf_counter()
     if not is_bundle(bundle):
-        make_bundle(checkpoint_path(folder), bundle)
+        make_bundle(checkpoint_path(folder), bundle, recipe)
     built_s = time.perf_counter() - start
     with open_session(str(bundle)) as session:
         print(f"\n> {args.question}\n")
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         bandwidth = decode_bytes(session.parts) * speed / 1e9
         print()
         print_card("SmolLM2-135M-Instruct on this machine", bundle_card(session.parts) | {
-            "process memory": f"{size(memory.anonymous)} anonymous, {size(memory.peak)} peak (with Python and torch)",
+            "process memory": f"{size(memory.anonymous)} anonymous, {size(memory.peak)} peak{_engine_note(session)}",
             "load": f"{load_s:.2f} s",
             "TTFT": f"{statistics.ttft_s * 1e3:.0f} ms for {statistics.prompt_tokens} tokens",
             "prefill": f"{statistics.prefill_tokens_per_s:.0f} tokens/s",
@@ -55,15 +57,28 @@ def run(args: argparse.Namespace) -> None:
         )
 
 
+def _engine_note(session) -> str:
+    """Where the packed weights are, as far as the engine knows."""
+    packed = getattr(session.engine, "packed_cache", None)
+    return f"; packed weights: {packed}" if packed else " (with Python and torch)"
+
+
 def checkpoint_path(folder: Path) -> Path:
     return folder / "smollm2"
 
 
-def bundle_path(folder: Path) -> Path:
+def bundle_path(folder: Path, recipe: str) -> Path:
     """With the versions in its name: an upgrade makes a new one."""
     from importlib.metadata import version
 
-    return folder / f"smollm2-{version('phi3mobile')}-et{version('executorch')}.bundle"
+    return folder / f"smollm2-{recipe}-{version('phi3mobile')}-et{version('executorch')}.bundle"
+
+
+def demo_recipe() -> str:
+    """Our kernels where they are built (`make native`), else ExecuTorch's own operators."""
+    from phi3mobile.engines.native import native_library
+
+    return "host" if native_library() else "android-cpu"
 
 
 def demo_gguf() -> Path:
@@ -75,7 +90,7 @@ def demo_gguf() -> Path:
     return files[0]
 
 
-def make_bundle(checkpoint: Path, bundle: Path) -> None:
+def make_bundle(checkpoint: Path, bundle: Path, recipe: str) -> None:
     """GGUF -> Phi-3-layout checkpoint -> bundle."""
     from phi3mobile.quiet import quiet
     from phi3mobile.screen import progress_bar
@@ -89,4 +104,4 @@ def make_bundle(checkpoint: Path, bundle: Path) -> None:
             import_checkpoint(gguf, checkpoint)
         from phi3mobile.export.build import export
 
-        export(checkpoint, bundle, progress=report)
+        export(checkpoint, bundle, recipe, progress=report)
