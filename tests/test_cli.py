@@ -266,6 +266,20 @@ def test_chat_from_a_pipe(tiny_bundle):
     assert errors[2].startswith("phi3mobile: the system message and the last turn alone have") and len(errors) == 3
 
 
+def test_chat_saves_and_loads(tiny_bundle, tmp_path):
+    file = tmp_path / "talk.json"
+    lines = ["hello", f"/save {file}", "/reset", f"/load {tmp_path / 'absent'}", f"/load {file}", "/undo", "hello", "/exit"]
+    done = subprocess.run(
+        command("chat", tiny_bundle, "--max-tokens", 6),
+        input="\n".join(lines), capture_output=True, text=True, errors="replace", timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = json.loads(file.read_text())["messages"]
+    assert [message["role"] for message in said] == ["user", "assistant"]
+    errors = done.stderr.splitlines()[1:]
+    assert errors[0] == errors[2] == "  (2 messages)" and "can't read the conversation" in errors[1]
+
+
 def test_chat_survives_what_is_not_text(tiny_bundle):
     done = subprocess.run(
         command("chat", tiny_bundle, "--max-tokens", 2), input=b"\xff\xfe\nhello\n", capture_output=True, timeout=120

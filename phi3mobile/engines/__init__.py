@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -52,4 +52,21 @@ def check_version(exported: str, installed: str) -> None:
         raise InputError(
             f"the bundle was made for ExecuTorch {exported}, installed is {installed}: "
             f"allowed are {made[0]}.{made[1]} and {made[0]}.{made[1] + 1}; export it again or install one of these"
+        )
+
+
+def check_memory(memory: dict[str, Any], context: int, weights_on_heap: bool) -> None:
+    """InputError with both numbers if this machine has less memory free than the bundle's KV cache and activations take.
+
+    Weights count only where the runtime copies them to the heap: pages of a file can be dropped and read again.
+    """
+    import psutil
+
+    cache = memory["kv_per_token"] * context
+    needed = cache + memory["activations"] + (memory["weights"] if weights_on_heap else 0)
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise InputError(
+            f"this bundle needs {needed / 1e9:.1f} GB of memory ({cache / 1e9:.1f} GB KV cache for {context} positions), "
+            f"{available / 1e9:.1f} GB are free; close programs or export with a smaller --context"
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from phi3mobile.engines import LONG_REGIME, check_version
+from phi3mobile.engines import LONG_REGIME, check_memory, check_version
 from phi3mobile.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ class ExecutorchEngine:
     def __init__(self, bundle: Bundle) -> None:
         runtime = bundle.manifest["runtime"]
         check_version(runtime["version"], version("executorch"))
+        check_memory(bundle.manifest["memory"], bundle.info.max_context, weights_on_heap=True)
         start = time.perf_counter()
         import torch
         from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  llama::* kernels

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from phi3mobile import packed_cache
-from phi3mobile.engines import LONG_REGIME, EngineInfo, check_version
+from phi3mobile.engines import LONG_REGIME, EngineInfo, check_memory, check_version
 from phi3mobile.errors import InputError
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def open_native(bundle: Bundle, threads: int = 0) -> NativeEngine:
     """The engine of a bundle, its packed weights in the user's cache; `load_s` on it is the time this took."""
     start = time.perf_counter()
     check_version(bundle.manifest["runtime"]["version"], runtime_version())
+    check_memory(bundle.manifest["memory"], bundle.info.max_context, weights_on_heap=False)
     program = bundle.manifest["files"][bundle.manifest["runtime"]["program"]]
     file = packed_cache.file_for(program["sha256"], runtime_version())
     engine = NativeEngine(bundle.program, bundle.info, file, threads)

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from phi3mobile.conversation import Conversation
     from phi3mobile.session import Session
 
-HELP = "/reset forgets the conversation, /undo the last turn, /stats shows the last answer's numbers, /exit ends"
+HELP = (
+    "/reset forgets the conversation, /undo the last turn, /save FILE and /load FILE keep it, "
+    "/stats shows the last answer's numbers, /exit ends"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +66,8 @@ def _answer(line: str, session: Session, conversation: Conversation, options: di
             conversation.reset()
         case "/undo":
             conversation.undo()
+        case command if command.startswith(("/save ", "/load ")):
+            _keep(conversation, *command.split(maxsplit=1))
         case "/stats":
             print(numbers(session.statistics) if session.statistics else "no answer yet")
         case command if command.startswith("/"):
@@ -71,6 +76,19 @@ def _answer(line: str, session: Session, conversation: Conversation, options: di
             with _ctrl_c(session.cancel):
                 _turn(session, conversation, line, options)
     return True
+
+
+def _keep(conversation: Conversation, command: str, path: str) -> None:
+    """/save or /load a conversation; a file that can't be read leaves it as it is."""
+    try:
+        if command == "/save":
+            conversation.save(path)
+        else:
+            conversation.messages = type(conversation).load(path).messages
+    except InputError as error:
+        print(f"phi3mobile: {error}", file=sys.stderr)
+        return
+    print(f"  ({len(conversation.messages)} messages)", file=sys.stderr)
 
 
 def _turn(session: Session, conversation: Conversation, line: str, options: dict) -> None:
