@@ -9,6 +9,7 @@ from time import perf_counter
 import numpy as np
 
 from phi3mobile.engines import Engine
+from phi3mobile.guidance import Guide, GuideError
 from phi3mobile.lookup import Draft
 from phi3mobile.sampling import Sampling, sample
 
@@ -49,6 +50,7 @@ class Decoder:
     # Given the answer so far, a shorter prompt + that answer, or None: there is none. Called when the context is full.
     slide: Callable[[list[int]], list[int] | None] = lambda answer: None
     on_event: Callable[[str], None] = lambda event: None
+    guide: Guide | None = None  # started; it never knows more than what was yielded
     started: float = field(default_factory=perf_counter)
 
     finish_reason: str = "cancelled"  # what it stays if the consumer closes `run`
@@ -65,7 +67,10 @@ class Decoder:
     refill_s: float = 0.0  # the part of prefill_s that came after the first token
 
     def run(self) -> Iterator[int]:
-        """Yield the answer's token ids (never an eos id) and set finish_reason."""
+        """Yield the answer's token ids (never an eos id) and set finish_reason.
+
+        Raises GuideError if a limit ends the answer before the guide calls it complete.
+        """
         info = self.rows.engine.info
         rng = np.random.default_rng(self.sampling.seed)
         self.prompt_tokens = len(self.tokens)
@@ -77,8 +82,12 @@ class Decoder:
             # logits[i] follow the last token and i draft tokens: they count as long as the draft was what we sample.
             matched = 0
             for row in logits:
+                if self.guide:
+                    row = self.guide.mask(row, self.eos_ids)
                 token = sample(row, self.sampling, self.tokens, rng)
-                if token in self.eos_ids:
+                if self.guide and token not in self.eos_ids:
+                    token = self._guided(token)
+                if token is None or token in self.eos_ids:
                     self.finish_reason = "stop"
                     return
                 right = matched < len(proposed) and token == proposed[matched]
@@ -94,10 +103,13 @@ class Decoder:
                 resumed = perf_counter()
                 if self.cancelled():
                     return
+                if self.guide and self.guide.finished:
+                    self.finish_reason = "stop"
+                    return
                 if not right:
                     break
             if self.generated_tokens == self.max_tokens:
-                self.finish_reason = "length"
+                self._cut("length")
                 return
             if draft:
                 draft.feedback(len(proposed), matched)
@@ -105,17 +117,40 @@ class Decoder:
             if len(self.tokens) >= info.max_context:
                 window = self.slide(self.tokens[len(self.tokens) - self.generated_tokens :])
                 if window is None:
-                    self.finish_reason = "context_full"
+                    self._cut("context_full")
                     return
                 self.tokens = window  # the draft still knows, and may quote, what was dropped
                 logits = self._prefill()
             elif self._long() != self.rows.long:
                 logits = self._prefill()
             else:
-                proposed = draft.propose(self._draft_limit()) if draft else []
+                proposed = self._propose(draft) if draft else []
                 self.forwards += 1
                 self.drafted += len(proposed)
                 logits = self.rows.forward([self.tokens[-1], *proposed], len(self.tokens) - 1, self.rows.long)
+
+    def _guided(self, token: int) -> int | None:
+        """The token that the guide takes for the sampled `token`; None: it ends the answer."""
+        was_closing = self.guide.closing
+        token = self.guide.push(token)
+        if self.guide.closing and not was_closing:
+            self.on_event(f"the answer is closed after {self.generated_tokens} tokens: no more would fit the limit")
+        return token
+
+    def _cut(self, reason: str) -> None:
+        if self.guide and not self.guide.complete:
+            raise GuideError(
+                f"the answer did not fit {self.generated_tokens} tokens and is incomplete; "
+                "raise max_tokens (--max-tokens), shorten the prompt or use a larger context"
+            )
+        self.finish_reason = reason
+
+    def _propose(self, draft: Draft) -> list[int]:
+        """A draft for the next forward: what the guide forces, else what the lookup finds, as far as the guide allows."""
+        limit = self._draft_limit()
+        forced = self.guide.forced()[: max(0, limit)] if self.guide else []
+        proposed = forced or draft.propose(limit)
+        return proposed[: self.guide.accepts(proposed)] if self.guide else proposed
 
     def _long(self) -> bool:
         limit = self.rows.engine.info.original_context

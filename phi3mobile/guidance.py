@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
-from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
 
+from phi3mobile.completion import STEPS_AT_START, Words, completes
 from phi3mobile.errors import InputError
 
-# Between JSON's tokens: nothing, a space, or a new line with its indentation. Without a bound a model can fill its answer with it.
+# Between JSON's tokens: nothing, a space, or a new line with its indentation. Unbounded, it could fill an answer.
 _SPACE = r"( |\n {0,16})?"
-_STEPS = 400  # states one search for an ending looks at, about 0.1 ms each
-_AMPLE = 256  # with so many tokens left, a token after which no ending was found is still taken
+_AMPLE = 128  # with so many tokens more than the ending needs, one after which no ending was found is still taken
 _LONGEST = 1 << 13  # tokens of the longest first ending looked for
 _RETRY = 8  # without a known ending, look for one every so many tokens
-_FEW = 64  # so many allowed tokens are all tried; of more, those of one byte and those of closing signs only
-_CLOSING = b"\"'}])>"
-_PREFERRED = _CLOSING + b"0a1A@.-_/:,;"  # then other characters, what opens something, space, what is not ASCII
-_OPENING, _BLANK = b"([{<\\", b" \t\r\n"
 
 
 class GuideError(InputError):
@@ -40,7 +34,8 @@ def json_grammar(schema: dict[str, Any] | str) -> str:
         except (ValueError, RecursionError) as error:
             raise InputError(f"the JSON schema is not JSON: {error}; correct it") from None
     if not isinstance(schema, dict):
-        raise InputError(f'the JSON schema is a {type(schema).__name__}; it must be an object such as {{"type": "object"}}')
+        found = type(schema).__name__
+        raise InputError(f'the JSON schema is a {found}; it must be an object such as {{"type": "object"}}')
     from llguidance import LLMatcher
 
     try:
@@ -58,10 +53,8 @@ def regex_grammar(pattern: str) -> str:
 
 
 def lark_grammar(text: str) -> str:
-    """llguidance's form of a Lark grammar whose first rule is `start`. Raises InputError."""
-    from llguidance import LLMatcher
-
-    return _checked(LLMatcher.grammar_from_lark(_text(text, "grammar")), "grammar")
+    """llguidance's form of a Lark grammar (its dialect) with a rule `start`. Raises InputError."""
+    return _checked(json.dumps({"grammars": [{"lark_grammar": _text(text, "grammar")}]}), "grammar")
 
 
 class Guide:
@@ -73,8 +66,10 @@ class Guide:
 
     def __init__(self, grammar: str, tokenizer: Any) -> None:
         """grammar: of json_grammar, regex_grammar or lark_grammar."""
-        self._words = _Words(tokenizer)
+        self._words = Words(tokenizer)
         self._new = self._words.matcher(grammar)
+        if self._new.is_error():
+            raise InputError(f"no answer can be guided so: {_line(self._new.get_error())}; simplify it")
         self.start()
 
     @classmethod
@@ -99,7 +94,7 @@ class Guide:
         self._ending: list[int] | None = None  # tokens that complete the answer, as far as known; at most `room`
         if room is None:
             return
-        ending = self._words.ending(self._matcher, _LONGEST)
+        ending = self._words.ending(self._matcher, _LONGEST, steps=STEPS_AT_START)
         if ending is not None and len(ending) > room:
             shorter = self._words.ending(self._matcher, room)
             if shorter is None:
@@ -130,30 +125,28 @@ class Guide:
             allowed[: len(bits)] = bits
         allowed[list(eos_ids)] = self.complete
         if not allowed.any():
-            reason = _line(self._matcher.get_error()) or "no token of the vocabulary may follow"
-            raise GuideError(f"the answer can't be continued as asked ({reason}); simplify the schema, regex or grammar")
+            raise _stuck(_line(self._matcher.get_error()) or "no token of the vocabulary may follow")
         return np.where(allowed, logits, np.float32(-np.inf))
 
-    def push(self, token: int) -> int:
-        """Append `token`, which mask allowed. Returns the token that was appended in truth.
+    def push(self, token: int) -> int | None:
+        """Append `token`, which mask allowed. Returns the token that was appended in truth; None: the answer ends.
 
         That is the next one of the shortest ending found, if after `token` no ending would fit the room; from then on
         the answer is closed with it. Raises GuideError if llguidance gives up.
         """
         if not self.closing:
             after = self._matcher.deep_copy()
-            if after.consume_token(token):
-                ending = self._ending_after(after, token)
-                lost = ending is None and self._ending is not None and self._room <= _AMPLE
-            else:
-                ending, lost = None, self._ending is not None
-                if not lost:
-                    raise GuideError(f"the answer can't be continued as asked ({_line(after.get_error())}); simplify it")
-            if not lost:
+            taken = after.consume_token(token)
+            ending = self._ending_after(after, token) if taken else None
+            if taken and (ending is not None or self._ending is None or self._room - len(self._ending) > _AMPLE):
                 self._matcher, self._ending = after, ending
                 self._room = None if self._room is None else self._room - 1
                 return token
+            if self._ending is None:
+                raise _stuck(_line(after.get_error()))
             self.closing = True
+        if not self._ending:
+            return None
         token, *self._ending = self._ending
         self._matcher.consume_token(token)
         return token
@@ -176,109 +169,35 @@ class Guide:
             return self._words.ending(after, room)
         if known[:1] == [token]:
             return known[1:]
-        # Mostly what ended the answer before still does: a letter more in a string needs no search.
-        if len(known) <= room and _completes(after, known):
-            return known
+        # Mostly what ended the answer before, or its rest, still does: a letter more in a string needs no search.
+        for start in range(max(0, len(known) - room), len(known)):
+            if completes(after, known[start:]):
+                return known[start:]
         return self._words.ending(after, room, known)
 
 
-@dataclass(frozen=True)
-class _State:
-    matcher: Any
-    path: list[int]  # tokens that led here
-    seen: set[bytes]  # masks of its followers
+def _stuck(reason: str) -> GuideError:
+    return GuideError(f"the answer can't be continued as asked ({reason}); simplify the schema, regex or grammar")
 
 
-class _Words:
-    """A tokenizer's vocabulary for llguidance, and endings spelled with it."""
+def _checked(grammar: str, what: str) -> str:
+    from llguidance import LLMatcher
 
-    def __init__(self, tokenizer: Any) -> None:
-        from llguidance import LLTokenizer, TokenizerWrapper
+    wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar)
+    if wrong:
+        raise InputError(f"the {what} can't be used: {_line(messages[0])}; correct or simplify it")
+    return grammar
 
-        control = set(tokenizer.special_ids.values())
-        self._tokenizer = tokenizer
-        self.tokens = [b"" if i in control else tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
-        # llguidance wants one eos id: one more than the vocabulary has, so that the model's own stay ours.
-        self.eos_token_id, self.bos_token_id = len(self.tokens), None
-        self._ids = {data: i for i, data in reversed(list(enumerate(self.tokens))) if data}
-        tried = [i for i, data in enumerate(self.tokens) if data and (len(data) == 1 or not data.strip(_CLOSING))]
-        self._tried = np.array(tried, dtype=np.int64)
-        self.tokens.append(b"")
-        self._native = LLTokenizer(TokenizerWrapper(self))
-        self.tokens.pop()
 
-    def __call__(self, text: bytes) -> list[int]:
-        """The ids that spell `text` exactly, as the tokenizer would in the middle of an answer."""
-        if not isinstance(text, bytes):
-            raise TypeError("bytes are wanted")
-        for before in ("", "\n"):  # a sentencepiece tokenizer puts a space before what it takes for a beginning
-            try:
-                ids = self._tokenizer.encode(before + text.decode(), special=False)
-                ids = ids[len(self._tokenizer.encode(before, special=False)) :]
-            except InputError:  # text that reads as a control token
-                continue
-            if b"".join(self.tokens[i] for i in ids) == text:
-                return ids
-        ids, longest = [], max(map(len, self._ids))
-        while text:
-            length = next((n for n in range(min(longest, len(text)), 0, -1) if text[:n] in self._ids), None)
-            if length is None:
-                return []  # the vocabulary has no such byte
-            ids.append(self._ids[text[:length]])
-            text = text[length:]
-        return ids
+def _text(text: str, what: str) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"the {what} is {text!r:.80}; it must be a text that is not empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"the {what} is not valid Unicode: {text!r:.80}; retype it") from None
+    return text
 
-    def matcher(self, grammar: str) -> Any:
-        """llguidance's matcher at the start of an answer. Raises InputError."""
-        from llguidance import LLMatcher
 
-        if self._drops_space():
-            # The session does not show the space that such an answer starts with: the rest must be the answer.
-            inner = json.loads(grammar)
-            inner["grammars"][0]["name"] = "answer"
-            inner["grammars"].insert(0, {"name": "shown", "lark_grammar": 'start: " " @answer\n'})
-            grammar = json.dumps(inner)
-        matcher = LLMatcher(self._native, grammar, log_level=0)
-        if matcher.is_error():
-            raise InputError(f"no answer can be guided so: {_line(matcher.get_error())}; simplify it")
-        return matcher
-
-    def allowed(self, matcher: Any) -> np.ndarray:
-        """bool [vocab]: what may follow. All False if `matcher` failed."""
-        if matcher.is_error():
-            return np.zeros(len(self.tokens), dtype=bool)
-        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
-        return np.unpackbits(bits, count=len(self.tokens), bitorder="little").view(bool)
-
-    def ending(self, matcher: Any, room: int, known: list[int] | None = None) -> list[int] | None:
-        """Tokens that complete the answer from `matcher` on, at most `room`; None if _STEPS states don't lead to any.
-
-        Best first: the least deviation from the preferred tokens, then the shortest path. `known` completed an earlier
-        state: the ending may end with it. Near the shortest, not always the shortest.
-        """
-        count, queue = 0, [(0.0, 0, _State(matcher, [], set()), None)]
-        for _ in range(_STEPS):
-            if not queue:
-                return None
-            cost, _, state, token = heappop(queue)
-            if token is not None:
-                matcher = state.matcher.deep_copy()
-                if not matcher.consume_token(token):
-                    continue
-                parent, state = state, _State(matcher, [*state.path, token], set())
-            for rest in ([], known or []):
-                whole = [*state.path, *rest]
-                if len(whole) <= room and _completes(matcher, rest):
-                    return self._respelled(queue_start=None, ids=whole)
-            if len(state.path) >= room:
-                continue
-            allowed = self.allowed(matcher)
-            if token is not None:
-                mark = allowed.tobytes()
-                if mark in parent.seen:  # a letter as good as any other
-                    continue
-                parent.seen.add(mark)
-            for rank, following in enumerate(self._preferred(allowed)):
-                count += 1
-                heappush(queue, (cost + 0.1 * rank + 0.02, -count, state, following))
-        return None
+def _line(message: str) -> str:
+    return " ".join(message.split())[:200]

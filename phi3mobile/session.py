@@ -14,6 +14,7 @@ from phi3mobile.conversation import Window
 from phi3mobile.decoding import Decoder, Rows
 from phi3mobile.engines import Engine
 from phi3mobile.errors import InputError
+from phi3mobile.guidance import Guide
 from phi3mobile.sampling import GREEDY, Sampling
 
 Overflow = Literal["stop", "slide"]
@@ -87,12 +88,16 @@ class Session:
         stop: Sequence[str] = (),
         overflow: Overflow = "stop",
         lookup: bool = False,
+        guide: Guide | None = None,
     ) -> Iterator[str]:
         """Stream the answer to `messages` ({"role", "content"} each).
 
         `overflow`: when the context is full, "stop", or "slide": keep the system message, drop the oldest turns, go on.
         `lookup`: draft by quoting prompt and answer; the text is the same, faster where the answer quotes.
-        Raises InputError at the call: no messages, an empty user message, a prompt that does not fit, a bad argument.
+        `guide`: only an answer that it allows, complete within max_tokens and the context; a stop string or a cancel
+        still cuts it short. What cannot be completed raises GuideError while streaming.
+        Raises InputError at the call: no messages, an empty user message, a prompt that does not fit, a bad argument,
+        a guide whose shortest answer does not fit.
         """
         if overflow not in ("stop", "slide"):
             raise InputError(f'overflow is {overflow!r}; it must be "stop" or "slide"')
@@ -110,7 +115,8 @@ class Session:
             tokens = window.tokens([])
             if tokens is None:
                 raise self._too_long(len(window.smallest()), "the system message and the last turn alone have")
-        return self._start(tokens, sampling, max_tokens, stop, lookup, window if overflow == "slide" else None)
+        window = window if overflow == "slide" else None
+        return self._start(tokens, sampling, max_tokens, stop, lookup, window, guide)
 
     def complete(
         self,
@@ -120,11 +126,12 @@ class Session:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         lookup: bool = False,
+        guide: Guide | None = None,
     ) -> Iterator[str]:
         """Stream the continuation of `prompt`, raw as given: no chat template, no bos. Errors as in generate."""
         if not prompt:
             raise InputError("the prompt is empty; write some text")
-        return self._start(self.parts.tokenizer.encode(prompt), sampling, max_tokens, stop, lookup, None)
+        return self._start(self.parts.tokenizer.encode(prompt), sampling, max_tokens, stop, lookup, None, guide)
 
     def cancel(self) -> None:
         """End the running answer within one token (or one prefill chunk); its text so far stands."""
@@ -155,6 +162,7 @@ class Session:
         stop: Sequence[str],
         lookup: bool,
         window: Window | None,
+        guide: Guide | None,
     ) -> Iterator[str]:
         if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 1):
             raise InputError(f"max_tokens is {max_tokens!r}; it must be an integer, 1 or more, or None for no limit")
@@ -165,11 +173,16 @@ class Session:
         if len(tokens) >= self.engine.info.max_context:
             raise self._too_long(len(tokens), "the prompt has")
         self._end_running()
+        if guide:
+            # A slid window keeps the last turn and the answer: the answer has all the other room.
+            room = self.engine.info.max_context - len(window.smallest() if window else tokens)
+            guide.start(room if max_tokens is None else min(room, max_tokens))
         self._cancel.clear()
         self.statistics = None
         decoder = Decoder(
             self._rows, list(tokens), self.parts.eos_ids, sampling, max_tokens, lookup,
             self._cancel.is_set, window.tokens if window else lambda answer: None, self._on_event,
+            guide,
         )  # fmt: skip
         self._running = self._stream(decoder, tuple(stop), window)
         return self._running

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from phi3mobile.sampling import Sampling
     from phi3mobile.session import Session, Statistics
 
 
@@ -20,13 +19,21 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, help="keep the likeliest tokens that sum to p (default: 1)")
     parser.add_argument("--min-p", type=float, default=0.0, help="drop tokens below p times the likeliest (default: 0)")
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1 discourages repeats (default: 1)")
+    parser.add_argument("--lookup", action="store_true", help="draft by quoting prompt and answer: same text, sooner if it quotes")
     parser.add_argument("--seed", type=int, help="for the same samples again")
 
 
-def sampling_from(args: argparse.Namespace) -> Sampling:
+def options_from(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of Session.generate and .complete."""
     from phi3mobile.sampling import Sampling
 
-    return Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty, args.seed)
+    penalty = args.repetition_penalty
+    return {
+        "sampling": Sampling(args.temperature, args.top_k, args.top_p, args.min_p, penalty, args.seed),
+        "max_tokens": args.max_tokens,
+        "stop": args.stop,
+        "lookup": args.lookup,
+    }
 
 
 def open_session(path: str) -> Session:

@@ -30,12 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from phi3mobile.conversation import Conversation
-    from phi3mobile.verbs.answering import open_session, sampling_from
+    from phi3mobile.verbs.answering import open_session, options_from
 
     conversation = Conversation()
     if args.system:
         conversation.say("system", args.system)
-    options = {"sampling": sampling_from(args), "max_tokens": args.max_tokens, "stop": args.stop, "overflow": "slide"}
+    options = options_from(args) | {"overflow": "slide"}
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  line editing and history where the platform has it
     with open_session(args.bundle) as session:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from phi3mobile.errors import InputError
 from phi3mobile.verbs.answering import add_sampling_arguments
@@ -15,23 +16,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", help="system message")
     parser.add_argument("--raw", action="store_true", help="complete the prompt as text, without the chat template")
     add_sampling_arguments(parser)
+    guides = parser.add_mutually_exclusive_group()
+    guides.add_argument("--json-schema", metavar="FILE", help="answer with JSON that is valid under this JSON schema")
+    guides.add_argument("--regex", metavar="PATTERN", help="answer with text that matches this regex as a whole")
+    guides.add_argument("--grammar", metavar="FILE", help="answer with text of this Lark grammar (rule `start`)")
 
 
 def run(args: argparse.Namespace) -> None:
     from phi3mobile.screen import print_json
-    from phi3mobile.verbs.answering import numbers, open_session, sampling_from, show
+    from phi3mobile.verbs.answering import numbers, open_session, options_from, show
 
     prompt = _stdin() if args.prompt == "-" else args.prompt
     if not prompt.strip():
         raise InputError("the prompt is empty; write some text")
-    options = {"sampling": sampling_from(args), "max_tokens": args.max_tokens, "stop": args.stop}
+    grammar = _guide_grammar(args)
+    options = options_from(args)
     with open_session(args.bundle) as session:
+        if grammar:
+            from phi3mobile.guidance import Guide
+
+            options["guide"] = Guide(grammar, session.parts.tokenizer)
         if args.raw:
             show(session.complete(prompt, **options))
         else:
             system = [{"role": "system", "content": args.system}] if args.system else []
             show(session.generate([*system, {"role": "user", "content": prompt}], **options))
         print_json(numbers(session.statistics))
+
+
+def _guide_grammar(args: argparse.Namespace) -> str | None:
+    """What the answer must be, checked before the model is loaded."""
+    if args.json_schema is None and args.regex is None and args.grammar is None:
+        return None
+    from phi3mobile.guidance import json_grammar, lark_grammar, regex_grammar
+
+    if args.stop:
+        raise InputError("--stop would cut an answer that is guided to be whole; leave one of them out")
+    if args.regex is not None:
+        return regex_grammar(args.regex)
+    if args.grammar is not None:
+        return lark_grammar(_file(args.grammar, "grammar"))
+    return json_grammar(_file(args.json_schema, "JSON schema"))
+
+
+def _file(path: str, what: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InputError(f"can't read the {what} {path}: {reason}; give a text file") from None
 
 
 def _stdin() -> str:
