@@ -19,7 +19,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, help="keep the likeliest tokens that sum to p (default: 1)")
     parser.add_argument("--min-p", type=float, default=0.0, help="drop tokens below p times the likeliest (default: 0)")
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1 discourages repeats (default: 1)")
-    parser.add_argument("--lookup", action="store_true", help="draft by quoting prompt and answer: same text, sooner if it quotes")
+    parser.add_argument("--lookup", action="store_true", help="draft by quoting prompt and answer: same text, sooner")
     parser.add_argument("--seed", type=int, help="for the same samples again")
 
 
