@@ -39,4 +39,4 @@ lint: setup
 
 bench: demo
 	$(BIN)/python -m pip install -q -e ".[peers]"
-	$(BIN)/phi3mobile bench build/demo/*.bundle --peers
+	$(BIN)/phi3mobile bench "$$(ls -td build/demo/*.bundle | head -1)" --peers --rounds 5

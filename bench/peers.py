@@ -1,146 +1,163 @@
-"""Other runtimes on the same machine, the same weights and the same work, interleaved with ours round by round."""
+"""Other runtimes on the same weights: what is installed, and their model files, made once and kept beside the checkpoint."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
-import gguf
-import numpy as np
-
-from phi3mobile.bench.host import decode_times, fill
-from phi3mobile.bench.measure import median, seconds
+from phi3mobile.bench.worker import Worker, WorkerDied
 from phi3mobile.bundle import Bundle
-from phi3mobile.engines import EngineInfo
-from phi3mobile.models.weights import Checkpoint
+from phi3mobile.errors import InputError
+from phi3mobile.files import new_folder
+
+if TYPE_CHECKING:
+    from phi3mobile.models.weights import Checkpoint
+
+LLAMA, GENAI = "llama.cpp", "onnxruntime-genai"
+PACKAGES = {LLAMA: ("llama-cpp-python", "llama_cpp"), GENAI: ("onnxruntime-genai", "onnxruntime_genai")}
+# Bytes a weight as each format stores it: block of 32 with its scale.
+GGUF_TABLE = {4: 18 / 32, 8: 34 / 32}
+GENAI_TABLE = {4: 0.5 + 4 / 32, 8: 1 + 4 / 32}
+_SHAPE_OF_DEMO = {"vocab": 49152, "layers": 30, "hidden": 576, "heads": 9}
+
+Progress = Callable[[str, int, int], None]
 
 
-class Peer(Protocol):
-    """Enough of an Engine to be measured."""
+@dataclass(frozen=True)
+class Entry:
+    """One column of the table: a runtime with its model, and the bytes that one decoded token reads."""
 
-    info: EngineInfo
+    runtime: str  # a key of bench.runtimes.RUNTIMES
+    path: Path
+    weight_bytes: int  # without an embedding table of which a token reads one row
+    kv_per_token: int  # bytes in all layers
+    window: int | None = None  # keys that attention reads at most
 
-    def forward(self, tokens: np.ndarray, position: int) -> np.ndarray: ...
-    def close(self) -> None: ...
+    @property
+    def files(self) -> list[Path]:
+        return sorted(filter(Path.is_file, self.path.rglob("*"))) if self.path.is_dir() else [self.path]
 
-
-class LlamaCpp:
-    """llama.cpp through llama-cpp-python's low-level calls: logits of the last token only, as its own tools do."""
-
-    def __init__(self, path: Path, context: int, threads: int) -> None:
-        import llama_cpp
-
-        self._llama = llama_cpp.Llama(
-            str(path), n_ctx=context, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False
-        )
-        self._library = llama_cpp
-        self.info = EngineInfo(self._llama.n_vocab(), context, 512)
-
-    def forward(self, tokens: np.ndarray, position: int) -> np.ndarray:
-        """See Engine.forward; the result is [1, V]."""
-        self._llama._ctx.kv_cache_seq_rm(-1, position, -1)
-        self._llama.n_tokens = position
-        self._llama.eval(tokens.tolist())
-        pointer = self._library.llama_get_logits(self._llama._ctx.ctx)
-        return np.ctypeslib.as_array(pointer, shape=(self.info.vocab,))[None].copy()
-
-    def close(self) -> None:
-        self._llama.close()
+    def bytes_read(self, depth: int) -> int:
+        return self.weight_bytes + self.kv_per_token * min(depth, self.window or depth)
 
 
-def write_gguf(checkpoint: Checkpoint, path: Path, kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.Q4_0) -> None:
-    """The checkpoint as a GGUF without a tokenizer's vocabulary, matrices quantized by the `gguf` package.
+def our_entry(bundle: Bundle) -> Entry:
+    memory, model = bundle.manifest["memory"], bundle.manifest["model"]
+    return Entry("phi3mobile", bundle.folder, decode_bytes(bundle), memory["kv_per_token"], model.get("sliding_window"))
 
-    Written under the architecture "llama", whose graph is the same where there is no LongRoPE and no partial rotary.
+
+def decode_bytes(bundle: Bundle) -> int:
+    """Weight bytes that one decoded token reads: all but the embedding table, of which it reads one row."""
+    recipe, model = bundle.manifest["recipe"], bundle.manifest["model"]
+    table = model["vocab"] * model["hidden"] * recipe["embedding_bits"] // 8
+    return bundle.manifest["memory"]["weights"] - table
+
+
+def missing_peers() -> dict[str, str]:
+    """Runtime -> why it is not in the table."""
+    return {name: f"{package} is not installed: make bench installs it" for name, (package, module) in PACKAGES.items()
+            if importlib.util.find_spec(module) is None}  # fmt: skip
+
+
+def prepare_peers(
+    bundle: Bundle, checkpoint: Checkpoint, gguf: Path | None, progress: Progress
+) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Column -> Entry of every peer that could be made, and column -> reason of every other one.
+
+    Layers at 4 bit; embedding and head at 8 bit where the bundle's head is, so that all read comparable bytes.
+    gguf: one more file for llama.cpp.
     """
+    entries, missing = {}, missing_peers()
+    if checkpoint.config.rope_scaling or checkpoint.config.rotary_dim != checkpoint.config.head_dim:
+        missing[LLAMA] = "our GGUF writer knows plain, full rope only"
+    bits = bundle.manifest["recipe"]["head_bits"]
+    for runtime, prepare in ((LLAMA, _llama_entry), (GENAI, _genai_entry)):
+        if runtime in missing:
+            continue
+        try:
+            column, entry = prepare(checkpoint, bits, progress)
+            entries[column] = entry
+        except WorkerDied as died:
+            missing[runtime] = f"its model can't be made here: {died}"
+    if importlib.util.find_spec(PACKAGES[LLAMA][1]) and (gguf := gguf or _demo_gguf(bundle)):
+        entries[f"llama.cpp {gguf.name}"] = _gguf_entry(checkpoint, gguf, 0)
+    return entries, missing
+
+
+def _llama_entry(checkpoint: Checkpoint, bits: int, progress: Progress) -> tuple[str, Entry]:
+    table = {4: "Q4_0", 8: "Q8_0"}[bits]
+    path = _beside(checkpoint, f"Q4_0-{table}.gguf")
+    if not path.exists():
+        worker = Worker()
+        try:
+            worker.ask("gguf", progress, source=str(checkpoint.folder), out=str(path), kind="Q4_0", table_kind=table)
+        finally:
+            worker.close()
+    return "llama.cpp Q4_0", _gguf_entry(checkpoint, path, bits)
+
+
+def _gguf_entry(checkpoint: Checkpoint, path: Path, table_bits: int) -> Entry:
+    """table_bits 0: a file that is not ours; its embedding table is counted unless tied."""
     config = checkpoint.config
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_rope_dimension_count(config.rotary_dim)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("none")
-    for name, tensor in _gguf_tensors(checkpoint):
-        if tensor.ndim == 1:
-            writer.add_tensor(name, tensor)
-        else:
-            writer.add_tensor(name, gguf.quants.quantize(tensor, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    unread = 0 if config.tie_word_embeddings else GGUF_TABLE.get(table_bits, 0)
+    # llama.cpp keeps 16-bit keys and values, and reads all of them under Phi-3's window too.
+    return Entry(LLAMA, path, path.stat().st_size - _table(checkpoint, unread), 2 * _kv_values(checkpoint))
 
 
-def _gguf_tensors(checkpoint: Checkpoint):
-    """GGUF names with float32 arrays; q and k rows interleaved as llama.cpp's rope wants them."""
+def _genai_entry(checkpoint: Checkpoint, bits: int, progress: Progress) -> tuple[str, Entry]:
+    """Built by onnxruntime-genai's own model builder: blocks of 32, int8 activations, rtn, its defaults for CPUs."""
+    path = _beside(checkpoint, f"ort{version('onnxruntime-genai')}-int4-head{bits}")
+    if not path.exists():
+        progress(GENAI, 0, 1)
+        options = ["block_size=32", "algo_config=rtn"] + ["matmul_mixed_precision=last_matmul:int8"] * (bits == 8)
+        with TemporaryDirectory() as cache, new_folder(path) as partial:
+            built = subprocess.run(
+                [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", checkpoint.folder.name,
+                 "-i", str(checkpoint.folder), "-o", str(partial), "-c", cache, "-p", "int4", "-e", "cpu",
+                 "--extra_options", *options],
+                capture_output=True, text=True, errors="replace", env=os.environ | {"HF_HUB_OFFLINE": "1"},
+            )  # fmt: skip
+            if built.returncode:
+                last = (built.stderr.strip().splitlines() or ["no message"])[-1]
+                raise WorkerDied(f"its builder ended with {built.returncode}: {last[:200]}")
     config = checkpoint.config
-    heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-
-    def array(name: str) -> np.ndarray:
-        return checkpoint.tensor(name).float().numpy()
-
-    def interleaved(rows: np.ndarray, count: int) -> np.ndarray:
-        return rows.reshape(count, 2, dim // 2, -1).swapaxes(1, 2).reshape(rows.shape)
-
-    yield "token_embd.weight", array("model.embed_tokens.weight")
-    for layer in range(config.num_hidden_layers):
-        source, target = f"model.layers.{layer}.", f"blk.{layer}."
-        q, k, v = np.split(array(source + "self_attn.qkv_proj.weight"), [heads * dim, (heads + kv_heads) * dim])
-        gate, up = np.split(array(source + "mlp.gate_up_proj.weight"), 2)
-        yield target + "attn_norm.weight", array(source + "input_layernorm.weight")
-        yield target + "attn_q.weight", interleaved(q, heads)
-        yield target + "attn_k.weight", interleaved(k, kv_heads)
-        yield target + "attn_v.weight", v
-        yield target + "attn_output.weight", array(source + "self_attn.o_proj.weight")
-        yield target + "ffn_norm.weight", array(source + "post_attention_layernorm.weight")
-        yield target + "ffn_gate.weight", gate
-        yield target + "ffn_up.weight", up
-        yield target + "ffn_down.weight", array(source + "mlp.down_proj.weight")
-    yield "output_norm.weight", array("model.norm.weight")
-    if not config.tie_word_embeddings:
-        yield "output.weight", array("lm_head.weight")
+    weights = (path / "model.onnx.data").stat().st_size
+    unread = 0 if config.tie_word_embeddings else GENAI_TABLE[bits]
+    kv = 4 * _kv_values(checkpoint)
+    return "onnxruntime-genai int4", Entry(GENAI, path, weights - _table(checkpoint, unread), kv, config.sliding_window)
 
 
-def missing_peers() -> list[str]:
-    """Peers that are not installed, by their package's name."""
-    return [name for name, module in (("llama-cpp-python", "llama_cpp"),) if importlib.util.find_spec(module) is None]
+def _beside(checkpoint: Checkpoint, suffix: str) -> Path:
+    """A name that changes with the weights."""
+    folder = checkpoint.folder.absolute()
+    return folder.with_name(f"{folder.name}-{checkpoint.source_hash()[:8]}-{suffix}")
 
 
-def compare(
-    ours: Bundle,
-    peers: dict[str, Peer],
-    depths: list[int],
-    rounds: int = 5,
-    count: int = 32,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-) -> dict[str, dict[str, float]]:
-    """Medians over interleaved rounds: prefill 128 tokens/s and decode tokens/s at each depth, per runtime."""
-    runtimes: dict[str, Peer] = {"phi3mobile": ours.open_engine(), **peers}
-    samples: dict[str, dict[str, list[float]]] = {name: {} for name in runtimes}
-    for turn in range(rounds):
-        for name, engine in runtimes.items():
-            progress(name, turn, rounds)
-            prompt = min(128, engine.info.max_context)
-            rate = prompt / seconds(lambda engine=engine, prompt=prompt: fill(engine, prompt))
-            samples[name].setdefault("prefill_128", []).append(rate)
-            for depth in depths:
-                fill(engine, depth)
-                times = decode_times(engine, depth, count)
-                samples[name].setdefault(f"decode_{depth}", []).append(1 / median(times))
-    for engine in runtimes.values():
-        engine.close()
-    return {name: {what: round(median(values), 1) for what, values in of.items()} for name, of in samples.items()}
+def _table(checkpoint: Checkpoint, bytes_each: float) -> int:
+    return int(checkpoint.config.vocab_size * checkpoint.config.hidden_size * bytes_each)
 
 
-def threads() -> int:
-    """Threads that every runtime is given: the machine's cores."""
-    return os.cpu_count() or 1
+def _kv_values(checkpoint: Checkpoint) -> int:
+    config = checkpoint.config
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+
+
+def _demo_gguf(bundle: Bundle) -> Path | None:
+    """The file that the demo model came from, 4 bit as its makers chose."""
+    from phi3mobile.verbs.demo import demo_gguf
+
+    model: dict[str, Any] = bundle.manifest["model"]
+    if any(model[name] != value for name, value in _SHAPE_OF_DEMO.items()):
+        return None
+    try:
+        return demo_gguf()
+    except InputError:
+        return None

@@ -1,12 +1,16 @@
-"""A checkpoint of any preset's exact shapes with seeded random weights: for size, time and memory, not for text."""
+"""Checkpoint and bundle of any preset's exact shapes with seeded random weights: for size, time and memory, not for text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
+from phi3mobile.bench.worker import Worker
+from phi3mobile.bundle import is_bundle
+from phi3mobile.errors import InputError
 from phi3mobile.files import cache_folder
 from phi3mobile.models.config import Phi3Config
 from phi3mobile.models.presets import preset
@@ -25,6 +29,31 @@ def random_checkpoint(name: str) -> Path:
     if not folder.exists():
         write_checkpoint(folder, config, _tensors(config), torch.float16, finish=_write_tokenizer)
     return folder
+
+
+def shape_bundle(
+    name: str, recipe: str, context: int, progress: Callable[[str, int, int], None]
+) -> tuple[Path, dict[str, float]]:
+    """The bundle of preset `name` in the user's cache, and what making it cost; {} if it was there.
+
+    Exported in a process of its own, whose peak memory is then the export's.
+    """
+    from phi3mobile.export.recipe import find_recipe
+
+    find_recipe(recipe)
+    if not 1 <= context <= (most := preset(name).max_position_embeddings):
+        raise InputError(f"--context {context}: {name} takes 1 to {most}")
+    versions = f"{version('phi3mobile')}-et{version('executorch')}"
+    out = cache_folder() / "shapes" / f"{name}-{recipe}-{context}-{versions}.bundle"
+    if is_bundle(out):
+        return out, {}
+    progress("random weights", 0, 1)
+    source = random_checkpoint(name)
+    worker = Worker()
+    try:
+        return out, worker.ask("export", progress, source=str(source), out=str(out), recipe=recipe, context=context)
+    finally:
+        worker.close()
 
 
 def _write_tokenizer(folder: Path) -> None:

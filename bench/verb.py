@@ -1,63 +1,96 @@
-"""phi3mobile bench BUNDLE: speed and memory on this machine; with --peers beside other runtimes."""
+"""phi3mobile bench BUNDLE, or --shape NAME: speed and memory on this machine; with --peers beside other runtimes."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from phi3mobile.errors import InputError
 
+SHAPE_CONTEXT = 4096
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", help="folder made by `phi3mobile export`")
+    parser.add_argument("bundle", nargs="?", help="folder made by `phi3mobile export`")
+    parser.add_argument("--shape", metavar="NAME", help="instead of a bundle: random weights of a preset (phi-3-mini-4k, ...)")
+    parser.add_argument("--recipe", help="with --shape (default: host where our kernels are built, else android-cpu)")
+    parser.add_argument("--context", type=int, help=f"with --shape (default: {SHAPE_CONTEXT}, or what the preset takes)")
     parser.add_argument("--rounds", type=int, default=3, help="medians are over so many (default: %(default)s)")
-    parser.add_argument("--peers", action="store_true", help="run llama.cpp on the same weights beside ours")
+    parser.add_argument("--depths", help="decode after so many tokens (default: 128,1024,4096, as far as the context goes)")
+    parser.add_argument("--peers", action="store_true", help="run llama.cpp and onnxruntime-genai on the same weights too")
+    parser.add_argument("--gguf", type=Path, help="with --peers: one more file for llama.cpp")
     parser.add_argument("--perplexity", action="store_true", help="on the text that ships: bundle and unquantized weights")
     parser.add_argument("--checkpoint", help="the unquantized weights (default: what the bundle was made from)")
 
 
 def run(args: argparse.Namespace) -> None:
-    from phi3mobile.bench.host import measure
+    depths = check(args)
     from phi3mobile.quiet import quiet
-    from phi3mobile.screen import print_card, print_json, progress_bar, size
+    from phi3mobile.screen import print_card, print_json, progress_bar
 
-    if args.rounds < 1:
-        raise InputError(f"--rounds {args.rounds}: give 1 or more")
     with progress_bar("Bench") as report, quiet():
+        path, made = _bundle(args, report)
         if args.perplexity:
-            result = compare_perplexity(args.bundle, args.checkpoint, report)
-        elif args.peers:
-            result = compare_peers(args.bundle, args.checkpoint, args.rounds, report)
+            result = compare_perplexity(path, args.checkpoint, report)
         else:
-            result = measure(args.bundle, args.rounds, progress=report)
+            result = measure(path, args, depths, report) | made
     if args.perplexity:
-        print_card(args.bundle, {name: f"{value}" for name, value in result.items() if name != "bundle"})
-    elif args.peers:
-        print_card(args.bundle, _peer_rows(result))
+        print_card(str(path), {name: f"{value}" for name, value in result.items() if name != "bundle"})
     else:
-        print_card(args.bundle, _rows(result, size))
+        from phi3mobile.bench.table import print_table
+
+        print_table(result)
     print_json(result)
 
 
-def _rows(result: dict[str, Any], size) -> dict[str, str]:
-    rows = {name: str(value) for name, value in result.items() if not name.endswith("bytes") and name != "decode"}
-    for depth, figures in result["decode"].items():
-        rows[f"decode at depth {depth}"] = (
-            f"{figures['tokens_per_s']} tokens/s, {figures['p50_ms']} ms p50, {figures['p95_ms']} ms p95, "
-            f"{figures['GB_per_s']} GB/s"
-        )
-    return rows | {name: size(value) for name, value in result.items() if name.endswith("bytes")}
+def check(args: argparse.Namespace) -> list[int] | None:
+    """The depths asked for. Raises InputError for flags that contradict each other."""
+    if (args.bundle is None) == (args.shape is None):
+        raise InputError("give either a bundle or --shape NAME")
+    if args.shape is None and (args.recipe or args.context is not None):
+        raise InputError("--recipe and --context go with --shape: a bundle has its own")
+    if args.gguf and not args.peers:
+        raise InputError("--gguf goes with --peers")
+    if args.gguf and not args.gguf.is_file():
+        raise InputError(f"{args.gguf} is not a file; give a GGUF of the same model")
+    if args.rounds < 1:
+        raise InputError(f"--rounds {args.rounds}: give 1 or more")
+    try:
+        return [int(depth) for depth in args.depths.split(",")] if args.depths is not None else None
+    except ValueError:
+        raise InputError(f"--depths {args.depths}: give numbers with commas between, such as 128,1024") from None
 
 
-def _peer_rows(result: dict[str, Any]) -> dict[str, str]:
-    ours = result["medians"]["phi3mobile"]
-    rows = {}
-    for name, figures in result["medians"].items():
-        for what, rate in figures.items():
-            ratio = "" if name == "phi3mobile" else f"   ours is {ours[what] / rate:.2f}x"
-            rows[f"{name} {what}"] = f"{rate} tokens/s{ratio}"
-    return rows | {f"{name}": "not installed: make bench installs it" for name in result["missing"]}
+def _bundle(args: argparse.Namespace, report: Callable[[str, int, int], None]) -> tuple[Path, dict[str, float]]:
+    if args.shape is None:
+        return Path(args.bundle), {}
+    from phi3mobile.bench.shape import shape_bundle
+    from phi3mobile.models.presets import preset
+    from phi3mobile.verbs.demo import demo_recipe
+
+    context = min(SHAPE_CONTEXT, preset(args.shape).max_position_embeddings) if args.context is None else args.context
+    return shape_bundle(args.shape, args.recipe or demo_recipe(), context, report)
+
+
+def measure(path: Path, args: argparse.Namespace, depths: list[int] | None, report) -> dict[str, Any]:
+    """Our figures at the top of the document, those of every peer under `peers`, and why one is missing."""
+    from phi3mobile.bench.host import OURS, compare
+    from phi3mobile.bench.peers import our_entry, prepare_peers
+    from phi3mobile.bundle import open_bundle
+
+    bundle = open_bundle(path)
+    entries, missing = {OURS: our_entry(bundle)}, {}
+    if args.peers:
+        peers, missing = prepare_peers(bundle, _checkpoint(bundle, args.checkpoint), args.gguf, report)
+        entries |= peers
+    result = compare(entries, bundle.info.max_context, args.rounds, depths, report)
+    runtimes: Mapping[str, Any] = result.pop("runtimes")
+    failed = result.pop("failed")
+    head = {"bundle": str(path), "recipe": bundle.manifest["recipe"]["name"], "context": bundle.info.max_context}
+    peers = {name: figures for name, figures in runtimes.items() if name != OURS}
+    return head | result | runtimes[OURS] | ({"peers": peers, "missing": missing | failed} if args.peers else {})
 
 
 def _checkpoint(bundle, given: str | None):
@@ -70,27 +103,7 @@ def _checkpoint(bundle, given: str | None):
     return checkpoint
 
 
-def compare_peers(path: str, checkpoint: str | None, rounds: int, report) -> dict[str, Any]:
-    """llama.cpp with Q4_0 made from the same weights, interleaved with ours."""
-    from tempfile import TemporaryDirectory
-
-    from phi3mobile.bench.peers import LlamaCpp, compare, missing_peers, threads, write_gguf
-    from phi3mobile.bundle import open_bundle
-
-    bundle, missing = open_bundle(path), missing_peers()
-    depths = [depth for depth in (128, 1024, 1792, 4000) if depth + 32 <= bundle.info.max_context]
-    with TemporaryDirectory() as folder:
-        peers = {}
-        if "llama-cpp-python" not in missing:
-            report("gguf", 0, 1)
-            file = Path(folder) / "model-q4_0.gguf"
-            write_gguf(_checkpoint(bundle, checkpoint), file)
-            peers["llama.cpp Q4_0"] = LlamaCpp(file, bundle.info.max_context, threads())
-        medians = compare(bundle, peers, depths, rounds, progress=report)
-    return {"bundle": path, "rounds": rounds, "medians": medians, "missing": missing}
-
-
-def compare_perplexity(path: str, checkpoint: str | None, report) -> dict[str, Any]:
+def compare_perplexity(path: Path, checkpoint: str | None, report) -> dict[str, Any]:
     """Perplexity of the bundle and of the unquantized weights on bench/text/jargon.txt."""
     from phi3mobile.bench.perplexity import TEXT, perplexity
     from phi3mobile.bundle import open_bundle
@@ -103,7 +116,7 @@ def compare_perplexity(path: str, checkpoint: str | None, report) -> dict[str, A
     exact = perplexity(reference, tokens, progress=report)
     ours = perplexity(bundle.open_engine(), tokens, progress=report)
     return {
-        "bundle": path, "text": TEXT.name, "tokens": len(tokens), "perplexity": round(ours, 3),
+        "bundle": str(path), "text": TEXT.name, "tokens": len(tokens), "perplexity": round(ours, 3),
         "perplexity_unquantized": round(exact, 3), "ratio": round(ours / exact, 4),
         "bits_per_weight": bundle.manifest["model"]["bits_per_weight"],
     }  # fmt: skip

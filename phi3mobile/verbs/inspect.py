@@ -52,7 +52,7 @@ def bundle_card(bundle: Bundle) -> dict[str, str]:
         "KV cache per token": size(memory["kv_per_token"]),
         "stop ids": ", ".join(map(str, manifest["tokens"]["eos"])),
         "runtime": f"ExecuTorch {runtime['version']}, {len(runtime['operators'])} operators",
-        "license": str(manifest["license"]),
+        "license": manifest["license"] or "not stated by the checkpoint",
     }
 
 

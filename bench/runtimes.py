@@ -1,0 +1,77 @@
+"""The runtimes that a worker can load, each behind the same small class. Nothing is imported before it is used.
+
+    __init__(path, context, threads)
+    vocab, chunk: width of the logits; most tokens of one forward
+    forward(tokens, position) -> float32 [V]: logits of the last token; rows of the KV cache from `position` on are forgotten
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from phi3mobile.bundle import open_bundle
+
+
+class Ours:
+    """A bundle, opened and verified as every user does it."""
+
+    def __init__(self, path: Path, context: int, threads: int) -> None:
+        bundle = open_bundle(path)
+        if bundle.manifest["recipe"].get("attention") == "native":
+            from phi3mobile.engines.native import open_native
+
+            self._engine = open_native(bundle, threads)
+        else:
+            self._engine = bundle.open_engine()  # has no setting for threads: takes the physical cores
+        self._forward = getattr(self._engine, "forward_view", self._engine.forward)
+        self.vocab, self.chunk = self._engine.info.vocab, self._engine.info.max_chunk
+
+    def forward(self, tokens: list[int], position: int) -> np.ndarray:
+        return self._forward(np.asarray(tokens, np.int64), position)[-1]
+
+
+class LlamaCpp:
+    """llama.cpp through llama-cpp-python, in batches of 512 with logits of the last token only, as its own tools do."""
+
+    def __init__(self, path: Path, context: int, threads: int) -> None:
+        import llama_cpp
+
+        self.chunk = min(512, context)
+        self._llama = llama_cpp.Llama(
+            str(path), n_ctx=context, n_batch=self.chunk, n_ubatch=self.chunk, n_threads=threads, n_threads_batch=threads,
+            flash_attn=True, verbose=False,  # what its own tools choose, and the faster way here
+        )  # fmt: skip
+        self._get_logits, self.vocab = llama_cpp.llama_get_logits, self._llama.n_vocab()
+
+    def forward(self, tokens: list[int], position: int) -> np.ndarray:
+        self._llama.n_tokens = position  # eval drops the rows from here on
+        self._llama.eval(tokens)
+        return np.ctypeslib.as_array(self._get_logits(self._llama._ctx.ctx), shape=(self.vocab,))
+
+
+class OnnxGenai:
+    """onnxruntime-genai's Generator on a folder of its model builder."""
+
+    def __init__(self, path: Path, context: int, threads: int) -> None:
+        import onnxruntime_genai as genai
+
+        config = genai.Config(str(path))
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+        self._model = genai.Model(config)
+        parameters = genai.GeneratorParams(self._model)
+        parameters.set_search_options(max_length=context, do_sample=False, batch_size=1)
+        self._generator = genai.Generator(self._model, parameters)
+        self.vocab, self.chunk = json.loads((path / "genai_config.json").read_text())["model"]["vocab_size"], 512
+
+    def forward(self, tokens: list[int], position: int) -> np.ndarray:
+        """append_tokens of one token runs the same step as generate_next_token, and lets us choose the token."""
+        if self._generator.token_count() != position:
+            self._generator.rewind_to(position)
+        self._generator.append_tokens(np.asarray(tokens, np.int32))
+        return self._generator.get_logits()[0, -1]
+
+
+RUNTIMES = {"phi3mobile": Ours, "llama.cpp": LlamaCpp, "onnxruntime-genai": OnnxGenai}
