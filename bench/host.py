@@ -7,8 +7,9 @@ given as a share of the bandwidth that this machine showed in the same round.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -54,7 +55,7 @@ def compare(
     depths, threads = depths_for(context, depths, count), usable_cores()
     with ExitStack() as stack:
         # A cache of packed weights of its own: the first load has to pack, the second finds them.
-        packed = stack.enter_context(TemporaryDirectory(dir=cache_folder(), prefix="bench-"))
+        packed = stack.enter_context(_scratch_folder())
         run = _Run(entries, {"XDG_CACHE_HOME": packed}, progress)
         stack.callback(run.close)
         arguments = {"context": context, "threads": threads}
@@ -62,18 +63,19 @@ def compare(
         run.load("warm", arguments)
         bandwidth = ReadBandwidth(threads)
         stack.callback(bandwidth.close)
-        # The deepest fill serves all depths: going back keeps the rows before. So fill once, and decode downwards.
-        run.each("fill", "filled", depth=depths[-1])
+        for prompt in _prompts(context):
+            for turn in range(rounds):
+                progress(f"prefill {prompt}", turn, rounds)
+                run.each("prefill", "prefill", prompt, count=prompt)
+        # The rows of the longest prompt are there already, and going back keeps the rows before: fill once, decode downwards.
+        progress(f"fill {depths[-1]}", 0, 1)
+        run.each("fill", "filled", start=_prompts(context)[-1], end=depths[-1])
         for depth in reversed(depths):
             for turn in range(rounds):
                 progress(f"decode {depth}", turn, rounds)
                 run.note("read", bandwidth.measure(), depth)
                 run.note("busy", others_cpu_percent(), depth)
                 run.each("decode", "decode", depth, depth=depth, count=count)
-        for prompt in _prompts(context):
-            for turn in range(rounds):
-                progress(f"prefill {prompt}", turn, rounds)
-                run.each("prefill", "prefill", prompt, count=prompt)
         run.each("logits", "logits", count=_prompts(context)[0])
         run.each("memory", "memory")
         return {"threads": threads, "rounds": rounds, **summary(run.samples, entries), "failed": run.failed}
@@ -82,6 +84,16 @@ def compare(
 def others_cpu_percent() -> float:
     """CPU that is busy while all our workers wait: other programs, which make the figures worse than they are."""
     return psutil.cpu_percent(0.2)
+
+
+@contextmanager
+def _scratch_folder() -> Iterator[str]:
+    """A folder that goes afterwards. It may hold gigabytes, so what a killed run left goes too."""
+    for old in cache_folder().glob("bench-*-*"):
+        if not psutil.pid_exists(int(old.name.split("-")[1])):
+            shutil.rmtree(old, ignore_errors=True)
+    with TemporaryDirectory(dir=cache_folder(), prefix=f"bench-{os.getpid()}-") as folder:
+        yield folder
 
 
 def _prompts(context: int) -> list[int]:

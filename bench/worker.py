@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ class Worker:
 
     def close(self) -> None:
         """End the child, at once if it does not by itself."""
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # a line that never went out is flushed here
+            self._process.stdin.close()
         try:
             self._process.wait(20)
         except subprocess.TimeoutExpired:
@@ -92,8 +94,9 @@ class _Runner:
         now = memory_now()
         return {"anonymous_bytes": now.anonymous - self._before.anonymous, "peak_bytes": now.peak - self._before.resident}
 
-    def fill(self, depth: int) -> None:
-        self._prefill(depth)
+    def fill(self, start: int, end: int) -> None:
+        """Positions start..end-1, if any; those before must be filled."""
+        self._prefill(end, start)
 
     def prefill(self, count: int) -> float:
         """Seconds from position 0 to the first greedy token."""
@@ -127,13 +130,13 @@ class _Runner:
 
         write_gguf(open_checkpoint(Path(source)), Path(out), Kind[kind], Kind[table_kind], self._report)
 
-    def _prefill(self, count: int):
-        """Logits [V] of the last of `count` seeded tokens from position 0, in the runtime's own chunks."""
+    def _prefill(self, end: int, begin: int = 0):
+        """Seeded tokens at positions begin..end-1 in the runtime's own chunks; logits [V] of the last."""
         import numpy as np
 
         engine = self._engine
-        tokens = np.random.default_rng(0).integers(0, engine.vocab, count).tolist()
-        for start in range(0, count, engine.chunk):
+        tokens, last = np.random.default_rng(0).integers(0, engine.vocab, end).tolist(), None
+        for start in range(begin, end, engine.chunk):
             last = engine.forward(tokens[start : start + engine.chunk], start)
         return last
 
