@@ -50,7 +50,7 @@ def _search(groups: torch.Tensor) -> torch.Tensor:
     """Scale of each group, [N, K/group, group] -> bfloat16 [N, K/group], with the least squared error of those tried.
 
     From several fractions of the extreme (8 codes on the negative side, 7 on the positive), one least-squares step each:
-    for fixed codes q the best scale is <w, q> / <q, q>. Scales stay positive: that no target refuses negative ones is not checked.
+    for fixed codes q the best scale is <w, q> / <q, q>. Scales stay positive: not every target may take others.
     """
     extreme = groups.abs().amax(-1)
     _check_finite(extreme)
