@@ -128,8 +128,8 @@ if hold:
 """
 
 
-def start(pte, file, hold=False):
-    command = [sys.executable, "-c", IN_PROCESS, str(pte), str(file), str(int(hold))]
+def start(pte, file, hold=False, code=IN_PROCESS):
+    command = [sys.executable, "-c", code, str(pte), str(file), str(int(hold))]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
@@ -160,6 +160,14 @@ def test_first_open_creates_second_reuses(pte, tmp_path):
     for _, logits, _ in states:
         assert np.array_equal(logits, heap)
     assert sum(size for _, _, size in packed_cache.read_index(file)) > WIDTH * WIDTH * 8 / 2
+
+
+def test_other_users_of_the_runtime_do_not_hide_what_it_says(pte, tmp_path):
+    """ExecuTorch's Python bindings take over the process's logger; what becomes of the weights is told only there."""
+    code = IN_PROCESS.replace("logits =", "engine.close()\nimport executorch.runtime as r; r.Runtime.get()\n"
+                              "engine = NativeEngine(pte, EngineInfo(96, 32768, 16), file.with_name('b.packed'))\nlogits =")  # fmt: skip
+    with start(pte, tmp_path / "a.packed", code=code) as process:
+        assert read(process)[0] == "created"
 
 
 def spoil_truncate(file):

@@ -45,6 +45,7 @@ struct Log {
 };
 thread_local Log* listening = nullptr;
 
+// Messages outside our calls go to stderr, errors only.
 void hear(et_timestamp_t, et_pal_log_level_t level, const char*, const char*, size_t, const char* message, size_t length) {
   const bool error = level == kError || level == kFatal;
   if (listening) {
@@ -69,6 +70,10 @@ std::string first_of(const std::vector<std::string>& messages) {
 class Listen {
  public:
   explicit Listen(Log& log) : before_(listening) {
+    // One logger a process: ExecuTorch's Python bindings put in theirs when they are imported, also after us.
+    if (executorch::runtime::get_pal_impl()->emit_log_message != hear) {
+      executorch::runtime::register_pal(executorch::runtime::PalImpl::create(hear, __FILE__));
+    }
     log = Log{};
     listening = &log;
   }
@@ -176,9 +181,6 @@ int open_model(p3m_model& model, const char* pte_path, const char* packed_cache_
 }  // namespace
 
 p3m_model* p3m_open(const char* pte_path, const char* packed_cache_path, int threads, char* error, size_t error_size) {
-  // Process-wide: messages outside our calls go to stderr, errors only.
-  static const bool heard = executorch::runtime::register_pal(executorch::runtime::PalImpl::create(hear, __FILE__));
-  (void)heard;
   executorch::runtime::runtime_init();
   auto model = std::make_unique<p3m_model>();
   if (packed_cache_path && std::strlen(packed_cache_path) > 255) {
