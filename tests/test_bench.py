@@ -83,8 +83,11 @@ def samples(seconds: float) -> dict:
     """Two rounds of a runtime that takes `seconds` a token in the first and twice that in the second."""
     times = [[seconds] * 3, [seconds * 2] * 3]
     load = {"load_s": 1.0, "anonymous_bytes": 5_000_000, "peak_bytes": 7_000_000}
-    return {("cold", 0): [load], ("warm", 0): [load | {"load_s": 0.5}], ("decode", 8): times,
-            ("read", 8): [98_000.0 * 0.01 / seconds, 49_000.0 * 0.01 / seconds], ("prefill", 16): [seconds, seconds * 2], ("memory", 0): [load], ("logits", 0): [[1.0, 2.0]]}  # fmt: skip
+    read = [98_000.0 * 0.01 / seconds, 49_000.0 * 0.01 / seconds]  # bytes per second around each of the two decodes
+    return {
+        ("cold", 0): [load], ("warm", 0): [load | {"load_s": 0.5}], ("decode", 8): times, ("read", 8): read,
+        ("prefill", 16): [seconds, seconds * 2], ("memory", 0): [load], ("logits", 0): [[1.0, 2.0]],
+    }  # fmt: skip
 
 
 def test_the_summary_of_known_times(tmp_path):

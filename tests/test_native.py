@@ -164,8 +164,12 @@ def test_first_open_creates_second_reuses(pte, tmp_path):
 
 def test_other_users_of_the_runtime_do_not_hide_what_it_says(pte, tmp_path):
     """ExecuTorch's Python bindings take over the process's logger; what becomes of the weights is told only there."""
-    code = IN_PROCESS.replace("logits =", "engine.close()\nimport executorch.runtime as r; r.Runtime.get()\n"
-                              "engine = NativeEngine(pte, EngineInfo(96, 32768, 16), file.with_name('b.packed'))\nlogits =")  # fmt: skip
+    again = """engine.close()
+import executorch.runtime
+executorch.runtime.Runtime.get()
+engine = NativeEngine(pte, EngineInfo(96, 32768, 16), file.with_name("b.packed"))
+logits ="""
+    code = IN_PROCESS.replace("logits =", again)
     with start(pte, tmp_path / "a.packed", code=code) as process:
         assert read(process)[0] == "created"
 
