@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peers", action="store_true", help="run llama.cpp and onnxruntime-genai on the same weights too")
     parser.add_argument("--gguf", type=Path, help="with --peers: one more file for llama.cpp")
     parser.add_argument("--perplexity", action="store_true", help="on the text that ships: bundle and unquantized weights")
+    parser.add_argument("--lookup", action="store_true", help="what lookup decoding is worth, on prompts that ship")
     parser.add_argument("--checkpoint", help="the unquantized weights (default: what the bundle was made from)")
 
 
@@ -34,9 +35,11 @@ def run(args: argparse.Namespace) -> None:
         path, made = _bundle(args, report)
         if args.perplexity:
             result = compare_perplexity(path, args.checkpoint, report)
+        elif args.lookup:
+            result = compare_lookup(path, args.rounds, report)
         else:
             result = measure(path, args, depths, report) | made
-    if args.perplexity:
+    if args.perplexity or args.lookup:
         print_card(str(path), {name: f"{value}" for name, value in result.items() if name != "bundle"})
     else:
         from phi3mobile.bench.table import print_table
@@ -55,6 +58,8 @@ def check(args: argparse.Namespace) -> list[int] | None:
         raise InputError("--gguf goes with --peers")
     if args.gguf and not args.gguf.is_file():
         raise InputError(f"{args.gguf} is not a file; give a GGUF of the same model")
+    if args.perplexity + args.lookup + args.peers > 1:
+        raise InputError("--perplexity, --lookup and --peers are separate runs: give one of them")
     if args.rounds < 1:
         raise InputError(f"--rounds {args.rounds}: give 1 or more")
     try:
@@ -120,3 +125,12 @@ def compare_perplexity(path: Path, checkpoint: str | None, report) -> dict[str, 
         "perplexity_unquantized": round(exact, 3), "ratio": round(ours / exact, 4),
         "bits_per_weight": bundle.manifest["model"]["bits_per_weight"],
     }  # fmt: skip
+
+
+def compare_lookup(path: Path, rounds: int, report) -> dict[str, Any]:
+    """Decode speed with drafts over that without, on bench/text/quoting.json."""
+    from phi3mobile.bench.lookup import measure_lookup
+    from phi3mobile.bundle import open_bundle
+
+    kinds = measure_lookup(open_bundle(path), rounds, progress=report)
+    return {"bundle": str(path)} | {f"{kind}_{name}": value for kind, found in kinds.items() for name, value in found.items()}

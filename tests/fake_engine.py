@@ -15,8 +15,8 @@ import numpy as np
 
 from phi3mobile.engines import EngineInfo
 
-PIECES = [b"\0", b"\1", b"\2", b"\3", *(bytes([c]) for c in b"abcdef .,\n"), b"ab", b"cd.", "é".encode()[:1],
-          "é".encode()[1:], "🙂".encode()[:2], "🙂".encode()[2:], "\ufffd".encode()]  # fmt: skip
+_CUT = ["é".encode()[:1], "é".encode()[1:], "🙂".encode()[:2], "🙂".encode()[2:3], "🙂".encode()[3:]]  # any order encodes again
+PIECES = [b"\0", b"\1", b"\2", b"\3", *(bytes([c]) for c in b"abcdef .,\n"), b"ab", b"cd.", *_CUT, "\ufffd".encode()]
 VOCAB, EOS = len(PIECES), 0
 
 
