@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo setup native test test-all lint bench
+.PHONY: demo setup native test test-all test-arm64 lint bench
 
 demo: setup
 	$(BIN)/phi3mobile demo --folder build/demo
@@ -33,6 +33,10 @@ test: setup lint
 test-all: setup lint
 	$(BIN)/python -m pip install -q -e ".[peers]"
 	$(BIN)/python -m pytest -q -m "slow or not slow"
+
+# Gets a cross compiler, qemu-user and the aarch64 wheel into build/arm64 (Debian on x86-64); part of test-all.
+test-arm64: setup
+	$(BIN)/python -m pytest -q -m slow tests/arm64
 
 lint: setup
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from phi3mobile.bench.worker import Worker, WorkerDied
 from phi3mobile.bundle import Bundle
 from phi3mobile.errors import InputError
 from phi3mobile.files import new_folder
+from phi3mobile.models.config import Phi3SmallConfig
 
 if TYPE_CHECKING:
     from phi3mobile.models.weights import Checkpoint
@@ -78,6 +79,8 @@ def prepare_peers(
     entries, missing = {}, missing_peers()
     if checkpoint.config.rope_scaling or checkpoint.config.rotary_dim != checkpoint.config.head_dim:
         missing[LLAMA] = "our GGUF writer knows plain, full rope only"
+    if isinstance(checkpoint.config, Phi3SmallConfig):
+        missing |= dict.fromkeys((LLAMA, GENAI), "its model is made from phi3 checkpoints only")
     bits = bundle.manifest["recipe"]["head_bits"]
     for runtime, prepare in ((LLAMA, _llama_entry), (GENAI, _genai_entry)):
         if runtime in missing:

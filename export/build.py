@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from phi3mobile.chat import load_chat
 from phi3mobile.errors import InputError
 from phi3mobile.files import new_folder, refuse_existing, require_space
 from phi3mobile.hub import resolve
-from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
 from phi3mobile.models.weights import open_checkpoint
 from phi3mobile.tokenizer import load_tokenizer
 
@@ -23,10 +24,12 @@ from .packed import PackedModel
 from .recipe import DEFAULT_RECIPE, Recipe, find_recipe
 
 if TYPE_CHECKING:
-    from .to_executorch import Program
+    from .to_coreml import Program as CoremlProgram
+    from .to_executorch import Program as ExecutorchProgram
+
+    Program = ExecutorchProgram | CoremlProgram
 
 DEFAULT_CONTEXT = 2048
-CHUNK = 128  # tokens of one prefill step: enough to be compute bound, small enough for 16 MB of mini's logits
 PROGRAM = "model.pte"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "tokenizer_config.json", "added_tokens.json")
 
@@ -57,8 +60,12 @@ def export(
     context = min(DEFAULT_CONTEXT, config.max_position_embeddings) if context is None else context
     if type(context) is not int or not 1 <= context <= config.max_position_embeddings:
         raise InputError(f"context {context}: this model takes 1 to {config.max_position_embeddings}")
+    if chosen.target == "coreml":
+        require_coremltools()
+    if chosen.max_context is not None and context > chosen.max_context:
+        raise InputError(f"context {context}: recipe {chosen.name} takes 1 to {chosen.max_context}")
     widths = (config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim)
-    if uneven := [width for width in widths if chosen.bits == 4 and width % chosen.group]:
+    if uneven := [width for width in widths if chosen.bits == 4 and width % (chosen.group or 2)]:
         raise InputError(f"recipe {chosen.name} takes {chosen.group} columns a scale: {uneven[0]} columns don't divide so")
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size > config.vocab_size:
@@ -67,23 +74,21 @@ def export(
         )
     chat = chat_section(folder)
     require_space(out, 2 * packed_bytes(config, chosen) + (64 << 20))
-    from .to_executorch import to_executorch  # imports torch's exporter: after what can be refused quickly
-
     with new_folder(out) as partial:
         packed = PackedModel(checkpoint, chosen)
-        program = to_executorch(packed, partial / PROGRAM, context, min(CHUNK, context), eos, progress)
+        program, runtime = _write_program(packed, partial, context, eos, progress)
         for pattern in TOKENIZER_FILES:
             for path in filter(Path.is_file, folder.glob(pattern)):
                 shutil.copyfile(path, partial / path.name)
         progress("hash", 0, 1)
-        weights = (partial / PROGRAM).stat().st_size
+        written = partial / runtime["program"]
+        weights = sum(path.stat().st_size for path in (written, *written.rglob("*")) if path.is_file())
         write_manifest(partial, {
             "name": Path(source).resolve().name,
-            "family": "phi3",
-            "runtime": {"kind": "executorch", "version": version("executorch"), "program": PROGRAM,
-                        "operators": program.operators},
+            "family": "phi3small" if isinstance(config, Phi3SmallConfig) else "phi3",
+            "runtime": runtime,
             "recipe": asdict(chosen),
-            "model": model_section(config, context, weights),
+            "model": model_section(config, context, min(chosen.chunk, context), weights),
             "tokens": {"bos": config.bos_token_id, "eos": eos},
             "chat": chat,
             "memory": memory_section(program, context, weights),
@@ -92,6 +97,29 @@ def export(
             "license": license_of(folder),
         })  # fmt: skip
     return out
+
+
+def require_coremltools() -> None:
+    """InputError with what to install if there is no coremltools."""
+    if importlib.util.find_spec("coremltools") is None:
+        raise InputError("Core ML recipes need coremltools: pip install 'phi3mobile[coreml]', or take another recipe")
+
+
+def _write_program(
+    packed: PackedModel, folder: Path, context: int, eos: list[int], progress: Progress
+) -> tuple[Program, dict[str, object]]:
+    """The recipe's program in `folder`, and the manifest's `runtime`. The exporters are imported here: they take seconds."""
+    chunk = min(packed.recipe.chunk, context)
+    if packed.recipe.target == "coreml":
+        from .to_coreml import to_coreml
+
+        program = to_coreml(packed, folder, context, chunk, progress)
+        return program, {"kind": "coreml", "version": version("coremltools"), **program.runtime}
+    from .to_executorch import to_executorch
+
+    program = to_executorch(packed, folder / PROGRAM, context, chunk, eos, progress)
+    runtime = {"kind": "executorch", "version": version("executorch"), "program": PROGRAM, "operators": program.operators}
+    return program, runtime
 
 
 def stop_ids(folder: Path, config: Phi3Config) -> list[int]:
@@ -109,7 +137,7 @@ def packed_bytes(config: Phi3Config, recipe: Recipe) -> int:
     """Bytes of the packed weights, from the shapes: for the disk estimate."""
 
     def matrix(values: int, width: int, bits: int) -> int:
-        return values * bits // 8 + (values // recipe.group * 2 if bits == 4 else values // width * 4)
+        return values * bits // 8 + (values // (recipe.group or width) * 2 if bits == 4 else values // width * 4)
 
     vocabulary = config.vocab_size * config.hidden_size
     tied = vocabulary if config.tie_word_embeddings else 2 * vocabulary
@@ -140,12 +168,12 @@ def _read_object(path: Path) -> dict[str, object]:
     return value
 
 
-def model_section(config: Phi3Config, context: int, weights: int) -> dict[str, object]:
+def model_section(config: Phi3Config, context: int, chunk: int, weights: int) -> dict[str, object]:
     """Shapes and limits, for cards and for apps that plan memory."""
     return {
         "vocab": config.vocab_size,
         "context": context,
-        "chunk": min(CHUNK, context),
+        "chunk": chunk,
         "original_context": config.original_context,
         "max_context": config.max_position_embeddings,
         "parameters": config.parameters(),

@@ -20,8 +20,8 @@ def quantize(weight: torch.Tensor, bits: int, group: int) -> Packed:
     rows, width = weight.shape
     if bits not in (4, 8):
         raise InputError(f"{bits} bit weights: 4 or 8 are known")
-    if bits == 4 and (group not in GROUPS or width % group):
-        raise InputError(f"group {group} for a weight {list(weight.shape)}: take {GROUPS}, a divisor of {width}")
+    if bits == 4 and (group != width or width % 2) and (group not in GROUPS or width % group):
+        raise InputError(f"group {group} for a weight {list(weight.shape)}: take {GROUPS}, a divisor of {width}, or {width}")
     if bits == 8:
         return _per_row(weight)
     codes = torch.empty(rows, width // 2, dtype=torch.uint8)
@@ -36,10 +36,16 @@ def quantize(weight: torch.Tensor, bits: int, group: int) -> Packed:
 
 
 def _per_row(weight: torch.Tensor) -> Packed:
-    weight = weight.float()
-    scales = (weight.abs().amax(1, keepdim=True) / 127).clamp(min=SMALLEST_SCALE)
+    rows, width = weight.shape
+    codes, scales = torch.empty(rows, width, dtype=torch.int8), torch.empty(rows, 1)
+    step = max(1, _CHUNK // width)
+    for start in range(0, rows, step):
+        part = weight[start : start + step].float()
+        scale = (part.abs().amax(1, keepdim=True) / 127).clamp(min=SMALLEST_SCALE)
+        codes[start : start + step] = (part / scale).round_().clamp_(-127, 127).to(torch.int8)
+        scales[start : start + step] = scale
     _check_finite(scales)
-    return Packed(8, weight.shape[1], (weight / scales).round().clamp(-127, 127).to(torch.int8), scales)
+    return Packed(8, width, codes, scales)
 
 
 def _round(groups: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

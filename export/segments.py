@@ -1,8 +1,12 @@
-"""The Phi-3 graph cut at attention: what lies between two attentions is one segment, and every layer's is alike.
+"""The decoder cut at attention: what lies between two attentions is one segment, and every layer's is alike.
 
     start:  embedded tokens -> norm_0, q, k, v of layer 0
     middle: attended of layer i -> o_proj, MLP, norm, q, k, v of layer i + 1
     end:    attended of the last layer -> o_proj, MLP, final norm, logits
+
+phi-3-small has the same cut: LayerNorm, gegelu and biases lie inside, sparse and dense layers differ only between segments.
+What it multiplies by is folded: into the embedding's scales (PackedEmbedding), into the final norm (logits / 8, exact for a
+power of two: int8 activations scale along), and masked ids into the head's bias (PackedModel).
 
 A segment is lowered once with stand-in weights and stamped with each layer's own (stamp.py). Tensors inside are [T, ...].
 For our own attention ("native") q, k and v leave as one fused product and are rotated by the kernel. For ExecuTorch's
@@ -18,8 +22,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
+from phi3mobile.models.phi3small import GELU_SLOPE
 from phi3mobile.models.quantized import Packed, quantize_activation
+
+from .packed import PackedModel
 
 
 @dataclass(frozen=True)
@@ -34,34 +41,45 @@ class Part:
         return self.tensor.format(layer + self.step)
 
 
+def _fused(config: Phi3Config) -> tuple[str, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The fused projection's tensor, and its row numbers: of q [H, D], of k and v [Hkv, D]."""
+    heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    grid = torch.arange((heads + 2 * kv_heads) * dim).view(-1, dim)
+    if isinstance(config, Phi3SmallConfig):
+        groups = grid.view(kv_heads, -1, dim)  # of each KV head: its queries, k, v
+        rows = groups[:, :-2].flatten(0, 1), groups[:, -2], groups[:, -1]
+        return "model.layers.{}.self_attn.query_key_value.weight", *rows
+    return "model.layers.{}.self_attn.qkv_proj.weight", *grid.split([heads, kv_heads, kv_heads])
+
+
 def _projections(config: Phi3Config, step: int) -> dict[str, Part]:
     """q and k by rotary part, v: what attention of layer `{}` + step needs."""
-    heads, kv_heads, dim, half = (
-        config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.rotary_dim // 2,
-    )  # fmt: skip
-    base = "model.layers.{}."
+    (tensor, q, k, v), half = _fused(config), config.rotary_dim // 2
     parts = {}
-    grid = torch.arange((heads + 2 * kv_heads) * dim).view(-1, dim)  # row numbers of qkv_proj by head
-    pieces = {"first": slice(0, half), "second": slice(half, 2 * half), "rest": slice(2 * half, dim)}
-    for name, rows in (("q", grid[:heads]), ("k", grid[heads : heads + kv_heads])):
+    pieces = {"first": slice(0, half), "second": slice(half, 2 * half), "rest": slice(2 * half, config.head_dim)}
+    for name, rows in (("q", q), ("k", k)):
         for piece, columns in pieces.items():
             if rows[:, columns].numel():
-                rows_of_piece = rows[:, columns].flatten()
-                parts[f"{name}_{piece}"] = Part(base + "self_attn.qkv_proj.weight", rows_of_piece, step)
-    parts["v"] = Part(base + "self_attn.qkv_proj.weight", slice((heads + kv_heads) * dim, None), step)
+                parts[f"{name}_{piece}"] = Part(tensor, rows[:, columns].flatten(), step)
+    parts["v"] = Part(tensor, v.flatten(), step)
     return parts
 
 
 def _fused_projection(config: Phi3Config, step: int) -> dict[str, Part]:
-    return {"qkv": Part("model.layers.{}.self_attn.qkv_proj.weight", step=step)}
+    tensor, *rows = _fused(config)
+    return {"qkv": Part(tensor, torch.cat(rows).flatten() if isinstance(config, Phi3SmallConfig) else None, step)}
 
 
 def _rest_of_layer(config: Phi3Config) -> dict[str, Part]:
     base, ffn = "model.layers.{}.", config.intermediate_size
+    if isinstance(config, Phi3SmallConfig):
+        o, up, gate_rows, up_rows = "self_attn.dense", "mlp.up_proj", slice(0, None, 2), slice(1, None, 2)
+    else:
+        o, up, gate_rows, up_rows = "self_attn.o_proj", "mlp.gate_up_proj", slice(0, ffn), slice(ffn, None)
     return {
-        "o": Part(base + "self_attn.o_proj.weight"),
-        "gate": Part(base + "mlp.gate_up_proj.weight", slice(0, ffn)),
-        "up": Part(base + "mlp.gate_up_proj.weight", slice(ffn, None)),
+        "o": Part(f"{base}{o}.weight"),
+        "gate": Part(f"{base}{up}.weight", gate_rows),
+        "up": Part(f"{base}{up}.weight", up_rows),
         "down": Part(base + "mlp.down_proj.weight"),
     }
 
@@ -76,16 +94,36 @@ def segment_parts(config: Phi3Config, kind: str, attention: str) -> dict[str, Pa
     return _rest_of_layer(config) | {"head": Part("lm_head.weight")}
 
 
-def segment_norms(kind: str, layer: int) -> list[str]:
-    """Names of the norm weights that a segment takes as inputs, in order."""
-    own, following = f"model.layers.{layer}.post_attention_layernorm.weight", "model.layers.{}.input_layernorm.weight"
+def segment_vectors(packed: PackedModel, kind: str, layer: int) -> list[torch.Tensor]:
+    """The vectors that a segment takes as inputs, in the order of `vector_sizes`.
+
+    As inputs, because with XNNPACK's packed-weight cache the runtime frees constants that are not packed.
+    """
+    small = isinstance(packed.config, Phi3SmallConfig)
+
+    def norm(name: str) -> list[torch.Tensor]:
+        return [packed.tensor(f"{name}.{part}") for part in (("weight", "bias") if small else ("weight",))]
+
     if kind == "start":
-        return [following.format(layer)]
-    return [own, following.format(layer + 1) if kind == "middle" else "model.norm.weight"]
+        return norm(f"model.layers.{layer}.input_layernorm")
+    slope = [torch.tensor([GELU_SLOPE])] if small else []
+    own = [*norm(f"model.layers.{layer}.post_attention_layernorm"), *slope]
+    if kind == "middle":
+        return own + norm(f"model.layers.{layer + 1}.input_layernorm")
+    if small:
+        return own + [vector / packed.config.mup_width_multiplier for vector in norm("model.final_layernorm")]
+    return own + norm("model.norm")
+
+
+def vector_sizes(config: Phi3Config, kind: str) -> list[int]:
+    """Per norm its weight and, in phi-3-small, its bias; between the MLP's norm and the next one phi-3-small's gelu slope."""
+    small, hidden = isinstance(config, Phi3SmallConfig), config.hidden_size
+    norm = [hidden, hidden] if small else [hidden]
+    return norm if kind == "start" else [*norm, *([1] if small else []), *norm]
 
 
 class ConstantLinear(nn.Module):
-    """x [T, K], already rounded to int8 -> [T, N], with the weight as integers and scales in the graph."""
+    """x [T, K], already rounded to int8 -> [T, N], with the weight as integers, scales and bias in the graph."""
 
     def __init__(self, packed: Packed) -> None:
         super().__init__()
@@ -94,20 +132,23 @@ class ConstantLinear(nn.Module):
         self.register_buffer("codes", packed.unpacked())
         self.register_buffer("scales", packed.scales.float())
         self.register_buffer("zeros", torch.zeros_like(packed.scales, dtype=torch.int8))
+        self.register_buffer("bias", packed.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = torch.ops.torchao.dequantize_affine.default(
             self.codes, [1, self.group], self.scales, self.zeros, torch.int8, *self.limits
         )
-        return functional.linear(x, weight)
+        return functional.linear(x, weight, self.bias)
 
 
 class Norm(nn.Module):
     """RMSNorm of x [T, K] by an input weight [K].
 
-    The weight comes in as an input, not a constant: with XNNPACK's packed-weight cache the runtime frees constants that
-    are not packed. The mean is a product with 1/K and eps its bias: both are packed, and XNNPACK averages only 4-D tensors.
+    The mean is a product with 1/K and eps its bias: both are packed (see segment_vectors), and XNNPACK averages only 4-D
+    tensors.
     """
+
+    vectors = 1
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -118,35 +159,74 @@ class Norm(nn.Module):
         return x * torch.rsqrt(functional.linear(x * x, self.mean, self.eps)) * weight
 
 
+class LayerNorm(Norm):
+    """LayerNorm of x [T, K] by an input weight and bias [K]."""
+
+    vectors = 2
+
+    def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return super().forward(x - functional.linear(x, self.mean), weight) + bias
+
+
+class SwiGLU(nn.Module):
+    """silu(gate) * up, all [T, F]."""
+
+    vectors = 0
+
+    def forward(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return functional.silu(gate) * up
+
+
+class Gegelu(nn.Module):
+    """models.phi3small.gegelu for finite values, [T, F]; slope [1] is an input as norms are, and a (u + 1) = a u + a."""
+
+    vectors = 1
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, gate: torch.Tensor, up: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+        gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+        activated = gate * torch.sigmoid(gate * slope)
+        return activated * up + activated
+
+
 class Segment(nn.Module):
     """One segment over given packed matrices."""
 
     def __init__(self, config: Phi3Config, kind: str, matrices: dict[str, Packed]) -> None:
         super().__init__()
         self.config, self.kind = config, kind
-        self.norm = Norm(config.hidden_size, config.rms_norm_eps)
+        small = isinstance(config, Phi3SmallConfig)
+        self.norm = (LayerNorm if small else Norm)(config.hidden_size, config.rms_norm_eps)
+        self.activation = Gegelu(config.gegelu_limit) if small else SwiGLU()
         for name, value in matrices.items():
             setattr(self, name, ConstantLinear(value))
 
     def forward(self, x: torch.Tensor, *rest: torch.Tensor):
-        """start: (x, norm, *rope) -> projected; middle: (x, attended, mlp norm, norm, *rope) -> (x, *projected);
-        end: (x, attended, mlp norm, norm) -> logits.
+        """start: (x, *vectors, *rope) -> projected; middle: (x, attended, *vectors, *rope) -> (x, *projected);
+        end: (x, attended, *vectors) -> logits.
 
-        x [T, hidden], attended [T, H*D], norms [hidden], logits [T, V]. Stock: rope is cos and sin [T, 1, R/2], projected
-        is q [T, H, D], k [T, Hkv, D], v [T, Hkv*D]. Native: no rope, projected is one [T, (H + 2 Hkv) * D], rows [q | k | v].
+        x [T, hidden], attended [T, H*D], logits [T, V]; vectors: see segment_vectors. Stock: rope is cos and sin
+        [T, 1, R/2], projected is q [T, H, D], k [T, Hkv, D], v [T, Hkv*D]. Native: no rope, projected is one
+        [T, (H + 2 Hkv) * D], rows [q | k | v].
         """
         if self.kind == "start":
-            return self._project(x, *rest)
-        attended, mlp_norm, *rest = rest
+            return self._project(x, rest)
+        attended, rest = rest[0], rest[1:]
+        mlp_norm, rest = rest[: self.norm.vectors], rest[self.norm.vectors :]
+        constants, rest = rest[: self.activation.vectors], rest[self.activation.vectors :]
         x = x + self.o(quantize_activation(attended))
-        inner = quantize_activation(self.norm(x, mlp_norm))
-        x = x + self.down(quantize_activation(functional.silu(self.gate(inner)) * self.up(inner)))
+        inner = quantize_activation(self.norm(x, *mlp_norm))
+        x = x + self.down(quantize_activation(self.activation(self.gate(inner), self.up(inner), *constants)))
         if self.kind == "end":
-            return self.head(quantize_activation(self.norm(x, rest[0])))
-        return x, *self._project(x, *rest)
+            return self.head(quantize_activation(self.norm(x, *rest)))
+        return x, *self._project(x, rest)
 
-    def _project(self, x: torch.Tensor, norm: torch.Tensor, *rope: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        x = quantize_activation(self.norm(x, norm))
+    def _project(self, x: torch.Tensor, rest: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        norm, rope = rest[: self.norm.vectors], rest[self.norm.vectors :]
+        x = quantize_activation(self.norm(x, *norm))
         if not rope:
             return (self.qkv(x),)
         cos, sin = rope
@@ -169,9 +249,9 @@ def example_inputs(config: Phi3Config, kind: str, attention: str, length: int) -
     x = (torch.randn(length, config.hidden_size), True)
     attended = (torch.randn(length, config.num_attention_heads * config.head_dim), True)
     # All different objects: one given twice would be traced as one input.
-    norms = [(torch.rand(config.hidden_size), False) for _ in segment_norms(kind, 0)]
+    vectors = [(torch.rand(size), False) for size in vector_sizes(config, kind)]
     rope = [(torch.randn(length, 1, config.rotary_dim // 2), True) for _ in range(2 if attention == "stock" else 0)]
-    return {"start": [x, *norms, *rope], "middle": [x, attended, *norms, *rope], "end": [x, attended, *norms]}[kind]
+    return {"start": [x, *vectors, *rope], "middle": [x, attended, *vectors, *rope], "end": [x, attended, *vectors]}[kind]
 
 
 def projected_shapes(config: Phi3Config, attention: str) -> list[tuple[int, ...]]:

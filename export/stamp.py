@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from executorch.backends.xnnpack.utils.quant_utils import is_dequant, tag_as_implicit_q_dq
 from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
 from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 from executorch.exir._serialize._cord import FileBackedData
-from executorch.exir._serialize._named_data_store import NamedDataStore, NamedDataStoreOutput
+from executorch.exir._serialize._named_data_store import NamedDataStore
 from executorch.exir.backend.partitioner import DelegationSpec, Partitioner, PartitionResult
 from executorch.exir.backend.utils import tag_constant_data
 from executorch.exir.delegate import executorch_call_delegate
@@ -41,6 +42,8 @@ class _WholeGraph(Partitioner):
         for node in ep.graph.nodes:
             if node.op == "call_function":
                 node.meta["delegation_tag"] = "segment"
+                if is_dequant(node):  # as XnnpackPartitioner does: a linear with a bias asks for it
+                    tag_as_implicit_q_dq(node)
         tag_constant_data(ep)
         return PartitionResult(ep, {"segment": DelegationSpec(XnnpackBackend.__name__, [])})
 
@@ -53,13 +56,14 @@ class Template:
     attention: str
     payload: bytes
     keys: dict[str, list[str]]  # matrix's name -> its keys in the payload, in the order of `named_data`
-    shared: NamedDataStoreOutput  # all named data of the template; only what is not in `keys` is used (1/K, eps)
+    shared: dict[str, tuple[bytes, int]]  # key -> bytes and alignment of the named data that every copy has (1/K, eps)
     order: tuple[int, ...]  # which of the segment's inputs the delegate takes, in its order
 
 
 def named_data(value: Packed) -> list[tuple[str, torch.Tensor]]:
     """Key and bytes (as a tensor) of each named datum that XNNPACK's lowering makes of one matrix."""
-    return [(_hash(value.codes), value.codes), ("scale_" + _hash(value.scales), value.scales)]
+    data = [(_hash(value.codes), value.codes), ("scale_" + _hash(value.scales), value.scales)]
+    return data if value.bias is None else [*data, (_hash(value.bias), value.bias)]
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
@@ -79,10 +83,11 @@ def stand_ins(packed: PackedModel, kind: str) -> dict[str, Packed]:
         rows = height if part.rows is None else torch.arange(height)[part.rows].numel()
         codes = torch.randint(0, 255, (rows, width * bits // 8), generator=generator, dtype=torch.uint8)
         scales = torch.rand(rows, width // group if bits == 4 else 1, generator=generator) * 0.01 + 1e-3
+        bias = torch.rand(rows, generator=generator) if packed.has_bias(part.name(0)) else None
         if bits == 4:
-            matrices[name] = Packed(4, group, codes, scales.bfloat16())
+            matrices[name] = Packed(4, group, codes, scales.bfloat16(), bias)
         else:
-            matrices[name] = Packed(8, width, codes.view(torch.int8), scales)
+            matrices[name] = Packed(8, width, codes.view(torch.int8), scales, bias)
     return matrices
 
 
@@ -107,10 +112,13 @@ def lower(packed: PackedModel, kind: str, chunk: int) -> Template:
     order = tuple(placeholders.index(argument) for argument in call.args[1:])
     outputs = [node.args[1] for node in edge.graph.output_node().args[0]]  # each is (the call)[index]
     keys = {name: [key for key, _ in named_data(value)] for name, value in matrices.items()}
+    own = {key for names in keys.values() for key in names}
+    shared = {key: (named.buffers[entry.buffer_index], entry.alignment)
+              for key, entry in named.pte_data.items() if key not in own}  # fmt: skip
     missing = [name for name, own in keys.items() if any(key not in named.pte_data for key in own)]
     if missing or len(placeholders) != len(inputs) or outputs != list(range(len(outputs))):
         raise RuntimeError(f"segment {kind}: XNNPACK's lowering packs {missing or 'inputs or outputs'} in another way")
-    return Template(kind, attention, lowered.processed_bytes, keys, named, order)
+    return Template(kind, attention, lowered.processed_bytes, keys, shared, order)
 
 
 class _Shapes:
@@ -142,10 +150,8 @@ def stamp(
 ) -> LoweredBackendModule:
     """The template with these matrices; their bytes go to files in `scratch` until the program is written."""
     payload, store = template.payload, NamedDataStore()
-    own = {key for keys in template.keys.values() for key in keys}
-    for key, entry in template.shared.pte_data.items():
-        if key not in own:
-            store.add_named_data(key, template.shared.buffers[entry.buffer_index], entry.alignment)
+    for key, (data, alignment) in template.shared.items():
+        store.add_named_data(key, data, alignment)
     for name, value in matrices.items():
         for old, (new, data) in zip(template.keys[name], named_data(value), strict=True):
             payload = payload.replace(old.encode(), new.encode())

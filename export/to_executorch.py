@@ -27,9 +27,10 @@ from phi3mobile.models.quantized import Packed, pack_nibbles
 from phi3mobile.models.rope import rope_rows, rope_tables
 
 from . import stamp
+from .attention import Place, ShiftedMasks, attention_of, pattern_of, window_mask
 from .packed import EMBEDDING, PackedModel
 from .recipe import Recipe
-from .segments import segment_norms
+from .segments import segment_vectors
 
 
 @dataclass(frozen=True)
@@ -58,72 +59,20 @@ class TraceSpec:
 
 
 class PackedEmbedding(nn.Module):
-    """Rows of a packed table by ExecuTorch's embedding kernels: int64 [T] -> float32 [T, hidden]."""
+    """Rows of a packed table, times `multiplier`, by ExecuTorch's embedding kernels: int64 [T] -> float32 [T, hidden]."""
 
-    def __init__(self, packed: Packed) -> None:
+    def __init__(self, packed: Packed, multiplier: float = 1.0) -> None:
         super().__init__()
         self.bits = packed.bits
         # ExecuTorch keeps the even column in the high nibble.
         codes = packed.codes if packed.bits == 8 else pack_nibbles(packed.unpacked().unflatten(1, (-1, 2)).flip(-1).flatten(1))
         self.register_buffer("codes", codes)
-        self.register_buffer("scales", packed.scales.float())
+        self.register_buffer("scales", packed.scales.float() * multiplier)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         operators = torch.ops.quantized_decomposed
         operator, low = (operators.embedding_byte, -128) if self.bits == 8 else (operators.embedding_4bit, -8)
         return operator.dtype(self.codes, self.scales, None, low, -low - 1, tokens, dtype=torch.float32)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the tokens of one forward stand: what attention needs besides q, k and v."""
-
-    input_pos: torch.Tensor  # int64 [1]
-    position: int | None  # the same number as a symbol; None where no operator wants it
-    cos: torch.Tensor  # [T, R/2]
-    sin: torch.Tensor
-    mask: torch.Tensor | None  # [T, context], for a sliding window in stock operators
-
-
-class StockAttention(nn.Module):
-    """KV cache and attention by ExecuTorch's llama::* operators: q [T, H, D], k [T, Hkv, D], v [T, Hkv*D] -> [T, H*D]."""
-
-    def __init__(self, config: Phi3Config, context: int) -> None:
-        super().__init__()
-        self.heads, self.kv_heads, self.dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        shape = (1, context, self.kv_heads, self.dim)
-        self.register_buffer("k_cache", torch.zeros(shape))
-        self.register_buffer("v_cache", torch.zeros(shape))
-
-    def forward(self, place: Place, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        length, position, mask = q.shape[0], place.position, place.mask
-        torch.ops.llama.update_cache(k.view(1, length, self.kv_heads, self.dim), self.k_cache, position)
-        torch.ops.llama.update_cache(v.view(1, length, self.kv_heads, self.dim), self.v_cache, position)
-        q = q.view(1, length, self.heads, self.dim)
-        attended = torch.ops.llama.custom_sdpa(q, self.k_cache, self.v_cache, position, mask, 0.0, mask is None)
-        return attended.view(length, self.heads * self.dim)
-
-
-class NativeAttention(nn.Module):
-    """Rotation, KV cache and attention in one of our kernels: fused [T, (H + 2 Hkv) * D] -> [T, H*D]."""
-
-    def __init__(self, config: Phi3Config, context: int, kv_bits: int) -> None:
-        super().__init__()
-        self.heads, self.scale, self.window = config.num_attention_heads, config.head_dim**-0.5, config.sliding_window or 0
-        shape, self.quantized = (1, config.num_key_value_heads, context, config.head_dim), kv_bits == 8
-        for name in ("k", "v"):
-            self.register_buffer(f"{name}_cache", torch.zeros(shape, dtype=torch.int8 if self.quantized else torch.float32))
-            if self.quantized:
-                self.register_buffer(f"{name}_scale", torch.zeros(shape[:3]))
-
-    def forward(self, place: Place, qkv: torch.Tensor) -> torch.Tensor:
-        rest = (place.input_pos, self.heads, self.window, self.scale)
-        operators = torch.ops.phi3mobile
-        if not self.quantized:
-            return operators.blocksparse_attention(qkv, place.cos, place.sin, self.k_cache, self.v_cache, *rest)
-        return operators.blocksparse_attention_int8(
-            qkv, place.cos, place.sin, self.k_cache, self.v_cache, self.k_scale, self.v_scale, *rest
-        )
 
 
 class Decoder(nn.Module):
@@ -136,15 +85,15 @@ class Decoder(nn.Module):
         self.config, self.context, self.stock = config, context, recipe.attention == "stock"
         self.embedding = embedding
         self.segments = nn.ModuleList(segments)
-        self.attention = nn.ModuleList(
-            StockAttention(config, context) if self.stock else NativeAttention(config, context, recipe.kv_bits)
-            for _ in range(config.num_hidden_layers)
-        )
+        layers = range(config.num_hidden_layers)
+        self.attention = nn.ModuleList(attention_of(config, recipe, layer, context) for layer in layers)
         cos, sin = rope_tables(config, context)
         self.register_buffer("cos", cos)
         self.register_buffer("sin", sin)
         window = config.sliding_window
         self.window = window if self.stock and window is not None and window < context else None
+        patterns = {pattern_of(config, layer, context) for layer in layers if self.stock} - {None}
+        self.masks = ShiftedMasks(patterns.pop(), context) if patterns else None
 
     def forward(self, tokens: torch.Tensor, input_pos: torch.Tensor) -> torch.Tensor:
         length = tokens.shape[1]
@@ -171,24 +120,23 @@ class Decoder(nn.Module):
             position = input_pos[0].item()
             torch._check(position >= 0)
             torch._check(position + length <= self.context)
-        mask = None
-        if self.window is not None:  # with a mask, custom_sdpa goes over the whole cache
-            behind = (input_pos + steps)[:, None] - torch.arange(self.context)[None, :]
-            mask = torch.logical_or(behind < 0, behind >= self.window).to(torch.float32) * -1e30
-        return Place(input_pos, position, self.cos[rows], self.sin[rows], mask)
+        # With a mask, custom_sdpa goes over the whole cache.
+        window = None if self.window is None else window_mask(self.window, self.context, input_pos + steps)
+        shifted = [] if self.masks is None else self.masks(input_pos + steps)
+        return Place(input_pos, position, self.cos[rows], self.sin[rows], window, shifted)
 
 
 class StampedSegment(nn.Module):
-    """A stamped segment with its norm weights, called with the other inputs of `Segment.forward`."""
+    """A stamped segment with its vectors (norm weights, ...), called with the other inputs of `Segment.forward`."""
 
-    def __init__(self, lowered: nn.Module, order: tuple[int, ...], norms: list[torch.Tensor]) -> None:
+    def __init__(self, lowered: nn.Module, order: tuple[int, ...], vectors: list[torch.Tensor]) -> None:
         super().__init__()
         self.lowered, self.order = lowered, order
-        self.norms = nn.ParameterList(nn.Parameter(norm, requires_grad=False) for norm in norms)
+        self.vectors = nn.ParameterList(nn.Parameter(vector, requires_grad=False) for vector in vectors)
 
     def forward(self, tokens: tuple[torch.Tensor, ...], rope: tuple[torch.Tensor, ...] = ()):
         """tokens: x, or x and attended."""
-        inputs = (*tokens, *self.norms, *rope)
+        inputs = (*tokens, *self.vectors, *rope)
         return self.lowered(*(inputs[index] for index in self.order))
 
 
@@ -204,8 +152,8 @@ def lowered_segments(packed: PackedModel, chunk: int, scratch: Path, progress: C
         if kind not in templates:
             templates[kind] = stamp.lower(packed, kind, chunk)
         matrices = stamp.segment_matrices(packed, kind, layer)
-        norms = [packed.tensor(name) for name in segment_norms(kind, layer)]
-        modules.append(StampedSegment(stamp.stamp(templates[kind], config, matrices, scratch), templates[kind].order, norms))
+        lowered = stamp.stamp(templates[kind], config, matrices, scratch)
+        modules.append(StampedSegment(lowered, templates[kind].order, segment_vectors(packed, kind, layer)))
     progress("layers", len(kinds), len(kinds))
     return modules
 
@@ -253,7 +201,7 @@ def to_executorch(
     spec = TraceSpec(context, chunk)
     with TemporaryDirectory(dir=path.parent, prefix=".packed-") as scratch, torch.no_grad():
         segments = lowered_segments(packed, chunk, Path(scratch), progress)
-        embedding = PackedEmbedding(packed.tensor(EMBEDDING))
+        embedding = PackedEmbedding(packed.tensor(EMBEDDING), packed.config.embedding_multiplier)
         decoder = Decoder(packed.config, packed.recipe, context, embedding, segments).eval()
         progress("graph", 0, 1)
         exported = torch.export.export(decoder, spec.example, dynamic_shapes=spec.dynamic, strict=False)

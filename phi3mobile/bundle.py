@@ -97,8 +97,14 @@ class Bundle:
 
     @property
     def program(self) -> Path:
-        """The model file that the runtime loads."""
+        """The model file, or package folder, that the runtime loads."""
         return self.folder / self.manifest["runtime"]["program"]
+
+    @property
+    def program_bytes(self) -> int:
+        name = self.manifest["runtime"]["program"]
+        files = self.manifest["files"].items()
+        return sum(listed["bytes"] for path, listed in files if path == name or path.startswith(f"{name}/"))
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -130,8 +136,20 @@ class Bundle:
 
     def open_engine(self) -> Engine:
         """The engine for this bundle's runtime, on this machine. InputError if it can't run it."""
-        if (kind := self.manifest["runtime"]["kind"]) != "executorch":
-            raise InputError(f"{self.folder} is for the runtime {kind!r}; this phi3mobile runs executorch: upgrade it")
+        if (kind := self.manifest["runtime"]["kind"]) == "coreml":
+            if "packages" in self.manifest["runtime"]:
+                from phi3mobile.engines.mil_ane import open_ane
+
+                return open_ane(self)
+            from phi3mobile.engines.mil import open_mil
+
+            return open_mil(self)
+        if kind != "executorch":
+            raise InputError(f"{self.folder} is for the runtime {kind!r}; this phi3mobile runs executorch, coreml: upgrade it")
+        if self.manifest["runtime"].get("backend") == "CoreMLBackend":
+            from phi3mobile.engines.mil_pte import open_delegate
+
+            return open_delegate(self)
         if self.manifest["recipe"].get("attention") == "native":
             from phi3mobile.engines.native import open_native
 
@@ -186,7 +204,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     for name, fits in SCHEMA.items():
         if not fits(values[name]):
             raise InputError(f"{path}: {name} can't be {values[name]!r:.80}; export the bundle again")
-    if manifest["runtime"]["program"] not in manifest["files"]:
+    program = manifest["runtime"]["program"]
+    if not any(name == program or name.startswith(f"{program}/") for name in manifest["files"]):
         raise InputError(f"{path}: runtime.program is not among its files; export the bundle again")
     return manifest
 

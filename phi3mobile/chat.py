@@ -140,6 +140,8 @@ def load_chat(folder: Path, family: str | None = None) -> ChatFormat:
         except (ValueError, TypeError) as error:
             raise InputError(f"{path}: not a JSON object ({error}); download it again") from error
     bos, eos = (_token_text(path, name, config.get(name)) for name in ("bos_token", "eos_token"))
+    if any(Path(folder).glob("*.tiktoken")):  # phi-3-small's tokenizer class names both itself
+        bos, eos = bos or "<|endoftext|>", eos or "<|endoftext|>"
 
     jinja_file = Path(folder) / "chat_template.jinja"
     template = jinja_file.read_text("utf-8") if jinja_file.is_file() else config.get("chat_template")

@@ -15,9 +15,14 @@ VERBS = {
     "import": ("phi3mobile.verbs.import_", "GGUF file or Llama-layout folder -> Phi-3-layout checkpoint folder"),
     "export": ("phi3mobile.verbs.export", "checkpoint folder or hub id -> 4-bit bundle"),
     "inspect": ("phi3mobile.verbs.inspect", "card of a bundle or checkpoint: shapes, sizes, memory"),
+    "verify": ("phi3mobile.verbs.verify", "a bundle's program against the torch model, in dB; exit code 1 below a gate"),
     "run": ("phi3mobile.verbs.run", "answer one prompt"),
     "chat": ("phi3mobile.verbs.chat", "talk to a bundle"),
+    "app": ("phi3mobile.verbs.app", "the offline assistant in a window"),
+    "index": ("phi3mobile.verbs.index", "documents -> a library that answers are looked up in; one file, for the phone too"),
     "bench": ("phi3mobile.bench.verb", "measure a bundle on this machine"),
+    "data": ("phi3mobile.training.data.verb", "raw text to filtered, packed token shards; synthetic data; ablations"),
+    "train": ("phi3mobile.training.verb", "pretrain, SFT, DPO, safety rounds, QAT, LongRoPE: a TOML config in, a HF folder out"),
 }
 
 

@@ -15,11 +15,12 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from phi3mobile.errors import InputError
+from phi3mobile.pure_tokenizer import PureTokenizer
+from phi3mobile.unicode_classes import SPACE as _SPACE
 
-# What a token with rstrip/lstrip swallows: Unicode White_Space (str.isspace adds \x1c-\x1f, tokenizers does not).
-_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # cl100k's pre-tokenizer and phi-3-small's control tokens (docs: tiktoken's cl100k_base; Phi-3-small's tokenizer).
 _CL100K = (
@@ -30,6 +31,8 @@ _PHI3_SMALL = {
     "<|endoftext|>": 100257, "<|fim_prefix|>": 100258, "<|fim_middle|>": 100259, "<|fim_suffix|>": 100260,
     "<|system|>": 100261, "<|user|>": 100262, "<|assistant|>": 100263, "<|end|>": 100266, "<|endofprompt|>": 100276,
 }  # fmt: skip
+# Its other ids up to 100351 are spelled too, as <|dummy_id_N|>; the model never says them.
+_PHI3_SMALL_DUMMIES = (100264, 100265, 100256, *range(100267, 100276), *range(100277, 100352))
 
 
 @dataclass(frozen=True)
@@ -184,21 +187,18 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _load_json(path: Path) -> Tokenizer:
-    import tokenizers
-
     try:
-        text = path.read_text("utf-8")
-        config = json.loads(text)
-        native = tokenizers.Tokenizer.from_str(text)
+        config = json.loads(path.read_text("utf-8"))
+        backend = _native(config) or PureTokenizer(config)
         vocab = config["model"]["vocab"]
         added = {t["content"]: AddedToken(t["id"], t["lstrip"], t["rstrip"]) for t in config.get("added_tokens") or []}
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except Exception as error:  # tokenizers raises bare Exception
         raise _damaged(path, error) from error
     for content, token in added.items():
-        if native.token_to_id(content) != token.id:  # tokenizers numbers what follows a gap anew
+        if backend.token_to_id(content) != token.id:  # tokenizers numbers what follows a gap anew
             raise _damaged(path, f"added token {content} has id {token.id}, which leaves a gap in the vocabulary")
-    native.no_truncation()
-    native.no_padding()
 
     decoder = config.get("decoder") or {}
     decoders = {step["type"]: step for step in decoder.get("decoders", [decoder]) if step}
@@ -206,7 +206,7 @@ def _load_json(path: Path) -> Tokenizer:
         unicode_to_byte = byte_level_alphabet()
 
         def piece_bytes(token: int) -> bytes:
-            piece = native.id_to_token(token) or ""
+            piece = backend.id_to_token(token) or ""
             if all(char in unicode_to_byte for char in piece):
                 return bytes(unicode_to_byte[char] for char in piece)
             return piece.encode()
@@ -214,34 +214,59 @@ def _load_json(path: Path) -> Tokenizer:
     elif "ByteFallback" in decoders or "Metaspace" in decoders:
 
         def piece_bytes(token: int) -> bytes:
-            return _sentencepiece_bytes(native.id_to_token(token) or "")
+            return _sentencepiece_bytes(backend.id_to_token(token) or "")
 
     else:
         names = ", ".join(decoders) or "none"
         raise InputError(f"{path}: decoder {names} is not supported; allowed: ByteLevel, ByteFallback, Metaspace")
 
-    # The same model without its added tokens: nothing in a text can become a control token.
-    start, middle = tokenizers.Tokenizer(native.model), tokenizers.Tokenizer(native.model)
-    for plain in (start, middle):
-        if native.normalizer:
-            plain.normalizer = native.normalizer
-        if native.pre_tokenizer:
-            plain.pre_tokenizer = native.pre_tokenizer
-    pre = config.get("pre_tokenizer") or {}
-    if pre.get("type") == "Metaspace" and pre.get("prepend_scheme") == "first":
-        middle.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(pre["replacement"], "never", pre.get("split", True))
-
     strip, metaspace = decoders.get("Strip", {}), decoders.get("Metaspace", {})
     return Tokenizer(
-        plain=lambda text, first: (start if first else middle).encode(text, add_special_tokens=False).ids,
-        whole=lambda text: native.encode(text, add_special_tokens=False).ids,
+        plain=backend.plain,
+        whole=backend.whole,
         piece_bytes=piece_bytes,
-        piece_id=native.token_to_id,
+        piece_id=backend.token_to_id,
         added=added,
         vocab_size=1 + max(vocab.values()) if isinstance(vocab, dict) else len(vocab),
         strips_space=(strip.get("content") == " " and strip.get("start") == 1)
         or metaspace.get("prepend_scheme", "never") != "never",
     )
+
+
+class _Native:
+    """The compiled library, with the methods of PureTokenizer."""
+
+    def __init__(self, tokenizers: ModuleType, config: dict) -> None:
+        native = tokenizers.Tokenizer.from_str(json.dumps(config))
+        native.no_truncation()
+        native.no_padding()
+        self._native, self.token_to_id, self.id_to_token = native, native.token_to_id, native.id_to_token
+        # The same model without its added tokens: nothing in a text can become a control token.
+        self._start, self._middle = tokenizers.Tokenizer(native.model), tokenizers.Tokenizer(native.model)
+        for plain in (self._start, self._middle):
+            if native.normalizer:
+                plain.normalizer = native.normalizer
+            if native.pre_tokenizer:
+                plain.pre_tokenizer = native.pre_tokenizer
+        pre = config.get("pre_tokenizer") or {}
+        if pre.get("type") == "Metaspace" and pre.get("prepend_scheme") == "first":
+            metaspace = tokenizers.pre_tokenizers.Metaspace
+            self._middle.pre_tokenizer = metaspace(pre["replacement"], "never", pre.get("split", True))
+
+    def whole(self, text: str) -> list[int]:
+        return self._native.encode(text, add_special_tokens=False).ids
+
+    def plain(self, text: str, first: bool) -> list[int]:
+        return (self._start if first else self._middle).encode(text, add_special_tokens=False).ids
+
+
+def _native(config: dict) -> _Native | None:
+    """None where `tokenizers` is not installed: on a phone."""
+    try:
+        import tokenizers
+    except ImportError:
+        return None
+    return _Native(tokenizers, config)
 
 
 def _load_sentencepiece(path: Path) -> Tokenizer:
@@ -288,12 +313,13 @@ def _load_tiktoken(path: Path) -> Tokenizer:
     first_special = min(_PHI3_SMALL.values())
     if min(of_rank) < 0 or max(of_rank) >= first_special:
         raise InputError(f"{path}: rank {max(of_rank)}; only cl100k (ranks below {first_special}) is supported")
+    known = _PHI3_SMALL | {f"<|dummy_id_{number}|>": token for number, token in enumerate(_PHI3_SMALL_DUMMIES)}
     encoding = tiktoken.Encoding(path.stem, pat_str=_CL100K, mergeable_ranks=ranks, special_tokens={})
     return Tokenizer(
         plain=lambda text, first: encoding.encode_ordinary(text),
         piece_bytes=lambda token: of_rank.get(token, b""),
         piece_id=lambda text: ranks.get(text.encode("utf-8", "replace")),
-        added={text: AddedToken(token) for text, token in _PHI3_SMALL.items()} | _read_added_tokens(path.parent),
+        added={text: AddedToken(token) for text, token in known.items()} | _read_added_tokens(path.parent),
         vocab_size=1 + max(of_rank),
     )
 

@@ -240,7 +240,7 @@ def test_eager_says_what_is_outside():
     rows, module = inputs(2, 4, 2, 32, 16), Attention(False, 4, 2, 32, 16, 0)
     with pytest.raises(IndexError, match=r"positions 199\.\.200 are outside the KV cache of 200"):
         module(*rows, torch.tensor([199]))
-    with pytest.raises(NotImplementedError, match="block must be 0"):
+    with pytest.raises(ValueError, match="local_blocks 0"):
         caches = (module.k_cache, module.v_cache, torch.tensor([0]), 4, 0, 1.0)
         torch.ops.phi3mobile.blocksparse_attention(*rows, *caches, block=64)
 

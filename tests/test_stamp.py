@@ -15,7 +15,7 @@ from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEv
 from phi3mobile.export import stamp
 from phi3mobile.export.packed import EMBEDDING, PackedModel
 from phi3mobile.export.recipe import find_recipe
-from phi3mobile.export.segments import Segment, segment_norms
+from phi3mobile.export.segments import Segment, segment_vectors
 from phi3mobile.export.to_executorch import (
     Decoder,
     PackedEmbedding,
@@ -37,11 +37,12 @@ def straight_export(packed: PackedModel, path: Path) -> None:
     for index, kind in enumerate(kinds):
         layer = max(index - 1, 0)
         segment = Segment(config, kind, stamp.segment_matrices(packed, kind, layer))
-        norms = [packed.tensor(name) for name in segment_norms(kind, layer)]
-        count = len(norms) + {"start": 3, "middle": 4, "end": 2}[kind]
-        modules.append(StampedSegment(_tuple_output(segment, kind), tuple(range(count)), norms))
+        vectors = segment_vectors(packed, kind, layer)
+        count = len(vectors) + {"start": 3, "middle": 4, "end": 2}[kind]
+        modules.append(StampedSegment(_tuple_output(segment, kind), tuple(range(count)), vectors))
     spec = TraceSpec(CONTEXT, CHUNK)
-    decoder = Decoder(config, packed.recipe, CONTEXT, PackedEmbedding(packed.tensor(EMBEDDING)), modules).eval()
+    embedding = PackedEmbedding(packed.tensor(EMBEDDING), config.embedding_multiplier)
+    decoder = Decoder(config, packed.recipe, CONTEXT, embedding, modules).eval()
     with torch.no_grad():
         exported = torch.export.export(decoder, spec.example, dynamic_shapes=spec.dynamic, strict=False)
         program = to_edge_transform_and_lower(
@@ -77,7 +78,7 @@ def run(path: Path, tokens: list[int], splits: list[int]) -> np.ndarray:
     return np.concatenate(logits)
 
 
-@pytest.mark.parametrize("name", ["tiny-gqa", pytest.param("tiny-partial", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["tiny-gqa", "small-tiny", pytest.param("tiny-partial", marks=pytest.mark.slow)])
 def test_same_logits_as_the_straight_export(name, checkpoint_of, tmp_path):
     packed = PackedModel(open_checkpoint(checkpoint_of(name)), find_recipe("android-cpu"))
     to_executorch(packed, tmp_path / "stamped.pte", CONTEXT, CHUNK, [2])

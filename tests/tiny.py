@@ -10,6 +10,7 @@ import torch
 from phi3mobile.models.config import Phi3Config
 from phi3mobile.models.phi3 import Phi3ForCausalLM
 from phi3mobile.models.presets import PRESETS
+from phi3mobile.models.registry import new_model
 
 TINY = [name for name in PRESETS if name.startswith("tiny-")]
 
@@ -21,7 +22,7 @@ def tiny(name: str, **changes) -> Phi3Config:
 
 def random_model(config: Phi3Config, context: int | None = None, seed: int = 0) -> Phi3ForCausalLM:
     """Our model with random weights large enough that every mistake shows in the logits."""
-    model = Phi3ForCausalLM(config, context).eval()
+    model = new_model(config, context).eval()
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         spread = 0.3 if "norm" in name else 1.5 / weight.shape[-1] ** 0.5

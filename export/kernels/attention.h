@@ -8,9 +8,10 @@ namespace phi3mobile {
 
 constexpr int64_t kBlock = 64;      // keys handled at once: their scores stay in L1
 constexpr int64_t kTileRows = 32;   // query rows handled at once; a row is one query head of one token
+constexpr int64_t kSparseRows = 64;  // and in the sparse form, where a head alone sees a remote block
 constexpr int64_t kMaxWidth = 256;  // widest head
 
-// One call of the operator. Rows of KV head g are numbered token-major: row = token * group + head within the group.
+// One call of the operator, or a piece of its tokens.
 struct Attention {
   const float* qkv;  // [T, (H + 2 Hkv) * D]: all Q, all K, all V, not yet rotated
   const float* cos;  // [T, R]
@@ -24,15 +25,65 @@ struct Attention {
   int64_t position;  // of the first token
   int64_t window;    // keys a query sees, itself included; 0: all before it
   float scale;
+  // Sparse form, where block > 0: see phi3mobile/models/blocksparse.py.
+  int64_t block, local_blocks, stride, head_step;
+  int64_t ring, periods, kept;  // evicting caches, where ring > 0
 };
 
 // A piece of the work: some rows of one KV head against some keys, and its unnormalised result.
+// Dense: rows are numbered token-major, row = token * group + head within the group; keys are positions.
+// Sparse: row r of the part is its token r % tokens and its head r / tokens, all tokens in one query block; keys are the
+// blocks that these heads see, numbered as in `Seen`.
 struct Part {
   int64_t kv_head, first_row, rows, first_key, end_key;
+  int64_t first_token, tokens, first_head;  // sparse
   float* sums;    // [rows, D]: sum of exp(score - peak) * value
   float* peaks;   // [rows]: highest score
   float* totals;  // [rows]: sum of exp(score - peak)
 };
+
+// The residue block % stride of the remote blocks that a query head sees.
+static inline int64_t residue_of(const Attention& a, int64_t head) {
+  return a.stride - 1 - head * (a.head_step % a.stride) % a.stride;
+}
+
+// The blocks that some heads of one KV head see from one query block: run after run of remote blocks, `stride` apart, one run
+// for each head (one for all where heads are alike), then the local blocks. Computed, not stored.
+struct Seen {
+  int64_t remote_end;  // blocks before it are remote, from there on local
+  int64_t heads_per_run, runs, count;
+
+  static int64_t in_run(const Attention& a, int64_t remote_end, int64_t head) {
+    const int64_t first = residue_of(a, head);
+    return first < remote_end ? (remote_end - 1 - first) / a.stride + 1 : 0;
+  }
+};
+
+static inline Seen seen_from(const Attention& a, int64_t query_block, int64_t first_head, int64_t heads) {
+  Seen seen{};
+  seen.remote_end = query_block < a.local_blocks ? 0 : query_block - a.local_blocks + 1;
+  seen.heads_per_run = a.head_step % a.stride == 0 ? heads : 1;
+  seen.runs = heads / seen.heads_per_run;
+  for (int64_t run = 0; run < seen.runs; ++run) seen.count += Seen::in_run(a, seen.remote_end, first_head + run);
+  seen.count += query_block + 1 - seen.remote_end;
+  return seen;
+}
+
+// First cache row of a block of keys. Evicting: blocks that a query head of this KV head sees from afar come first, `kept` for
+// each `stride`; the others pass through the ring. The first `kept` heads of a group have all its residues.
+static inline int64_t row_of(const Attention& a, int64_t kv_head, int64_t key_block) {
+  if (a.ring == 0) return key_block * a.block;
+  const int64_t period = key_block / a.stride, residue = key_block % a.stride, head = kv_head * (a.heads / a.kv_heads);
+  int64_t rank = 0;
+  bool seen = false;
+  for (int64_t i = 0; i < a.kept; ++i) {
+    const int64_t other = residue_of(a, head + i);
+    rank += other < residue;
+    seen |= other == residue;
+  }
+  if (seen) return (period * a.kept + rank) * a.block;
+  return (a.periods * a.kept + (period * (a.stride - a.kept) + residue - rank) % a.ring) * a.block;
+}
 
 // Memory of a part, and of a worker, for tiles of at most `rows` rows.
 constexpr int64_t part_floats(int64_t rows, int64_t width) { return rows * (width + 2); }

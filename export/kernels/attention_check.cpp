@@ -87,7 +87,7 @@ double error_of(const Loops& loops, bool int8, int64_t heads, int64_t kv_heads, 
       for (int64_t i = 0; i < splits; ++i) {
         float* at = &memory[i * size];
         float* peaks = at + tile * width;
-        parts.push_back({head, row, rows, end * i / splits, end * (i + 1) / splits, at, peaks, peaks + tile});
+        parts.push_back({head, row, rows, end * i / splits, end * (i + 1) / splits, 0, 0, 0, at, peaks, peaks + tile});
         loops.attend(a, parts.back(), scratch.data());
       }
       loops.finish(a, parts.data(), splits);

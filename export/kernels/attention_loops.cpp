@@ -134,11 +134,19 @@ P3M_INLINE Floats exp_of(Floats x) {
   return (Floats)((Ints)(y * (Floats)power) & keep);
 }
 
+// Asks for the `size` elements that lie `ahead` further: the next block of a sparse run, which no hardware foresees. 0: nothing.
+template <class T>
+P3M_INLINE void ask(const T* from, int64_t size, int64_t ahead) {
+  if (ahead == 0) return;
+  for (int64_t i = 0; i < size; i += 64 / (int64_t)sizeof(T)) __builtin_prefetch(from + ahead + i);
+}
+
 // scores[r][key] = q[r] . keys[key] for R rows; rows of scores are kBlock apart.
 template <int R, class T>
-static void dots(const float* const* q, const T* keys, int64_t count, int64_t width, float* scores) {
+static void dots(const float* const* q, const T* keys, int64_t count, int64_t width, int64_t ahead, float* scores) {
   for (int64_t key = 0; key < count; key += 4) {
     const T* k[4];
+    ask(keys + key * width, 4 * width, ahead);
     for (int i = 0; i < 4; ++i) k[i] = keys + (key + i < count ? key + i : count - 1) * width;
     Floats sums[R][4] = {};
     for (int64_t d = 0; d < width; d += kLoad * W) {
@@ -157,11 +165,12 @@ static void dots(const float* const* q, const T* keys, int64_t count, int64_t wi
 
 // sums[r][d..] += weights[r][key] * values[key][d..] for R rows and N vectors from d on.
 template <int R, int N, class T>
-P3M_INLINE void weigh(const float* weights, const T* values, int64_t count, int64_t width, float* sums) {
+P3M_INLINE void weigh(const float* weights, const T* values, int64_t count, int64_t width, int64_t ahead, float* sums) {
   Floats y[R][N];
   for (int r = 0; r < R; ++r) load_row<N>(sums + r * width, y[r]);
   for (int64_t key = 0; key < count; ++key) {
     Floats x[N];
+    ask(values + key * width, N * W, ahead);
     load_row<N>(values + key * width, x);
     for (int r = 0; r < R; ++r) {
       for (int n = 0; n < N; ++n) y[r][n] += x[n] * weights[r * kBlock + key];
@@ -173,42 +182,44 @@ P3M_INLINE void weigh(const float* weights, const T* values, int64_t count, int6
 }
 
 template <int R, class T>
-static void weigh_rows(const float* weights, const T* values, int64_t count, int64_t width, float* sums) {
+static void weigh_rows(const float* weights, const T* values, int64_t count, int64_t width, int64_t ahead, float* sums) {
   int64_t d = 0;
-  for (; d + 4 * W <= width; d += 4 * W) weigh<R, 4>(weights, values + d, count, width, sums + d);
+  for (; d + 4 * W <= width; d += 4 * W) weigh<R, 4>(weights, values + d, count, width, ahead, sums + d);
 #if P3M_LANES > 4
-  for (; d + 2 * W <= width; d += 2 * W) weigh<R, 2>(weights, values + d, count, width, sums + d);
-  for (; d < width; d += W) weigh<R, 1>(weights, values + d, count, width, sums + d);
+  for (; d + 2 * W <= width; d += 2 * W) weigh<R, 2>(weights, values + d, count, width, ahead, sums + d);
+  for (; d < width; d += W) weigh<R, 1>(weights, values + d, count, width, ahead, sums + d);
 #endif
 }
 
 template <class T>
-static void all_dots(const float* const* q, int64_t rows, const T* keys, int64_t count, int64_t width, float* scores) {
+static void all_dots(
+    const float* const* q, int64_t rows, const T* keys, int64_t count, int64_t width, int64_t ahead, float* scores) {
   for (int64_t r = 0; r < rows; r += P3M_ROWS) {
     float* to = scores + r * kBlock;
     switch (rows - r) {
-      case 1: dots<1>(q + r, keys, count, width, to); break;
+      case 1: dots<1>(q + r, keys, count, width, ahead, to); break;
 #if P3M_ROWS > 2
-      case 2: dots<2>(q + r, keys, count, width, to); break;
-      case 3: dots<3>(q + r, keys, count, width, to); break;
+      case 2: dots<2>(q + r, keys, count, width, ahead, to); break;
+      case 3: dots<3>(q + r, keys, count, width, ahead, to); break;
 #endif
-      default: dots<P3M_ROWS>(q + r, keys, count, width, to);
+      default: dots<P3M_ROWS>(q + r, keys, count, width, ahead, to);
     }
   }
 }
 
 template <class T>
-static void all_weigh(const float* weights, int64_t rows, const T* values, int64_t count, int64_t width, float* sums) {
+static void all_weigh(
+    const float* weights, int64_t rows, const T* values, int64_t count, int64_t width, int64_t ahead, float* sums) {
   for (int64_t r = 0; r < rows; r += P3M_ROWS) {
     const float* from = weights + r * kBlock;
     float* to = sums + r * width;
     switch (rows - r) {
-      case 1: weigh_rows<1>(from, values, count, width, to); break;
+      case 1: weigh_rows<1>(from, values, count, width, ahead, to); break;
 #if P3M_ROWS > 2
-      case 2: weigh_rows<2>(from, values, count, width, to); break;
-      case 3: weigh_rows<3>(from, values, count, width, to); break;
+      case 2: weigh_rows<2>(from, values, count, width, ahead, to); break;
+      case 3: weigh_rows<3>(from, values, count, width, ahead, to); break;
 #endif
-      default: weigh_rows<P3M_ROWS>(from, values, count, width, to);
+      default: weigh_rows<P3M_ROWS>(from, values, count, width, ahead, to);
     }
   }
 }
@@ -286,7 +297,9 @@ static void write(const Attention& a, int64_t first, int64_t end) {
   for (int64_t t = first; t < end; ++t) {
     const float* row = a.qkv + (t * (a.heads + 2 * a.kv_heads) + a.heads) * a.width;
     for (int64_t head = 0; head < a.kv_heads; ++head) {
-      const int64_t at = head * a.capacity + a.position + t;
+      int64_t at = a.position + t;
+      if (a.ring) at = row_of(a, head, at / a.block) + at % a.block;
+      at += head * a.capacity;
       const float* value = row + (a.kv_heads + head) * a.width;
       rotate(row + head * a.width, a.cos + t * a.half, a.sin + t * a.half, a.half, a.width, key);
       if (a.k_scale) {
@@ -300,63 +313,141 @@ static void write(const Attention& a, int64_t first, int64_t end) {
   }
 }
 
-template <class T>
-static void attend_typed(const Attention& a, const Part& part, float* scratch) {
+// The token and the head within the group of a part's row.
+P3M_INLINE void place_of(const Attention& a, const Part& part, int64_t r, int64_t* token, int64_t* head) {
+  const int64_t group = a.heads / a.kv_heads;
+  *token = a.block ? part.first_token + r % part.tokens : (part.first_row + r) / group;
+  *head = a.block ? part.first_head + r / part.tokens : (part.first_row + r) % group;
+}
+
+// A part at work: its rotated queries, and room for one block of keys.
+struct Tile {
+  const float* q[kSparseRows];
+  float *scores, *wide, *k_scale, *v_scale;
+};
+
+static void prepare(const Attention& a, const Part& part, float* scratch, Tile* tile) {
   const int64_t width = a.width, group = a.heads / a.kv_heads;
-  float* scores = scratch;
-  float* turned = scores + part.rows * kBlock;
-  float* wide = turned + part.rows * width;
-  float* k_scale = wide + kBlock * width;
-  float* v_scale = k_scale + kBlock;
-  const float* q[kTileRows];
+  tile->scores = scratch;
+  float* turned = tile->scores + part.rows * kBlock;
+  tile->wide = turned + part.rows * width;
+  tile->k_scale = tile->wide + kBlock * width;
+  tile->v_scale = tile->k_scale + kBlock;
   for (int64_t r = 0; r < part.rows; ++r) {
-    const int64_t row = part.first_row + r, token = row / group, head = part.kv_head * group + row % group;
-    const float* from = a.qkv + (token * (a.heads + 2 * a.kv_heads) + head) * width;
-    q[r] = turned + r * width;
+    int64_t token, head;
+    place_of(a, part, r, &token, &head);
+    const float* from = a.qkv + (token * (a.heads + 2 * a.kv_heads) + part.kv_head * group + head) * width;
+    tile->q[r] = turned + r * width;
     rotate(from, a.cos + token * a.half, a.sin + token * a.half, a.half, width, turned + r * width);
     part.peaks[r] = -INFINITY;
     part.totals[r] = 0;
   }
   memset(part.sums, 0, part.rows * width * sizeof(float));
-  for (int64_t j = 0; j < kBlock; ++j) k_scale[j] = v_scale[j] = 1;
+  for (int64_t j = 0; j < kBlock; ++j) tile->k_scale[j] = tile->v_scale[j] = 1;
+}
 
+// Rows [first, end) of a part against `count` keys in the cache from row `at` on; sees(row, &from, &to) gives the keys
+// of these that a row sees. The next keys lie `ahead` rows further; 0: wherever.
+template <class T, class Sees>
+P3M_INLINE void attend_keys(
+    const Attention& a, const Part& part, Tile& tile, int64_t first, int64_t end, int64_t at, int64_t count, int64_t ahead,
+    const Sees& sees) {
+  const int64_t width = a.width, rows = end - first;
+  at += part.kv_head * a.capacity;
+  const T* keys = (const T*)a.k_cache + at * width;
+  const T* values = (const T*)a.v_cache + at * width;
+  float *scores = tile.scores + first * kBlock, *sums = part.sums + first * width;
+  if (a.k_scale) {
+    memcpy(tile.k_scale, a.k_scale + at, count * sizeof(float));
+    memcpy(tile.v_scale, a.v_scale + at, count * sizeof(float));
+  }
+  if (rows > P3M_ROWS) {
+    all_dots(tile.q + first, rows, widen(keys, count, width, tile.wide), count, width, 0, scores);
+  } else {
+    all_dots(tile.q + first, rows, keys, count, width, ahead * width, scores);
+  }
+  for (int64_t r = first; r < end; ++r) {
+    int64_t from = 0, to = count;
+    sees(r, &from, &to);
+    soften(
+        tile.scores + r * kBlock, from, to, a.scale, tile.k_scale, tile.v_scale, width, part.sums + r * width, part.peaks + r,
+        part.totals + r);
+  }
+  if (rows > P3M_ROWS) {
+    all_weigh(scores, rows, widen(values, count, width, tile.wide), count, width, 0, sums);
+  } else {
+    all_weigh(scores, rows, values, count, width, ahead * width, sums);
+  }
+}
+
+template <class T>
+static void attend_dense(const Attention& a, const Part& part, Tile& tile) {
+  const int64_t group = a.heads / a.kv_heads;
   for (int64_t key = part.first_key; key < part.end_key; key += kBlock) {
     const int64_t count = part.end_key - key < kBlock ? part.end_key - key : kBlock;
-    const int64_t at = part.kv_head * a.capacity + key;
-    const T* keys = (const T*)a.k_cache + at * width;
-    const T* values = (const T*)a.v_cache + at * width;
-    if (a.k_scale) {
-      memcpy(k_scale, a.k_scale + at, count * sizeof(float));
-      memcpy(v_scale, a.v_scale + at, count * sizeof(float));
-    }
-    if (part.rows > P3M_ROWS) {
-      all_dots(q, part.rows, widen(keys, count, width, wide), count, width, scores);
-    } else {
-      all_dots(q, part.rows, keys, count, width, scores);
-    }
-    for (int64_t r = 0; r < part.rows; ++r) {
+    attend_keys<T>(a, part, tile, 0, part.rows, key, count, 0, [&](int64_t r, int64_t* from, int64_t* to) {
       const int64_t at_position = a.position + (part.first_row + r) / group;
-      int64_t first = a.window > 0 ? at_position - a.window + 1 - key : 0;
-      int64_t end = at_position + 1 - key;
-      first = first < 0 ? 0 : first;
-      end = end > count ? count : end;
-      soften(
-          scores + r * kBlock, first, end, a.scale, k_scale, v_scale, width, part.sums + r * width, part.peaks + r,
-          part.totals + r);
+      const int64_t first = a.window > 0 ? at_position - a.window + 1 - key : 0, end = at_position + 1 - key;
+      *from = first < 0 ? 0 : first;
+      *to = end > count ? count : end;
+    });
+  }
+}
+
+// One block for some rows, causally where it is the queries' own; `next` is the block after it.
+template <class T>
+static void attend_block(
+    const Attention& a, const Part& part, Tile& tile, int64_t first, int64_t end, int64_t key_block, int64_t next, bool own) {
+  const int64_t position = a.position + part.first_token, at = row_of(a, part.kv_head, key_block), base = key_block * a.block;
+  const int64_t ahead = row_of(a, part.kv_head, next) - at;
+  const int64_t size = own ? position + part.tokens - base : a.block;
+  for (int64_t key = 0; key < size; key += kBlock) {
+    const int64_t count = size - key < kBlock ? size - key : kBlock;
+    attend_keys<T>(a, part, tile, first, end, at + key, count, ahead, [&](int64_t r, int64_t*, int64_t* to) {
+      const int64_t visible = position + r % part.tokens + 1 - base - key;
+      if (own && visible < count) *to = visible;
+    });
+  }
+}
+
+template <class T>
+static void attend_sparse(const Attention& a, const Part& part, Tile& tile) {
+  const int64_t query_block = (a.position + part.first_token) / a.block, heads = part.rows / part.tokens;
+  const int64_t head = part.kv_head * (a.heads / a.kv_heads) + part.first_head;
+  const Seen seen = seen_from(a, query_block, head, heads);
+  int64_t before = 0;  // numbers of the runs before
+  for (int64_t run = 0; run < seen.runs; ++run) {
+    const int64_t count = Seen::in_run(a, seen.remote_end, head + run), rows = seen.heads_per_run * part.tokens;
+    const int64_t first = part.first_key > before ? part.first_key - before : 0;
+    const int64_t end = part.end_key - before < count ? part.end_key - before : count;
+    for (int64_t i = first; i < end; ++i) {
+      const int64_t key_block = residue_of(a, head + run) + i * a.stride;
+      int64_t next = key_block + a.stride;
+      if (i + 1 == end) next = run + 1 < seen.runs ? residue_of(a, head + run + 1) : seen.remote_end;
+      attend_block<T>(a, part, tile, run * rows, (run + 1) * rows, key_block, next <= query_block ? next : key_block, false);
     }
-    if (part.rows > P3M_ROWS) {
-      all_weigh(scores, part.rows, widen(values, count, width, wide), count, width, part.sums);
-    } else {
-      all_weigh(scores, part.rows, values, count, width, part.sums);
-    }
+    before += count;
+  }
+  const int64_t first = part.first_key > before ? part.first_key - before : 0;
+  for (int64_t i = first; before + i < part.end_key; ++i) {
+    const int64_t key_block = seen.remote_end + i, next = key_block < query_block ? key_block + 1 : key_block;
+    attend_block<T>(a, part, tile, 0, part.rows, key_block, next, key_block == query_block);
   }
 }
 
 static void attend(const Attention& a, const Part& part, float* scratch) {
-  if (a.k_scale) {
-    attend_typed<int8_t>(a, part, scratch);
+  Tile tile;
+  prepare(a, part, scratch, &tile);
+  if (a.block) {
+    if (a.k_scale) {
+      attend_sparse<int8_t>(a, part, tile);
+    } else {
+      attend_sparse<float>(a, part, tile);
+    }
+  } else if (a.k_scale) {
+    attend_dense<int8_t>(a, part, tile);
   } else {
-    attend_typed<float>(a, part, scratch);
+    attend_dense<float>(a, part, tile);
   }
 }
 
@@ -366,8 +457,9 @@ static void finish(const Attention& a, const Part* parts, int64_t count) {
     float peak = -INFINITY, total = 0;
     for (int64_t i = 0; i < count; ++i) peak = parts[i].peaks[r] > peak ? parts[i].peaks[r] : peak;
     for (int64_t i = 0; i < count; ++i) total += parts[i].totals[r] * expf(parts[i].peaks[r] - peak);
-    const int64_t row = parts[0].first_row + r;
-    float* out = a.out + (row / group * a.heads + parts[0].kv_head * group + row % group) * width;
+    int64_t token, head;
+    place_of(a, parts[0], r, &token, &head);
+    float* out = a.out + (token * a.heads + parts[0].kv_head * group + head) * width;
     memset(out, 0, width * sizeof(float));
     for (int64_t i = 0; i < count; ++i) {
       const float share = expf(parts[i].peaks[r] - peak) / total;

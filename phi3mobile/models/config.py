@@ -1,4 +1,4 @@
-"""The Phi-3 decoder's configuration, under HF field names: shapes, constants, contradictions, derived numbers."""
+"""Configurations of the Phi-3 decoders, under HF field names: shapes, constants, contradictions, derived numbers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from phi3mobile.errors import InputError
+from phi3mobile.models.blocksparse import Pattern
 
-MODEL_TYPES = ("phi3", "llama", "mistral")
+MODEL_TYPES = ("phi3", "llama", "mistral", "phi3small")
 SHAPE_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
@@ -129,6 +130,25 @@ class Phi3Config:
         same = scaling.short_factor == scaling.long_factor and self.mscales[0] == self.mscales[1]
         return None if same else self.original_max_position_embeddings
 
+    @property
+    def attention_scale(self) -> float:
+        """What q @ k is multiplied by."""
+        return self.head_dim**-0.5
+
+    @property
+    def embedding_multiplier(self) -> float:
+        """What embedded tokens are multiplied by."""
+        return 1.0
+
+    @property
+    def masked_ids(self) -> tuple[int, ...]:
+        """Ids whose logit is the least float32 whatever the weights say."""
+        return ()
+
+    def blocksparse(self, layer: int) -> Pattern | None:
+        """The pattern of a block-sparse layer; None where attention is dense."""
+        return None
+
     def parameters(self) -> int:
         """Exact number of weights; a tied embedding counts once."""
         heads = self.num_attention_heads + 2 * self.num_key_value_heads
@@ -143,7 +163,7 @@ class Phi3Config:
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any]) -> Phi3Config:
-        """Read a config.json of model_type phi3, llama or mistral, in the layout of transformers 4 or 5.
+        """Read a config.json of model_type phi3, llama, mistral or phi3small, in the layout of transformers 4 or 5.
 
         Raises InputError for an unknown model_type, an unknown key, or a value that means another function.
         """
@@ -152,10 +172,84 @@ class Phi3Config:
         return read_hf(hf)
 
     def to_hf(self) -> dict[str, Any]:
-        """The config.json of the same function as model_type phi3; transformers 4 and 5 read this layout."""
+        """The config.json of the same function as model_type phi3 (or phi3small), in the layout of transformers 4 and 5."""
         from phi3mobile.models.hf_config import write_hf
 
         return write_hf(self)
+
+
+@dataclass(frozen=True)
+class Phi3SmallConfig(Phi3Config):
+    """phi-3-small: LayerNorm and biases, gegelu, muP multipliers, block-sparse layers. `rms_norm_eps` is the LayerNorms'.
+
+    A tied embedding counts once in `parameters`; the fields below are config.json's own.
+    """
+
+    gegelu_limit: float = 20.0
+    blocksparse_block_size: int = 64
+    blocksparse_num_local_blocks: int = 16
+    blocksparse_vert_stride: int = 8
+    blocksparse_homo_head_pattern: bool = False
+    dense_attention_every_n_layers: int = 2  # 0: none is dense
+    mup_use_scaling: bool = True
+    mup_attn_multiplier: float = 1.0
+    mup_embedding_multiplier: float = 10.0
+    mup_width_multiplier: float = 8.0
+    dummy_token_indices: tuple[int, ...] = ()  # ids that the model never says
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("block_size", "num_local_blocks", "vert_stride"):
+            value = getattr(self, f"blocksparse_{name}")
+            if type(value) is not int or value < 1:
+                raise InputError(f"config: blocksparse_{name} is {value!r}; it must be a whole number above 0")
+        every = self.dense_attention_every_n_layers
+        if type(every) is not int or every < 0:
+            raise InputError(f"config: dense_attention_every_n_layers is {every!r}; it must be a whole number, 0 for none")
+        for name in ("gegelu_limit", "mup_attn_multiplier", "mup_embedding_multiplier", "mup_width_multiplier"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise InputError(f"config: {name} is {value!r}; it must be a number above 0")
+        for name in ("blocksparse_homo_head_pattern", "mup_use_scaling"):
+            if type(getattr(self, name)) is not bool:
+                raise InputError(f"config: {name} is {getattr(self, name)!r}; it must be true or false")
+        for token in self.dummy_token_indices:
+            if type(token) is not int or not 0 <= token < self.vocab_size:
+                raise InputError(f"config: dummy_token_indices has {token!r}; ids run from 0 to {self.vocab_size - 1}")
+        if len(set(self.dummy_token_indices)) == self.vocab_size:
+            raise InputError("config: dummy_token_indices names every id of the vocabulary; one at least must be left")
+        if self.head_dim * self.num_attention_heads != self.hidden_size or self.partial_rotary_factor != 1:
+            raise InputError(f"config: phi3small has heads of hidden_size / num_attention_heads, not of {self.head_dim}")
+        if self.sliding_window is not None or self.source_model_type != "phi3small":
+            raise InputError("config: phi3small has no sliding_window and no other layout than its own")
+
+    @property
+    def attention_scale(self) -> float:
+        return self.mup_attn_multiplier / self.head_dim if self.mup_use_scaling else self.head_dim**-0.5
+
+    @property
+    def embedding_multiplier(self) -> float:
+        return self.mup_embedding_multiplier
+
+    @property
+    def masked_ids(self) -> tuple[int, ...]:
+        return self.dummy_token_indices
+
+    def blocksparse(self, layer: int) -> Pattern | None:
+        every = self.dense_attention_every_n_layers
+        if every and (layer + 1) % every == 0:
+            return None
+        heads, stride = self.num_attention_heads, self.blocksparse_vert_stride
+        head_step = 0 if self.blocksparse_homo_head_pattern else max(1, stride // heads)
+        blocks = self.blocksparse_block_size, self.blocksparse_num_local_blocks
+        return Pattern(heads, self.num_key_value_heads, *blocks, stride, head_step)
+
+    def parameters(self) -> int:
+        hidden, inner = self.hidden_size, self.intermediate_size
+        projected = hidden + 2 * self.num_key_value_heads * self.head_dim
+        linears = (projected + hidden + 2 * inner) * (hidden + 1) + hidden * (inner + 1)
+        embeddings = self.vocab_size * hidden * (1 if self.tie_word_embeddings else 2)
+        return embeddings + self.num_hidden_layers * (linears + 4 * hidden) + 2 * hidden
 
 
 def derived_mscale(ratio: float, original: int) -> float:

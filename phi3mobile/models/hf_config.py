@@ -1,7 +1,7 @@
 """config.json of Phi-3, Llama and Mistral checkpoints, in the layouts of transformers 4 and 5, to and from Phi3Config.
 
 The Phi-3 graph (RMSNorm, SwiGLU, NeoX RoPE, grouped KV heads, no biases) expresses all three exactly; their scaled RoPE
-variants become LongRoPE factor lists whose short and long lists agree. Unknown keys are errors.
+variants become LongRoPE factor lists whose short and long lists agree. Unknown keys are errors. phi-3-small: hf_small.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from phi3mobile.errors import InputError
-from phi3mobile.models.config import MODEL_TYPES, SHAPE_KEYS, Phi3Config, RopeScaling, derived_mscale
+from phi3mobile.models.config import MODEL_TYPES, SHAPE_KEYS, Phi3Config, Phi3SmallConfig, RopeScaling, derived_mscale
 
 # Where a config.json may leave a key out, the value that transformers 5 gives the class.
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -23,7 +23,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 # Keys that would change the maths: only these values are the graph's.
-_FIXED: dict[str, tuple[Any, ...]] = {
+FIXED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,), "lm_head_bias": (False,),
     "quantization_config": (None,), "rope_interleaved": (False,), "full_attn_mod": (1,), "interpolate_factor": (1,),
     "is_encoder_decoder": (False,), "is_decoder": (False, True), "add_cross_attention": (False,),
@@ -32,7 +32,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 # Keys without effect on inference: bookkeeping, training, and what transformers 4 and 5 write for every model.
-_HARMLESS = frozenset(
+HARMLESS = frozenset(
     """model_type architectures auto_map torch_dtype dtype transformers_version use_cache initializer_range
     attention_dropout resid_pdrop embd_pdrop hidden_dropout pretraining_tp is_llama_config transformers.js_config
     _name_or_path name_or_path attn_implementation _attn_implementation _attn_implementation_autoset unsloth_version
@@ -62,12 +62,11 @@ def read_hf(hf: dict[str, Any]) -> Phi3Config:
     model_type = hf.get("model_type")
     if model_type not in MODEL_TYPES:
         raise InputError(f"config: model_type is {model_type!r}; known are {', '.join(MODEL_TYPES)}")
-    for key, value in hf.items():
-        if key in _FIXED and value not in _FIXED[key]:
-            allowed = " or ".join(map(repr, _FIXED[key]))
-            raise InputError(f"config: {key} is {value!r}; this graph allows {allowed} only")
-        if key not in _FIXED and key not in _READ and key not in _HARMLESS:
-            raise InputError(f"config: unknown key {key!r} ({value!r}); remove it if it does not change the model")
+    if model_type == "phi3small":
+        from phi3mobile.models.hf_small import read_small
+
+        return read_small(hf)
+    refuse_unknown(hf, FIXED, HARMLESS | _READ)
     if missing := [key for key in SHAPE_KEYS if hf.get(key) is None]:
         raise InputError(f"config: {', '.join(missing)} missing; a {model_type} config must give them")
 
@@ -78,7 +77,7 @@ def read_hf(hf: dict[str, Any]) -> Phi3Config:
         if type(hidden) is not int or type(heads) is not int or heads < 1 or hidden % heads:
             raise InputError(f"config: num_attention_heads {heads!r} does not divide hidden_size {hidden!r}")
         head_dim = hidden // heads
-    rope = _rope_parameters(values)
+    rope = rope_parameters(values)
     eos = values["eos_token_id"]
     plain = {key: values[key] for key in (*SHAPE_KEYS, "rms_norm_eps", "max_position_embeddings", "bos_token_id",
                                           "pad_token_id")}  # fmt: skip
@@ -88,18 +87,22 @@ def read_hf(hf: dict[str, Any]) -> Phi3Config:
         head_dim=head_dim,
         rope_theta=_first(rope.get("rope_theta"), values.get("rope_theta"), 10000.0),
         partial_rotary_factor=_first(rope.get("partial_rotary_factor"), values.get("partial_rotary_factor"), 1.0),
-        original_max_position_embeddings=_original_context(values, rope),
+        original_max_position_embeddings=original_context(values, rope),
         sliding_window=values["sliding_window"] if model_type != "llama" else None,
         tie_word_embeddings=values.get("tie_word_embeddings", False),
         eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
         source_model_type=model_type,
     )
-    scaling = _rope_scaling(shape, rope)
+    scaling = rope_scaling(shape, rope)
     return shape if scaling is None else Phi3Config(**{**vars(shape), "rope_scaling": scaling})
 
 
 def write_hf(config: Phi3Config) -> dict[str, Any]:
     """See Phi3Config.to_hf."""
+    if isinstance(config, Phi3SmallConfig):
+        from phi3mobile.models.hf_small import write_small
+
+        return write_small(config)
     hf: dict[str, Any] = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "hidden_act": "silu"}
     same_name = set(vars(config)) - {"rope_scaling", "head_dim", "eos_token_ids", "source_model_type"}
     hf |= {key: value for key, value in vars(config).items() if key in same_name}
@@ -118,11 +121,21 @@ def write_hf(config: Phi3Config) -> dict[str, Any]:
     return hf
 
 
+def refuse_unknown(hf: dict[str, Any], fixed: dict[str, tuple[Any, ...]], known: frozenset[str]) -> None:
+    """InputError for a key that is not known, and for one of `fixed` with another value than the graph's."""
+    for key, value in hf.items():
+        if key in fixed and value not in fixed[key]:
+            allowed = " or ".join(map(repr, fixed[key]))
+            raise InputError(f"config: {key} is {value!r}; this graph allows {allowed} only")
+        if key not in fixed and key not in known:
+            raise InputError(f"config: unknown key {key!r} ({value!r}); remove it if it does not change the model")
+
+
 def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _rope_parameters(values: dict[str, Any]) -> dict[str, Any]:
+def rope_parameters(values: dict[str, Any]) -> dict[str, Any]:
     """The one dict of RoPE values, with `rope_type` settled, from either layout."""
     given = [key for key in ("rope_scaling", "rope_parameters") if values.get(key) is not None]
     if len(given) == 2 and values["rope_scaling"] != values["rope_parameters"]:
@@ -140,7 +153,7 @@ def _rope_parameters(values: dict[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in rope.items() if value is not None}, "rope_type": kind}
 
 
-def _original_context(values: dict[str, Any], rope: dict[str, Any]) -> int:
+def original_context(values: dict[str, Any], rope: dict[str, Any]) -> int:
     top, inner = values.get("original_max_position_embeddings"), rope.get("original_max_position_embeddings")
     if rope["rope_type"] == "longrope" and None not in (top, inner) and top != inner:
         raise InputError(
@@ -160,7 +173,7 @@ def _number(rope: dict[str, Any], key: str) -> float:
     return float(value)
 
 
-def _rope_scaling(config: Phi3Config, rope: dict[str, Any]) -> RopeScaling | None:
+def rope_scaling(config: Phi3Config, rope: dict[str, Any]) -> RopeScaling | None:
     """LongRoPE as given; linear and llama3 scaling as the factor list, with mscale 1, of the same frequencies."""
     kind = rope["rope_type"]
     if kind == "default":

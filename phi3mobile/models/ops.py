@@ -1,32 +1,46 @@
 """Our operators `phi3mobile::*`: definition, eager reference and fake implementation. Kernels: export/kernels.
 
 `blocksparse_attention` and `blocksparse_attention_int8` take the output of the fused projection, rotate queries and
-keys, write the new keys and values into a KV cache, in place, and attend over it. Dense causal attention (optionally
-windowed) is the form with `block = 0`, the only one so far.
+keys, write the new keys and values into a KV cache, in place, and attend over it.
 
-Shapes, for both: qkv float32 [T, (H + 2 * Hkv) * D], columns [all Q | all K | all V], not yet rotated; cos and sin
+Shapes, for all: qkv float32 [T, (H + 2 * Hkv) * D], columns [all Q | all K | all V], not yet rotated; cos and sin
 float32 [T, R], the rows of these T positions; caches [1, Hkv, S, D], float32 or int8; scales float32 [1, Hkv, S];
 input_pos int64 [1], the position of the first of the T tokens; result float32 [T, H * D].
 heads = H is a multiple of Hkv (query head h reads KV head h // (H // Hkv)), D a multiple of 16 up to 256.
 1 <= R <= D / 2: the first 2 R dimensions of a head are rotated as in `rope.apply_rope`, the others pass through.
-window > 0: a query at position p sees positions > p - window. scale multiplies q @ k.
-int8: symmetric per token and head, scale = max|x| / 127, rounded half to even.
+scale multiplies q @ k. int8: symmetric per token and head, scale = max|x| / 127, rounded half to even.
+
+block = 0, dense: causal. window > 0: a query at position p sees positions > p - window.
+block > 0, sparse: causal, and of blocks of `block` tokens only the `local_blocks` that end with the query's own, and those
+earlier ones with (key_block + head * head_step + 1) % stride == 0; see models/blocksparse.py. head_step 0: all heads
+alike (homo); phi-3-small: max(1, stride // heads). window must be 0.
+
+`blocksparse_attention_evicting` and `.._evicting_int8`, sparse only: the same result from caches that keep only what is
+still to be read; S, ring and how far positions may go back come from `blocksparse.evicting_cache`. mark int64 [1], in
+place, zeros at first: the end of the farthest position written since position 0 was. A position too far back raises
+IndexError (in the kernel: InvalidArgument with the same line): then start again from position 0, which always works.
 """
 
 from __future__ import annotations
 
 import torch
 
+from phi3mobile.models.blocksparse import EvictingCache, Pattern
 from phi3mobile.models.rope import apply_rope
 
 _library = torch.library.Library("phi3mobile", "DEF")
 
-# block, local_blocks and stride are room for the blocksparse form: a .pte that is out there can't get new arguments.
 _ROWS = "Tensor qkv, Tensor cos, Tensor sin, Tensor(a!) k_cache, Tensor(b!) v_cache, "
-_REST = "Tensor input_pos, int heads, int window, float scale, int block=0, int local_blocks=0, int stride=0"
+_INT8 = "Tensor(c!) k_scale, Tensor(d!) v_scale, "
+_MARK = "Tensor(e!) mark, "
+_DENSE = "Tensor input_pos, int heads, int window, float scale, "
+_REST = _DENSE + "int block=0, int local_blocks=0, int stride=0, int head_step=0"
+_EVICTING = "Tensor input_pos, int heads, float scale, int block, int local_blocks, int stride, int head_step, int ring"
 _SCHEMAS = {
     "blocksparse_attention": _ROWS + _REST,
-    "blocksparse_attention_int8": _ROWS + "Tensor(c!) k_scale, Tensor(d!) v_scale, " + _REST,
+    "blocksparse_attention_int8": _ROWS + _INT8 + _REST,
+    "blocksparse_attention_evicting": _ROWS + _MARK + _EVICTING,
+    "blocksparse_attention_evicting_int8": _ROWS + _INT8 + _MARK + _EVICTING,
 }
 
 
@@ -38,23 +52,28 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.round(x * inverse[..., None]).clamp(-127, 127).to(torch.int8), most / 127.0
 
 
-def _attend(q, keys, values, start: int, window: int, scale: float) -> torch.Tensor:
-    """Causal attention of q [T, H, D] at positions start.. over keys and values [Hkv, start + T, D] -> [T, H * D]."""
+def _attend(q, keys, values, start: int, window: int, scale: float, pattern: Pattern | None) -> torch.Tensor:
+    """Attention of q [T, H, D] at positions start.. over keys and values [Hkv, start + T, D] -> [T, H * D]."""
     count, heads, width = q.shape
     kv_heads, depth, _ = keys.shape
     grouped = q.transpose(0, 1).reshape(kv_heads, (heads // kv_heads) * count, width)
     scores = (grouped @ keys.transpose(1, 2) * scale).view(heads, count, depth)
-    behind = (start + torch.arange(count))[:, None] - torch.arange(depth)  # how far the key lies before the query
-    hidden = (behind < 0) | (behind >= window) if window > 0 else behind < 0
+    query, key = (start + torch.arange(count))[:, None], torch.arange(depth)
+    hidden = key > query
+    if window > 0:
+        hidden |= query - key >= window
+    if pattern is not None:
+        query_block, key_block = query // pattern.block, key // pattern.block
+        shift = torch.arange(heads)[:, None, None] * pattern.head_step
+        remote = (query_block - key_block >= pattern.local_blocks) & ((key_block + shift + 1) % pattern.stride != 0)
+        hidden = hidden | remote
     weights = scores.masked_fill(hidden, -torch.inf).softmax(-1).view(kv_heads, -1, depth)
     return (weights @ values).view(heads, count, width).transpose(0, 1).reshape(count, heads * width)
 
 
-def _rows(qkv, cos, sin, k_cache, input_pos, heads: int, block: int):
+def _rows(qkv, cos, sin, k_cache, input_pos, heads: int, capacity: int):
     """q [T, H, D] and k [Hkv, T, D], rotated, v [Hkv, T, D], and their first position, once all is known to fit."""
-    if block:
-        raise NotImplementedError("blocksparse attention: block must be 0 (dense) in this version")
-    kv_heads, capacity, width = k_cache.shape[1:]
+    kv_heads, _, width = k_cache.shape[1:]
     count, half = cos.shape
     if heads < 1 or heads % kv_heads or width % 16 or width > 256 or not 1 <= half <= width // 2:
         raise ValueError(
@@ -73,29 +92,112 @@ def _rows(qkv, cos, sin, k_cache, input_pos, heads: int, block: int):
     return q, k.transpose(0, 1), v.transpose(0, 1), start
 
 
+def _pattern(heads, kv_heads, window, block, local_blocks, stride, head_step) -> Pattern | None:
+    if block == 0:
+        return None
+    if window != 0:
+        raise ValueError(f"blocksparse attention: window {window} was given; it must be 0")
+    return Pattern(heads, kv_heads, block, local_blocks, stride, head_step)
+
+
 def blocksparse_attention(
     qkv, cos, sin, k_cache, v_cache, input_pos, heads: int, window: int, scale: float,
-    block: int = 0, local_blocks: int = 0, stride: int = 0,
+    block: int = 0, local_blocks: int = 0, stride: int = 0, head_step: int = 0,
 ) -> torch.Tensor:  # fmt: skip
     """Eager reference, float32 cache. Shapes: see the module."""
-    q, k, v, start = _rows(qkv, cos, sin, k_cache, input_pos, heads, block)
+    q, k, v, start = _rows(qkv, cos, sin, k_cache, input_pos, heads, k_cache.shape[2])
+    pattern = _pattern(heads, len(k), window, block, local_blocks, stride, head_step)
     end = start + len(q)
     k_cache[0, :, start:end], v_cache[0, :, start:end] = k, v
-    return _attend(q, k_cache[0, :, :end], v_cache[0, :, :end], start, window, scale)
+    return _attend(q, k_cache[0, :, :end], v_cache[0, :, :end], start, window, scale, pattern)
 
 
 def blocksparse_attention_int8(
     qkv, cos, sin, k_cache, v_cache, k_scale, v_scale, input_pos, heads: int, window: int, scale: float,
-    block: int = 0, local_blocks: int = 0, stride: int = 0,
+    block: int = 0, local_blocks: int = 0, stride: int = 0, head_step: int = 0,
 ) -> torch.Tensor:  # fmt: skip
     """Eager reference, int8 cache. Shapes: see the module."""
-    q, k, v, start = _rows(qkv, cos, sin, k_cache, input_pos, heads, block)
+    q, k, v, start = _rows(qkv, cos, sin, k_cache, input_pos, heads, k_cache.shape[2])
+    pattern = _pattern(heads, len(k), window, block, local_blocks, stride, head_step)
     end = start + len(q)
     for rows, cache, scales in ((k, k_cache, k_scale), (v, v_cache, v_scale)):
         cache[0, :, start:end], scales[0, :, start:end] = quantize_rows(rows)
     keys = k_cache[0, :, :end].float() * k_scale[0, :, :end, None]
     values = v_cache[0, :, :end].float() * v_scale[0, :, :end, None]
-    return _attend(q, keys, values, start, window, scale)
+    return _attend(q, keys, values, start, window, scale, pattern)
+
+
+def _evicting(qkv, cos, sin, k_cache, mark, input_pos, heads, scale, pattern: Pattern, ring: int, store, read):
+    """Pieces of as many blocks as the ring holds beside their local window: written, then attended."""
+    cache = _evicting_cache(k_cache.shape[2], pattern, ring)
+    q, k, v, start = _rows(qkv, cos, sin, k_cache, input_pos, heads, cache.positions)
+    farthest = int(mark[0]) if start else 0
+    oldest = max(0, start // pattern.block - pattern.local_blocks + 1)
+    if (farthest - 1) // pattern.block - oldest >= cache.reach:
+        raise IndexError(
+            f"attention: position {start} is too far behind {farthest} for this evicted KV cache, which lets positions "
+            f"go back by {cache.back}: start again from position 0"
+        )
+    end, results = start + len(q), []
+    slots = torch.tensor([[cache.slot(g, j) for j in range(-(-end // pattern.block))] for g in range(len(k))])
+    at = (slots[..., None] * pattern.block + torch.arange(pattern.block)).flatten(1)  # row of the cache by position
+    head = torch.arange(len(k))[:, None]
+    first = start
+    while first < end:
+        oldest = max(0, first // pattern.block - pattern.local_blocks + 1)
+        last = min(end, (oldest + cache.reach) * pattern.block)
+        piece = slice(first - start, last - start)
+        store(head, at[:, first:last], k[:, piece], v[:, piece])
+        results.append(_attend(q[piece], *read(head, at[:, :last]), first, 0, scale, pattern))
+        first = last
+    mark[0] = max(farthest, end)
+    return torch.cat(results) if results else q.reshape(0, heads * k_cache.shape[3])
+
+
+def _evicting_cache(rows: int, pattern: Pattern, ring: int) -> EvictingCache:
+    kept_blocks = rows // pattern.block - ring
+    cache = EvictingCache(pattern, ring, kept_blocks // max(1, pattern.kept))
+    passes = 0 < pattern.kept < pattern.stride and ring > 0 and cache.periods > 0
+    if not passes or cache.rows != rows or cache.reach < pattern.local_blocks:
+        raise ValueError(
+            f"attention: a cache of {rows} rows with a ring of {ring} blocks does not fit {pattern}: "
+            "take both from blocksparse.evicting_cache"
+        )
+    return cache
+
+
+def blocksparse_attention_evicting(
+    qkv, cos, sin, k_cache, v_cache, mark, input_pos, heads: int, scale: float,
+    block: int, local_blocks: int, stride: int, head_step: int, ring: int,
+) -> torch.Tensor:  # fmt: skip
+    """Eager reference, evicting float32 cache. Shapes: see the module."""
+
+    def store(head, at, k, v):
+        k_cache[0, head, at], v_cache[0, head, at] = k, v
+
+    def read(head, at):
+        return k_cache[0, head, at], v_cache[0, head, at]
+
+    pattern = Pattern(heads, k_cache.shape[1], block, local_blocks, stride, head_step)
+    return _evicting(qkv, cos, sin, k_cache, mark, input_pos, heads, scale, pattern, ring, store, read)
+
+
+def blocksparse_attention_evicting_int8(
+    qkv, cos, sin, k_cache, v_cache, k_scale, v_scale, mark, input_pos, heads: int, scale: float,
+    block: int, local_blocks: int, stride: int, head_step: int, ring: int,
+) -> torch.Tensor:  # fmt: skip
+    """Eager reference, evicting int8 cache. Shapes: see the module."""
+
+    def store(head, at, k, v):
+        k_cache[0, head, at], k_scale[0, head, at] = quantize_rows(k)
+        v_cache[0, head, at], v_scale[0, head, at] = quantize_rows(v)
+
+    def read(head, at):
+        keys = k_cache[0, head, at].float() * k_scale[0, head, at][..., None]
+        return keys, v_cache[0, head, at].float() * v_scale[0, head, at][..., None]
+
+    pattern = Pattern(heads, k_cache.shape[1], block, local_blocks, stride, head_step)
+    return _evicting(qkv, cos, sin, k_cache, mark, input_pos, heads, scale, pattern, ring, store, read)
 
 
 def _fake(qkv, cos, sin, k_cache, *_args, **_kwargs) -> torch.Tensor:
@@ -117,3 +219,5 @@ def _register(eager) -> None:
 
 _register(blocksparse_attention)
 _register(blocksparse_attention_int8)
+_register(blocksparse_attention_evicting)
+_register(blocksparse_attention_evicting_int8)

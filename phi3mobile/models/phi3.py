@@ -116,6 +116,8 @@ class Phi3ForCausalLM(nn.Module):
     May be built under torch.device("meta"); after filling its weights, call `allocate()` outside it.
     """
 
+    decoder = Phi3Model
+
     def __init__(self, config: Phi3Config, context: int | None = None) -> None:
         super().__init__()
         context = min(config.max_position_embeddings, DEFAULT_CONTEXT) if context is None else context
@@ -124,7 +126,7 @@ class Phi3ForCausalLM(nn.Module):
                 f"context {context}: this model takes 1 to {config.max_position_embeddings} (max_position_embeddings)"
             )
         self.config, self.context, self.filled = config, context, 0
-        self.model = Phi3Model(config)
+        self.model = self.decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight

@@ -22,6 +22,7 @@ class Packed:
     group: int
     codes: torch.Tensor
     scales: torch.Tensor  # bfloat16 for 4 bit, float32 for 8 bit
+    bias: torch.Tensor | None = None  # float32 [N], of the linear that this is the weight of
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -45,7 +46,8 @@ class Packed:
 
     def rows(self, index: torch.Tensor | slice) -> Packed:
         """The same integers for some of the rows."""
-        return Packed(self.bits, self.group, self.codes[index].contiguous(), self.scales[index].contiguous())
+        bias = None if self.bias is None else self.bias[index].contiguous()
+        return Packed(self.bits, self.group, self.codes[index].contiguous(), self.scales[index].contiguous(), bias)
 
 
 def pack_nibbles(codes: torch.Tensor) -> torch.Tensor:
@@ -70,14 +72,15 @@ def quantize_activation(x: torch.Tensor) -> torch.Tensor:
 
 
 class QuantizedLinear(nn.Module):
-    """y = int8(x) @ W^T with packed W, x [..., K] -> [..., N]. The reference of the exported program."""
+    """y = int8(x) @ W^T + bias with packed W, x [..., K] -> [..., N]. The reference of the exported program."""
 
     def __init__(self, packed: Packed) -> None:
         super().__init__()
         self.register_buffer("weight", packed.dequantized(), persistent=False)
+        self.register_buffer("bias", packed.bias, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.linear(quantize_activation(x), self.weight)
+        return functional.linear(quantize_activation(x), self.weight, self.bias)
 
 
 class QuantizedEmbedding(nn.Module):

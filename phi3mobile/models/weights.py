@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from phi3mobile.errors import InputError
 from phi3mobile.files import new_folder, refuse_existing, require_space
-from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _STORED = {"F16": 2, "BF16": 2, "F32": 4}
@@ -31,6 +31,8 @@ _COMPANIONS = ("tokenizer*", "*.tiktoken", "special_tokens_map.json", "added_tok
 
 def expected_tensors(config: Phi3Config) -> dict[str, tuple[int, ...]]:
     """HF Phi-3 names -> shapes of all weights, in model order. A tied lm_head has no tensor of its own."""
+    if isinstance(config, Phi3SmallConfig):
+        return _expected_small(config)
     hidden, inner = config.hidden_size, config.intermediate_size
     queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
@@ -50,10 +52,31 @@ def expected_tensors(config: Phi3Config) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def _expected_small(config: Phi3SmallConfig) -> dict[str, tuple[int, ...]]:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    modules = {  # norms and linears of a layer, each with a bias
+        "input_layernorm": (hidden,),
+        "self_attn.query_key_value": (hidden + 2 * config.num_key_value_heads * config.head_dim, hidden),
+        "self_attn.dense": (hidden, hidden),
+        "post_attention_layernorm": (hidden,),
+        "mlp.up_proj": (2 * inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+    for index in range(config.num_hidden_layers):
+        for module, shape in modules.items():
+            shapes[f"model.layers.{index}.{module}.weight"] = shape
+            shapes[f"model.layers.{index}.{module}.bias"] = shape[:1]
+    shapes |= {"model.final_layernorm.weight": (hidden,), "model.final_layernorm.bias": (hidden,)}
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, hidden)
+    return shapes
+
+
 def stored_parts(config: Phi3Config, name: str) -> dict[str, tuple[int, ...]]:
     """The tensors that `name` is stored as in a folder of the config's source layout, in row order, with shapes."""
     shape = expected_tensors(config)[name]
-    if config.source_model_type == "phi3":
+    if config.source_model_type in ("phi3", "phi3small"):
         return {name: shape}
     if "qkv_proj" in name:
         rows = config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads
@@ -79,7 +102,7 @@ def refuse_differences(where: str, expected: dict[str, tuple[int, ...]], found: 
 
 
 class Checkpoint:
-    """A folder's weights, memory-mapped. `config` is a Phi3Config; names are Phi-3's whatever the folder's layout."""
+    """A folder's weights, memory-mapped. Names are those of `config`'s own family (phi3 or phi3small) in any layout."""
 
     def __init__(self, folder: Path, config: Phi3Config, files: dict[str, Any]) -> None:
         self.folder, self.config = folder, config

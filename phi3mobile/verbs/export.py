@@ -32,4 +32,4 @@ def run(args: argparse.Namespace) -> None:
     seconds = time.perf_counter() - start
     bundle = open_bundle(out)
     print_card(str(out), bundle_card(bundle) | {"export": f"{seconds:.1f} s"})
-    print_json({"bundle": str(out), "bytes": bundle.program.stat().st_size, "export_s": round(seconds, 2)})
+    print_json({"bundle": str(out), "bytes": bundle.program_bytes, "export_s": round(seconds, 2)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,11 @@ from phi3mobile.screen import size
 
 if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
+    from phi3mobile.export.census import Census
+    from phi3mobile.models.config import Phi3Config
     from phi3mobile.models.weights import Checkpoint
+
+RUNTIMES = defaultdict(lambda: "unknown", executorch="ExecuTorch", coreml="Core ML, made by coremltools")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +29,12 @@ def run(args: argparse.Namespace) -> None:
     path = Path(args.path)
     if is_bundle(path):
         bundle = open_bundle(path)
-        print_card(str(path), bundle_card(bundle))
+        placement = coreml_placement(bundle)
+        main = next(iter(placement.values()), None)
+        print_card(str(path), bundle_card(bundle) | (main.rows() if main else {}))
         shown = ("name", "runtime", "recipe", "model", "tokens", "memory", "license")
-        print_json({"bundle": str(path)} | {key: bundle.manifest[key] for key in shown})
+        reports = {"placement": {name: found.report() for name, found in placement.items()}} if placement else {}
+        print_json({"bundle": str(path)} | {key: bundle.manifest[key] for key in shown} | reports)
         return
     from phi3mobile.hub import resolve
     from phi3mobile.models.weights import open_checkpoint
@@ -46,14 +54,29 @@ def bundle_card(bundle: Bundle) -> dict[str, str]:
         "recipe": manifest["recipe"]["name"],
         "model": f"{model['parameters']:,} parameters, {model['layers']} layers x {model['hidden']}, "
         f"{model['heads']}/{model['kv_heads']} heads x {model['head_dim']}, vocabulary {model['vocab']}",
-        "file": f"{size(bundle.program.stat().st_size)}, {model['bits_per_weight']:.2f} bits per weight",
+        "file": f"{size(bundle.program_bytes)}, {model['bits_per_weight']:.2f} bits per weight",
         "context": f"{model['context']} of {model['max_context']}{switch}",
         "memory at context": ", ".join(f"{tokens}: {size(peak)}" for tokens, peak in memory["peak"].items()),
         "KV cache per token": size(memory["kv_per_token"]),
         "stop ids": ", ".join(map(str, manifest["tokens"]["eos"])),
-        "runtime": f"ExecuTorch {runtime['version']}, {len(runtime['operators'])} operators",
+        "runtime": f"{RUNTIMES[runtime['kind']]} {runtime['version']}, {len(runtime['operators'])} operators",
         "license": manifest["license"] or "not stated by the checkpoint",
     }
+
+
+def coreml_placement(bundle: Bundle) -> dict[str, Census]:
+    """A Core ML bundle's census by package and function, the default function of a package first; else nothing."""
+    if bundle.manifest["runtime"]["kind"] != "coreml":
+        return {}
+    from phi3mobile.export import mil
+    from phi3mobile.export.census import census
+
+    found = {}
+    for package in sorted(bundle.folder.glob("*.mlpackage")):
+        program = mil.load(package)
+        for item in sorted(census(program), key=lambda item: item.function != program.default_function):
+            found[f"{package.stem}.{item.function}"] = item
+    return found
 
 
 def checkpoint_card(checkpoint: Checkpoint) -> dict[str, str]:
@@ -69,6 +92,18 @@ def checkpoint_card(checkpoint: Checkpoint) -> dict[str, str]:
         "context": f"{config.max_position_embeddings}"
         + (f", LongRoPE switch past {config.original_context}" if config.original_context else "")
         + (f", sliding window {config.sliding_window}" if config.sliding_window else ""),
+        **({"attention": sparse} if (sparse := _sparse_layers(config)) else {}),
         "weights at 4 bit": size(config.parameters() * 4.5 / 8),
         "KV cache, 16 bit": ", ".join(f"{c}: {size(token * c)}" for c in contexts) or size(token) + " per token",
     }
+
+
+def _sparse_layers(config: Phi3Config) -> str:
+    """Which layers are block-sparse, and how; "" where none is."""
+    layers = [pattern for layer in range(config.num_hidden_layers) if (pattern := config.blocksparse(layer))]
+    if not layers:
+        return ""
+    return (
+        f"sparse in {len(layers)} of {config.num_hidden_layers} layers: blocks of {layers[0].block}, "
+        f"{layers[0].local_blocks} local, one in {layers[0].stride} of the others"
+    )

@@ -1,0 +1,63 @@
+"""The bundle picker's list: what lies in the model folders, and whether it fits this device's memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from phi3mobile.assistant.meters import memory_free
+from phi3mobile.bundle import MANIFEST, is_bundle
+
+FITS, TIGHT, TOO_LARGE, DAMAGED, UNKNOWN = "fits", "tight", "too large", "damaged", "unknown"
+_TIGHT_SHARE = 0.8  # of the free memory
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A bundle as listed, before any of its files is read but the manifest."""
+
+    path: Path
+    name: str
+    verdict: str  # one of the above
+    sentence: str  # sizes and the verdict, for people
+    size: int = 0  # bytes on disk
+    needs: int = 0  # bytes of memory that must be free: KV cache, activations, and weights where the runtime copies them
+
+
+def choices(folders: Iterable[Path], free: int | None = None) -> list[Choice]:
+    """Bundles in `folders` (each may be a bundle itself), what fits first; `free`: bytes, default: this device's."""
+    free = memory_free() if free is None else free
+    found: dict[Path, None] = {}
+    for folder in folders:
+        try:
+            inside = sorted(folder.iterdir()) if folder.is_dir() else []
+        except OSError:
+            inside = []
+        for path in (folder, *inside):
+            if is_bundle(path) and not path.name.startswith("."):
+                found[path.resolve()] = None
+    order = (FITS, UNKNOWN, TIGHT, TOO_LARGE, DAMAGED).index
+    listed = (describe(path, free) for path in found)
+    return sorted(listed, key=lambda choice: (order(choice.verdict), choice.name.lower(), str(choice.path)))
+
+
+def describe(path: Path, free: int | None) -> Choice:
+    """One bundle's entry; never raises."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
+        memory, context = manifest["memory"], manifest["model"]["context"]
+        size = sum(listed["bytes"] for listed in manifest["files"].values())
+        mapped = manifest["recipe"].get("attention") == "native"  # packed weights are pages of a file there
+        needs = memory["kv_per_token"] * context + memory["activations"] + (0 if mapped else memory["weights"])
+        name = str(manifest["name"])
+        about = f"{size / 1e9:.2f} GB on disk, {needs / 1e9:.2f} GB of memory at {context} tokens"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return Choice(path, path.name, DAMAGED, "its description can't be read: copy the bundle again")
+    if free is None:
+        return Choice(path, name, UNKNOWN, about, size, int(needs))
+    if needs > free:
+        return Choice(path, name, TOO_LARGE, f"{about}; {free / 1e9:.2f} GB are free", size, int(needs))
+    verdict = TIGHT if needs > free * _TIGHT_SHARE else FITS
+    return Choice(path, name, verdict, f"{about}; {free / 1e9:.1f} GB are free", size, int(needs))

@@ -1,0 +1,37 @@
+"""The engine of a bundle on this device: ExecuTorch's Android or Apple package on a phone, else the bundle's own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from phi3mobile.assistant.bundles import TOO_LARGE, describe
+from phi3mobile.assistant.meters import memory_free
+from phi3mobile.errors import InputError
+
+
+def device() -> str:
+    """android, ios or desktop."""
+    if sys.platform == "android" or "ANDROID_ARGUMENT" in os.environ:
+        return "android"
+    return "ios" if sys.platform == "ios" else "desktop"
+
+
+def open_engine(bundle: Any) -> Any:
+    """Raises InputError: not enough memory (before anything is loaded), or a bundle that this device can't run."""
+    where = device()
+    if where == "desktop":
+        return bundle.open_engine()  # checks the memory itself
+    choice = describe(bundle.folder, memory_free())
+    if choice.verdict == TOO_LARGE:
+        raise InputError(f"not enough memory: {choice.sentence}; close other apps or choose a smaller model")
+    if bundle.manifest["recipe"].get("attention") == "native" and where == "android":
+        raise InputError(f"{choice.name} needs kernels that this app's ExecuTorch lacks; export it with --recipe android-cpu")
+    if where == "android":
+        from phi3mobile.engines.android import AndroidEngine
+
+        return AndroidEngine(bundle.program, bundle.info)
+    from phi3mobile.engines.apple import AppleEngine
+
+    return AppleEngine(bundle.program, bundle.info)

@@ -1,0 +1,58 @@
+"""Start the app: the one entry for `phi3mobile app` and for the phones' main.py."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from phi3mobile.assistant import problems
+from phi3mobile.assistant.places import Places, places
+from phi3mobile.assistant.state import State
+from phi3mobile.assistant.store import Store
+from phi3mobile.assistant.worker import Worker
+from phi3mobile.errors import InputError
+
+
+def launch(
+    bundle: Path | None = None,
+    library: Path | None = None,
+    where: Places | None = None,
+    worker: Worker | None = None,
+    size: tuple[int, int] | None = None,
+) -> None:
+    """Run until the window is closed. `bundle` and `library` are opened instead of the last ones."""
+    _configure(size)
+    from phi3mobile.assistant.ui.app import AssistantApp  # opens the window
+
+    where = where or places()
+    try:
+        store, failed = Store(where.store), None
+    except InputError as error:
+        store, failed = Store(":memory:"), str(error)  # nothing is lost: the file stays until the person says otherwise
+    state = State(store, worker or Worker())
+    if bundle is not None:
+        state.change(bundle=str(bundle))
+    if library is not None:
+        state.change(library=str(library))
+    state.restore()
+    if failed:
+        state.show(problems.store_failed(failed))
+    elif not state.settings.bundle:
+        state.show(problems.no_bundle())
+    AssistantApp(state, where).run()
+
+
+def _configure(size: tuple[int, int] | None) -> None:
+    """Kivy reads these when it is imported."""
+    os.environ.setdefault("KIVY_NO_ARGS", "1")
+    os.environ.setdefault("KIVY_NO_FILELOG", "1")
+    os.environ.setdefault("KIVY_LOG_MODE", "MIXED")
+    os.environ.setdefault("KCFG_KIVY_LOG_LEVEL", "warning")
+    from kivy.config import Config
+
+    Config.set("kivy", "exit_on_escape", "0")
+    Config.set("input", "mouse", "mouse,disable_multitouch")  # no red dots on a right click
+    Config.set("graphics", "maxfps", "60")
+    if size:
+        Config.set("graphics", "width", str(size[0]))
+        Config.set("graphics", "height", str(size[1]))

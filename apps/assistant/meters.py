@@ -1,0 +1,113 @@
+"""Live numbers: tokens per second, context used, memory, frame times. Pure but for reading memory."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from phi3mobile.engines import Engine
+
+WINDOW_S = 1.0  # a rate is the mean over this time
+HISTORY = 120  # points of the plot
+
+
+class Metered:
+    """An engine that also tells how far it is; read from the UI thread, written by the worker's."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.info = engine, engine.info
+        self.used = 0  # positions of the KV cache that hold the sequence
+        self.forwards = 0
+
+    def forward(self, tokens: np.ndarray, position: int, long: bool = False) -> np.ndarray:
+        logits = self.engine.forward(tokens, position, long=long)
+        self.used, self.forwards = position + len(tokens), self.forwards + 1
+        return logits
+
+    def reset(self) -> None:
+        self.used = 0
+        self.engine.reset()
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+@dataclass
+class Speed:
+    """Tokens per second over the last second, and its history for the plot."""
+
+    history: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
+    _seen: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def start(self) -> None:
+        """A new answer."""
+        self._seen.clear()
+
+    def push(self, now: float, used: int) -> float:
+        """`used` positions at time `now` (seconds); the rate."""
+        self._seen.append((now, used))
+        while len(self._seen) > 2 and now - self._seen[0][0] > WINDOW_S:
+            self._seen.popleft()
+        (first, before), (last, after) = self._seen[0], self._seen[-1]
+        if last <= first:
+            return 0.0
+        rate = max(0.0, (after - before) / (last - first))
+        self.history.append(rate)
+        return rate
+
+
+@dataclass
+class Frames:
+    """Times between frames while something moves."""
+
+    times: deque[float] = field(default_factory=lambda: deque(maxlen=6000))
+    _last: float | None = None
+
+    def tick(self, now: float) -> None:
+        if self._last is not None:
+            self.times.append(now - self._last)
+        self._last = now
+
+    def pause(self) -> None:
+        self._last = None
+
+    def summary(self) -> dict[str, float]:
+        """Frames, and p50, p95, p99 in ms; empty without frames."""
+        if not self.times:
+            return {}
+        p50, p95, p99 = np.percentile(np.asarray(self.times) * 1e3, (50, 95, 99)).tolist()
+        return {"frames": len(self.times), "p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
+
+
+def memory_used() -> int:
+    """Bytes of this process's memory that nothing can drop: anonymous pages on Linux and Android, footprint on Apple."""
+    if sys.platform in ("linux", "android"):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform in ("darwin", "ios") else 1024)
+
+
+def memory_free() -> int | None:
+    """Bytes that this process can still take; None if the system does not tell."""
+    if sys.platform == "ios":
+        available = ctypes.CDLL(None).os_proc_available_memory  # until the system ends the app
+        available.restype = ctypes.c_size_t
+        return available() or None
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return psutil.virtual_memory().available

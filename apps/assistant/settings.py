@@ -1,0 +1,64 @@
+"""What a person sets: one frozen dataclass, checked as it is made, kept in the store as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from phi3mobile.errors import InputError
+from phi3mobile.sampling import Sampling
+
+THEMES = ("light", "dark", "system")
+TEXT_SCALES = (0.85, 1.0, 1.2, 1.5, 2.0)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Raises InputError for a value out of range."""
+
+    system_prompt: str = ""
+    temperature: float = 0.7
+    top_p: float = 0.9
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.1
+    max_tokens: int = 512
+    theme: str = "system"
+    text_scale: float = 1.0
+    bundle: str = ""  # opened at the next start
+    library: str = ""
+    panel: bool = False  # the live panel is open
+
+    def __post_init__(self) -> None:
+        self.sampling()
+        if not isinstance(self.max_tokens, int) or not 1 <= self.max_tokens <= 100_000:
+            raise InputError(f"the longest answer is {self.max_tokens!r} tokens; it must be from 1 to 100000")
+        if self.theme not in THEMES:
+            raise InputError(f"the theme is {self.theme!r}; it must be one of {', '.join(THEMES)}")
+        if self.text_scale not in TEXT_SCALES:
+            raise InputError(f"the text size is {self.text_scale!r}; it must be one of {', '.join(map(str, TEXT_SCALES))}")
+        for name in ("system_prompt", "bundle", "library"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be text")
+
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
+
+    def changed(self, **changes: Any) -> Settings:
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Settings:
+        """What to_dict gave. Keys of another version are left out; a value that is no longer allowed falls to its default."""
+        known = {field.name for field in fields(cls)}
+        settings = cls()
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if name in known:
+                try:
+                    settings = replace(settings, **{name: value})
+                except InputError:
+                    continue
+        return settings

@@ -1,0 +1,247 @@
+"""The model's thread: bundle, library and answers; the window only puts orders in and takes events out."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from phi3mobile.assistant import problems
+from phi3mobile.assistant.device import open_engine
+from phi3mobile.assistant.meters import Metered
+from phi3mobile.assistant.problems import Problem
+from phi3mobile.errors import InputError
+from phi3mobile.sampling import Sampling
+
+PASSAGES = 4  # given to the model with a question
+_log = logging.getLogger("phi3mobile.assistant")
+
+
+@dataclass(frozen=True)
+class Loading:
+    stage: str
+    fraction: float  # of the stages, 0 to 1
+
+
+@dataclass(frozen=True)
+class Loaded:
+    path: Path
+    name: str
+    context: int
+    load_s: float
+
+
+@dataclass(frozen=True)
+class LibraryOpened:
+    path: Path | None  # None: none is open any more
+    sentence: str = ""
+
+
+@dataclass(frozen=True)
+class Notice:
+    text: str
+
+
+@dataclass(frozen=True)
+class Sources:
+    passages: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    numbers: dict[str, Any]  # Statistics as a dict
+
+
+@dataclass(frozen=True)
+class Failed:
+    """`at`: load, library or answer."""
+
+    at: str
+    problem: Problem
+
+
+Event = Loading | Loaded | LibraryOpened | Notice | Sources | Piece | Finished | Failed
+
+
+class Worker:
+    """Orders run one after another in one daemon thread. `stop` acts at once.
+
+    `open_bundle`, `open_library` and `ground` (grounded_messages) replace phi3mobile's own in tests.
+    """
+
+    def __init__(
+        self,
+        open_bundle: Callable[[str | Path], Any] | None = None,
+        open_library: Callable[[str | Path], Any] | None = None,
+        ground: Callable[..., list[dict[str, str]]] | None = None,
+    ) -> None:
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.engine: Metered | None = None  # of the open bundle; its counters may be read from any thread
+        self._open_bundle, self._open_library = open_bundle or _open_bundle, open_library or _open_library
+        self._ground = ground or _ground
+        self._orders: queue.SimpleQueue[tuple[str, Callable[[], None]] | None] = queue.SimpleQueue()
+        self._session: Any = None
+        self._library: Any = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread.start()
+
+    def load(self, path: str | Path) -> None:
+        """Open a bundle in place of the one that is open. Events: Loading..., then Loaded or Failed."""
+        self.stop()
+        self._orders.put(("load", lambda: self._load(Path(path))))
+
+    def use_library(self, path: str | Path | None) -> None:
+        """Answer from this library of documents; None: from none. Events: LibraryOpened or Failed."""
+        self._orders.put(("library", lambda: self._use_library(path)))
+
+    def index(self, documents: Iterable[Path], library: Path) -> None:
+        """Add documents (files, folders) to the library at `library`, then use it."""
+        documents = list(documents)
+        self._orders.put(("library", lambda: self._index(documents, library)))
+
+    def answer(self, messages: list[dict[str, str]], sampling: Sampling, max_tokens: int) -> None:
+        """Answer the last message. Events: Sources (with a library), Piece..., then Finished or Failed."""
+        self._stopping.clear()
+        self._orders.put(("answer", lambda: self._answer(messages, sampling, max_tokens)))
+
+    def stop(self) -> None:
+        """End the running answer within one token."""
+        self._stopping.set()
+        if (session := self._session) is not None:
+            session.cancel()
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Stop, give the model's memory back and end the thread."""
+        self.stop()
+        self._orders.put(None)
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while (order := self._orders.get()) is not None:
+            at, action = order
+            try:
+                action()
+            except InputError as error:
+                kind = {"load": problems.bundle_failed, "library": problems.library_failed}.get(at, problems.answer_refused)
+                self.events.put(Failed(at, kind(" ".join(str(error).split()))))
+            except MemoryError as error:
+                detail = f"The system gave no more memory ({error})" if str(error) else ""
+                self.events.put(Failed(at, Problem("There is not enough memory.", detail, "Choose a model", "pick_bundle")))
+            except Exception as error:  # a bug: the person's window and conversation go on
+                _log.exception("%s failed", at)
+                self.events.put(Failed(at, problems.bug(error)))
+        self._close_session()
+        self._close_library()
+
+    def _load(self, path: Path) -> None:
+        from phi3mobile.session import Session
+
+        start = time.perf_counter()
+        self._close_session()  # first: two models rarely fit
+        self.events.put(Loading("Checking the files", 0.1))
+        bundle = self._open_bundle(path)
+        self.events.put(Loading("Reading the vocabulary", 0.4))
+        bundle.tokenizer.encode("warm")
+        self.events.put(Loading("Loading the model", 0.6))
+        engine = Metered(open_engine(bundle))
+        self._session = Session(bundle, engine=engine, on_event=lambda text: self.events.put(Notice(text)))
+        self.engine = engine
+        name = getattr(bundle, "manifest", {}).get("name", path.name)
+        self.events.put(Loaded(path, name, engine.info.max_context, time.perf_counter() - start))
+
+    def _close_session(self) -> None:
+        session, self._session, self.engine = self._session, None, None
+        if session is not None:
+            session.close()
+
+    def _use_library(self, path: str | Path | None) -> None:
+        self._close_library()
+        if path is None:
+            self.events.put(LibraryOpened(None))
+            return
+        self._library = self._open_library(path)
+        self.events.put(LibraryOpened(Path(path), Path(path).stem))
+
+    def _index(self, documents: list[Path], library: Path) -> None:
+        from phi3mobile.retrieval import index_documents
+
+        self._close_library()
+        self.events.put(Notice("Reading your documents…"))
+        try:
+            index_documents(documents, library)
+        except InputError as error:
+            self.events.put(Failed("library", problems.document_failed(str(error))))
+        if library.is_file():
+            self._use_library(library)
+
+    def _close_library(self) -> None:
+        library, self._library = self._library, None
+        if hasattr(library, "close"):
+            with contextlib.suppress(Exception):
+                library.close()
+
+    def _answer(self, messages: list[dict[str, str]], sampling: Sampling, max_tokens: int) -> None:
+        if self._session is None:
+            self.events.put(Failed("answer", problems.no_bundle()))
+            return
+        given = self._with_sources(messages) if self._library is not None else messages
+        quotes = given is not messages  # answers from passages repeat them: drafts by lookup are often right
+        pieces = self._session.generate(given, sampling=sampling, max_tokens=max_tokens, overflow="slide", lookup=quotes)
+        if self._stopping.is_set():  # asked for before generate forgot earlier cancels
+            self._session.cancel()
+        for text in pieces:
+            self.events.put(Piece(text))
+        self.events.put(Finished(asdict(self._session.statistics)))
+
+    def _with_sources(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+        """The messages with what the library says to the last one, and its Sources event."""
+        question = messages[-1]["content"]
+        try:
+            passages = self._library.search(question, k=PASSAGES)
+        except InputError as error:
+            self.events.put(Failed("library", problems.search_failed(str(error))))
+            return messages
+        self.events.put(Sources(tuple(_plain(passage) for passage in passages)))
+        if not passages:
+            self.events.put(Notice("Your documents say nothing about this; the answer is the model's own."))
+            return messages
+        return self._ground(question, passages, messages[:-1])
+
+
+def _plain(passage: Any) -> dict[str, Any]:
+    """A passage as JSON can hold it."""
+    fields = asdict(passage) if is_dataclass(passage) else dict(passage)
+    plain = {name: str(fields.get(name, "") or "") for name in ("text", "title", "source", "location")}
+    return plain | {"score": float(fields.get("score", 0.0) or 0.0)}
+
+
+def _open_bundle(path: str | Path) -> Any:
+    from phi3mobile.bundle import open_bundle
+
+    return open_bundle(path)
+
+
+def _ground(question: str, passages: list[Any], history: list[dict[str, str]]) -> list[dict[str, str]]:
+    from phi3mobile.retrieval import grounded_messages
+
+    return grounded_messages(question, passages, history)
+
+
+def _open_library(path: str | Path) -> Any:
+    try:
+        from phi3mobile.retrieval import open_library
+    except ImportError as error:
+        raise InputError(f"this installation can't search documents ({error}); install phi3mobile[retrieval]") from None
+    return open_library(path)

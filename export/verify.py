@@ -1,0 +1,243 @@
+"""A bundle's program against the torch model, on real prompts, forward by forward: what `phi3mobile verify` measures.
+
+Three comparisons of a Core ML program, run by our interpreter:
+
+    rewriting  float32 arithmetic, against torch with the program's own constants: only the rewriting of the graph is left
+    float16    every result rounded to float16, against torch with the packed weights
+    4 bit      the same program against the unquantized checkpoint: what quantization costs, reported only
+
+A .pte runs in its own runtime, against torch with int8 activations; those round chaotically in deep models: reported only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from phi3mobile.bundle import Bundle
+from phi3mobile.engines import Engine
+from phi3mobile.errors import InputError
+from phi3mobile.models.phi3 import Phi3ForCausalLM
+from phi3mobile.models.registry import load_model
+from phi3mobile.models.weights import Checkpoint, open_checkpoint
+
+from .coreml.reference import reference_model
+from .packed import PackedModel, load_packed
+from .recipe import find_recipe
+
+GATES = {"rewriting": 70.0, "float16": 40.0}  # dB of the logits, in every stage
+STEPS = 8  # decode steps after a prompt
+_NEVER = -1e30  # logits below it are of ids that the model never says
+
+
+@dataclass
+class Error:
+    """Squared error against a reference, and the reference's greatest magnitude."""
+
+    squares: float = 0.0
+    count: int = 0
+    peak: float = 0.0
+
+    def add(self, reference: np.ndarray, values: np.ndarray) -> None:
+        """One pair of arrays of one shape. A value that is not finite makes the error infinite."""
+        difference = np.asarray(reference, np.float64) - values
+        self.squares += float(np.square(difference).sum()) if np.isfinite(difference).all() else np.inf
+        self.count += difference.size
+        self.peak = max(self.peak, float(np.abs(reference).max(initial=0)))
+
+    @property
+    def psnr(self) -> float:
+        """Peak signal to noise ratio in dB; 200 where there is no noise."""
+        if not self.squares:
+            return 200.0
+        return float(max(10 * np.log10(max(self.peak, 1e-30) ** 2 * self.count / self.squares), -200.0))
+
+
+@dataclass
+class Comparison:
+    """One comparison: per stage and per layer."""
+
+    name: str
+    gate: float | None
+    stages: dict[str, Error] = field(default_factory=dict)
+    layers: list[Error] = field(default_factory=list)
+    agreed: int = 0  # positions with the same likeliest token
+    positions: int = 0
+
+    @property
+    def passed(self) -> bool:
+        return self.gate is None or all(error.psnr >= self.gate for error in self.stages.values())
+
+    def document(self) -> dict[str, object]:
+        """For the JSON line."""
+        return {
+            "gate_dB": self.gate,
+            "passed": self.passed,
+            "logits_dB": {stage: round(error.psnr, 1) for stage, error in self.stages.items()},
+            "layers_dB": [round(error.psnr, 1) for error in self.layers if error.count],
+            "same_token": round(self.agreed / max(self.positions, 1), 4),
+        }
+
+
+def source_of(bundle: Bundle, checkpoint: str | None) -> Checkpoint:
+    """The checkpoint that the bundle was made from: the one given, or where its manifest says. Raises InputError."""
+    provenance = bundle.manifest["provenance"]
+    folder = Path(checkpoint or provenance["source"])
+    if not folder.is_dir():
+        raise InputError(f"{bundle.folder} was made from {folder}, which is not here; give its folder with --checkpoint")
+    opened = open_checkpoint(folder)
+    if opened.source_hash() != provenance["source_hash"]:
+        raise InputError(f"{folder} is not the checkpoint that {bundle.folder} was made from: their hashes differ")
+    return opened
+
+
+def verify(
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    prompts: list[list[int]],
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> list[Comparison]:
+    """Every comparison that the bundle's runtime allows. prompts: token ids, each at least one."""
+    context = bundle.info.max_context
+    packed = PackedModel(checkpoint, find_recipe(bundle.manifest["recipe"]["name"]))
+    source = lambda: load_model(checkpoint.folder, context)  # noqa: E731
+    if in_core_ml(bundle):
+        plan = [
+            ("rewriting", lambda: reference_model(packed, context, half=True), False),
+            ("float16", lambda: reference_model(packed, context), True),
+            ("4 bit", source, True),
+        ]
+    else:
+        plan = [("int8 activations", lambda: load_packed(packed, context), None), ("4 bit", source, None)]
+    done = []
+    for number, (name, make, half) in enumerate(plan):
+        progress(name, number, len(plan))
+        engine = bundle.open_engine() if half is None else _interpreter(bundle, half)
+        try:
+            done.append(compare(name, engine, make(), prompts))
+        finally:
+            engine.close()
+    return done
+
+
+def in_core_ml(bundle: Bundle) -> bool:
+    """Whether Core ML runs the bundle's program on the phone, as a package or as ExecuTorch's delegate."""
+    runtime = bundle.manifest["runtime"]
+    return runtime["kind"] == "coreml" or runtime.get("backend") == "CoreMLBackend"
+
+
+def _interpreter(bundle: Bundle, half: bool) -> Engine:
+    from phi3mobile.engines.mil import open_mil
+    from phi3mobile.engines.mil_ane import open_ane
+    from phi3mobile.engines.mil_pte import open_delegate
+
+    runtime = bundle.manifest["runtime"]
+    return (open_delegate if "backend" in runtime else open_ane if "packages" in runtime else open_mil)(bundle, half)
+
+
+def compare(name: str, engine: Engine, model: Phi3ForCausalLM, prompts: list[list[int]]) -> Comparison:
+    """Run both through the same forwards."""
+    result = Comparison(name, GATES.get(name), layers=[Error() for _ in range(model.config.num_hidden_layers)])
+    for prompt in prompts:
+        for stage, forwards in _stages(engine, prompt):
+            error = result.stages.setdefault(stage, Error())
+            following: list[int] = []
+            for tokens, position, long in forwards(following):
+                reference, logits, layers, ours = _both(engine, model, tokens, position, long)
+                said = reference > _NEVER
+                error.add(reference[said], logits[said])
+                for total, (expected, found) in zip(result.layers, zip(layers, ours, strict=True), strict=False):
+                    total.add(expected, found[: len(tokens)])
+                result.agreed += int((reference.argmax(-1) == logits.argmax(-1)).sum())
+                result.positions += len(tokens)
+                following.append(int(reference[-1].argmax()))
+    return result
+
+
+Forwards = Callable[[list[int]], Iterator[tuple[list[int], int, bool]]]
+
+
+def _stages(engine: Engine, prompt: list[int]) -> Iterator[tuple[str, Forwards]]:
+    """What is run of one prompt. A stage is given the list of the reference's answers, which grows as it goes."""
+    info, original = engine.info, engine.info.original_context
+    prompt = prompt[: max(1, info.max_context - STEPS)]
+    end = len(prompt)
+
+    def prefill(following, long=False):
+        for start in range(0, end, info.max_chunk):
+            yield prompt[start : start + info.max_chunk], start, long
+
+    def decode(following, long=False):
+        token = prompt[-1]
+        for step in range(min(STEPS, info.max_context - end)):
+            yield [token], end + step, long
+            token = following[-1]
+
+    def several(following):  # verifying drafts, and going back
+        back = max(0, end - 3)
+        yield prompt[back : back + 3], back, False
+
+    def crossing(following):  # a sequence with short rows grows past the switch
+        text = (prompt * (original // end + 1))[: original + 1]
+        for start in range(0, original - 1, info.max_chunk):
+            yield text[start : min(start + info.max_chunk, original - 1)], start, False
+        yield text[original - 1 : original], original - 1, False
+        yield text[original:], original, False
+
+    needs_long = original is not None and end + STEPS > original
+    yield "prefill", lambda following: prefill(following, needs_long)
+    yield "decode", lambda following: decode(following, needs_long)
+    if not needs_long:
+        yield "draft", several
+    if original is not None:
+        yield "long factors", lambda following: prefill(following, True)
+        yield "long decode", lambda following: decode(following, True)
+        if original < info.max_context:
+            yield "crossing", crossing
+
+
+def _both(engine: Engine, model: Phi3ForCausalLM, tokens: list[int], position: int, long: bool):
+    """Logits [T, V] of the reference and of the engine, and what each had after its layers (empty if it can't tell)."""
+    model.filled = max(model.filled, position)
+    with _recorded(model) as expected:
+        reference = model(torch.tensor([tokens]), position, long)[0].numpy()
+    found: dict[str, np.ndarray] = {}
+
+    def trace(name: str, kind: str, outputs: dict[str, np.ndarray]) -> None:
+        if name.startswith("layer_"):
+            value = outputs[name]
+            found[name] = np.array(value[0] if value.ndim == 3 else value[0, :, 0].T)  # Conv2d layout: [1, C, 1, T]
+
+    if hasattr(engine, "trace"):
+        engine.trace = trace
+    logits = engine.forward(np.array(tokens), position, long)
+    ours = [found[f"layer_{layer}"] for layer in range(len(found))]
+    return reference, logits, expected if ours else [], ours
+
+
+@contextmanager
+def _recorded(model: Phi3ForCausalLM) -> Iterator[list[np.ndarray]]:
+    """While it is open, every layer's output [T, hidden] is appended to the list."""
+    outputs: list[np.ndarray] = []
+
+    def recording(run):
+        def finished(x, attended):
+            result = run(x, attended)
+            outputs.append(result[0].numpy())
+            return result
+
+        return finished
+
+    layers = model.model.layers
+    for layer in layers:
+        layer.attention_output = recording(layer.attention_output)
+    try:
+        yield outputs
+    finally:
+        for layer in layers:
+            del layer.attention_output  # the method of the class again

@@ -1,0 +1,10 @@
+# aarch64 Linux by Debian's cross compiler, unpacked by tools.sh into the folder ARM64_TOOLS.
+set(CMAKE_SYSTEM_NAME Linux)
+set(CMAKE_SYSTEM_PROCESSOR aarch64)
+list(APPEND CMAKE_TRY_COMPILE_PLATFORM_VARIABLES ARM64_TOOLS)
+set(CMAKE_SYSROOT "${ARM64_TOOLS}/root")
+file(GLOB CMAKE_CXX_COMPILER "${ARM64_TOOLS}/root/usr/bin/aarch64-linux-gnu-g++-[0-9]*")
+set(CMAKE_CXX_FLAGS_INIT "-B${ARM64_TOOLS}/root/usr/aarch64-linux-gnu/bin -idirafter ${ARM64_TOOLS}/root/usr/aarch64-linux-gnu/include")
+set(CMAKE_EXE_LINKER_FLAGS_INIT "-B${ARM64_TOOLS}/root/usr/aarch64-linux-gnu/lib -L${ARM64_TOOLS}/root/usr/aarch64-linux-gnu/lib")
+set(CMAKE_SHARED_LINKER_FLAGS_INIT "${CMAKE_EXE_LINKER_FLAGS_INIT}")
+set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)

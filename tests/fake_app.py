@@ -1,0 +1,124 @@
+"""Stand-ins for the app's tests: a model that says what a script says, at a pace, behind the real Session; a library."""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from phi3mobile.engines import EngineInfo
+
+EOS, ASK = 256, 257  # after the 256 bytes
+
+
+@dataclass
+class ScriptEngine:
+    """Answers with `say(number of the answer)`, byte by byte, `pause_s` each; `prefill_s` before."""
+
+    say: Callable[[int], str]
+    pause_s: float = 0.0
+    prefill_s: float = 0.0
+    context: int = 4096
+    answers: int = 0
+    closed: bool = False
+
+    def __post_init__(self) -> None:
+        self.info = EngineInfo(258, self.context, 128)
+        self._text, self._start = b"", 0  # of the running answer, and where in the sequence it starts
+
+    def forward(self, tokens: np.ndarray, position: int, long: bool = False) -> np.ndarray:
+        assert position + len(tokens) <= self.context
+        if ASK in tokens[-1:]:
+            time.sleep(self.prefill_s)
+            self._text, self._start = self.say(self.answers).encode(), position + len(tokens) - 1
+            self.answers += 1
+        else:
+            time.sleep(self.pause_s)
+        logits = np.full((len(tokens), 258), -1e9, dtype=np.float32)
+        for row in range(len(tokens)):
+            at = position + row - self._start
+            logits[row, self._text[at] if 0 <= at < len(self._text) else EOS] = 0.0
+        return logits
+
+    def reset(self) -> None: ...
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Bytes:
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        return list(text.encode())
+
+    def stream(self, at_start: bool = False) -> ByteStream:
+        return ByteStream()
+
+
+class ByteStream:
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        return self._decoder.decode(bytes([token]))
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class Turns:
+    """Messages as bytes; the last token says that the answer starts."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[dict[str, str]]] = []
+
+    def encode(self, tokenizer: Bytes, messages: list[dict[str, str]]) -> list[int]:
+        self.asked.append([dict(message) for message in messages])
+        return [*tokenizer.encode("\n".join(f"{m['role']}: {m['content']}" for m in messages)), ASK]
+
+
+@dataclass
+class ScriptParts:
+    engine: ScriptEngine
+    name: str = "phi-3-mini-4k-instruct"
+    tokenizer: Bytes = field(default_factory=Bytes)
+    chat: Turns = field(default_factory=Turns)
+    eos_ids: frozenset[int] = frozenset({EOS})
+
+    @property
+    def manifest(self) -> dict[str, str]:
+        return {"name": self.name}
+
+    def open_engine(self) -> ScriptEngine:
+        return self.engine
+
+
+@dataclass(frozen=True)
+class FakePassage:
+    text: str
+    title: str
+    source: str
+    location: str
+    score: float
+
+
+class FakeLibrary:
+    def __init__(self, passages: list[FakePassage]) -> None:
+        self.passages, self.questions = passages, []
+
+    def search(self, question: str, k: int = 5) -> list[FakePassage]:
+        self.questions.append(question)
+        return self.passages[:k]
+
+
+def quoted(question: str, passages: list[FakePassage], history: list[dict[str, str]]) -> list[dict[str, str]]:
+    """In place of grounded_messages."""
+    sources = "\n".join(f"[{number}] {passage.text}" for number, passage in enumerate(passages, start=1))
+    return [*history, {"role": "user", "content": f"{sources}\n{question}"}]
+
+
+def parts_saying(*texts: str, pause_s: float = 0.0, prefill_s: float = 0.0, context: int = 4096) -> ScriptParts:
+    """A model that gives these answers in turn, again and again."""
+    return ScriptParts(ScriptEngine(lambda number: texts[number % len(texts)], pause_s, prefill_s, context))

@@ -1,0 +1,173 @@
+"""Real public text from Debian's packages: manuals as documents, package descriptions as conversations. Deterministic."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import html
+import json
+import random
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from phi3mobile.chat import KNOWN_TEMPLATES
+from phi3mobile.errors import InputError
+
+PACKAGES = ("jargon-text", "debian-policy", "debian-reference-en", "developers-reference", "maint-guide", "python3.11-doc")
+CONTROL = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")  # ids 0 to 4
+SECTIONS = ("perl", "python", "games", "fonts", "doc", "javascript")
+
+
+def download(folder: Path) -> Path:
+    """The packages' files under `folder`; needs Debian's apt-get and dpkg-deb."""
+    done = folder / "done"
+    if not done.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            subprocess.run(["apt-get", "download", "-qq", *PACKAGES], cwd=folder, check=True, stderr=subprocess.DEVNULL)
+            for package in sorted(folder.glob("*.deb")):
+                subprocess.run(["dpkg-deb", "-x", str(package), str(folder)], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise InputError(f"the corpus is Debian packages ({error}); run on Debian, after apt-get update") from None
+        done.touch()
+    return folder
+
+
+def documents(folder: Path) -> Iterator[tuple[str, str, bool]]:
+    """(page's name without suffixes, text, whether it was written as plain text). Pages appear as HTML, with all that
+    surrounds their text, and some as sources too: what a crawl would find."""
+    for path in sorted(folder.rglob("*")):
+        kind = "".join(path.suffixes[-2:])
+        if not path.is_file() or not re.search(r"\.(html|txt|txt\.gz|rst\.txt|Debian\.gz|gz)$", kind):
+            continue
+        try:
+            raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            text = raw.decode("utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+        plain = path.suffix != ".html"
+        if not plain:
+            text = html.unescape(re.sub(r"<[^>]+>", " ", text))  # crude on purpose: menus and scripts stay
+        name = "/".join(path.parts[-2:]).split(".")[0].replace("_sources/", "")
+        for index, part in enumerate(_parts(text)):
+            yield f"{name}#{index}" if index else name, part, plain
+
+
+def _parts(text: str, size: int = 40_000) -> list[str]:
+    """Long files in pieces at empty lines."""
+    parts, start = [], 0
+    while len(text) - start > 1.5 * size:
+        cut = text.find("\n\n", start + size, start + 2 * size)
+        cut = start + size if cut < 0 else cut
+        parts.append(text[start:cut])
+        start = cut
+    return [*parts, text[start:]]
+
+
+def write_corpus(source: Path, out: Path) -> dict[str, int]:
+    """out/raw/, broad/, strict/, held-out/: one docs.jsonl each. Held-out pages are in none of the others, in no form.
+
+    raw: everything. strict: pages written as plain text, mostly letters. broad: the others. The filters come later.
+    """
+    files = {}
+    counts = dict.fromkeys(("raw", "broad", "strict", "held-out"), 0)
+    for name in counts:
+        (out / name).mkdir(parents=True, exist_ok=True)
+        files[name] = (out / name / "docs.jsonl").open("w")
+    for name, text, plain in documents(source):
+        page = name.split("#")[0].split("/")[-1]
+        held_out = int(hashlib.sha256(page.encode()).hexdigest(), 16) % 16 == 0
+        prose = sum(c.isalpha() or c in " ,.\n" for c in text) / max(1, len(text))
+        strict = plain and prose > 0.9 and len(text) > 500
+        kinds = (["held-out"] if strict else []) if held_out else ["raw", "strict" if strict else "broad"]
+        for kind in kinds:
+            files[kind].write(json.dumps({"text": text, "id": name}) + "\n")
+            counts[kind] += 1
+    for file in files.values():
+        file.close()
+    return counts
+
+
+def write_tokenizer(folder: Path, corpus: Path, vocab: int) -> None:
+    """A byte-level BPE of the corpus with Phi-3's control tokens and template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    native = Tokenizer(models.BPE())
+    native.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    native.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=list(CONTROL), initial_alphabet=alphabet, show_progress=False
+    )
+    texts = (json.loads(line)["text"] for kind in ("strict", "broad") for line in (corpus / kind / "docs.jsonl").open())
+    native.train_from_iterator((text[:20_000] for text in texts), trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    native.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": CONTROL[0], "eos_token": CONTROL[0], "chat_template": KNOWN_TEMPLATES["phi-3"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 1, 3]}))
+
+
+def write_shards(source: Path, tokenizer: Path, out: Path) -> None:
+    """Every document of SOURCE/docs.jsonl as token shards, unfiltered, in an order of its own."""
+    from phi3mobile.files import sha256
+    from phi3mobile.tokenizer import load_tokenizer
+    from phi3mobile.training.data.shards import ShardWriter, Vocabulary, write_index
+
+    words = load_tokenizer(tokenizer)
+    writer = ShardWriter(out, Vocabulary(words.vocab_size, 0, sha256(tokenizer / "tokenizer.json")))
+    lines = (source / "docs.jsonl").read_text().splitlines()
+    for number, line in enumerate(lines):
+        if number >= writer.documents:
+            text = json.loads(line)["text"]
+            key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+            writer.add(words.encode(text, special=False), key)
+    writer.close()
+    write_index(out)
+
+
+def packages() -> list[dict[str, str]]:
+    """name, section and one-line description of every package that this machine's apt knows, in a shuffled order."""
+    text = subprocess.run(["apt-cache", "dumpavail"], capture_output=True, text=True, check=True).stdout
+    found = {}
+    for block in text.split("\n\n"):
+        fields = dict(re.findall(r"^(Package|Section|Description|Description-en): (.*)$", block, re.MULTILINE))
+        about = fields.get("Description", fields.get("Description-en"))
+        if about and "Package" in fields and 3 <= len(about.split()) <= 14:
+            found[fields["Package"]] = {"name": fields["Package"], "section": fields.get("Section", ""), "about": about}
+    entries = [found[name] for name in sorted(found)]
+    random.Random(0).shuffle(entries)
+    return entries
+
+
+def write_chats(out: Path, count: int) -> None:
+    """chats.jsonl, pairs.jsonl and their held-out halves: what a package is for, and which of two answers is right."""
+    out.mkdir(parents=True, exist_ok=True)
+    entries = packages()
+    for name, part in (("", entries[200 : 200 + count]), ("held-out-", entries[:200])):
+        chats, pairs = [], []
+        for entry, other in zip(part, [*part[1:], part[0]], strict=True):
+            question = [{"role": "user", "content": f"What is the package {entry['name']} for?"}]
+            chats.append({"messages": [*question, {"role": "assistant", "content": f"It is for: {entry['about']}."}]})
+            pairs.append({"messages": question, "chosen": f"It is for: {entry['about']}.",
+                          "rejected": f"It is for: {other['about']}."})  # fmt: skip
+        for kind, lines in (("chats", chats), ("pairs", pairs)):
+            (out / f"{name}{kind}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_sections(out: Path, count: int) -> None:
+    """sections.jsonl and held-out-sections.jsonl: a description, and which section of Debian it belongs to, in one word."""
+    out.mkdir(parents=True, exist_ok=True)
+    groups = {name: [e for e in packages() if e["section"] == name] for name in SECTIONS}
+    chosen = [group[i] for i in range(max(map(len, groups.values()))) for group in groups.values() if i < len(group)]
+    lines = [
+        {"messages": [
+            {"role": "user", "content": f"Package: {e['about']}\nSection (one of {', '.join(SECTIONS)})?"},
+            {"role": "assistant", "content": e["section"]},
+        ]}
+        for e in chosen
+    ]  # fmt: skip
+    for name, part in (("held-out-", lines[:96]), ("", lines[96 : 96 + count])):
+        (out / f"{name}sections.jsonl").write_text("".join(json.dumps(line) + "\n" for line in part))
