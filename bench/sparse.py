@@ -37,6 +37,7 @@ class Operator:
         from executorch.exir import to_edge_transform_and_lower
         from executorch.runtime import Runtime
 
+        import phi3mobile.models.ops  # noqa: F401  defines the operators
         from phi3mobile.engines.native import load_library
 
         load_library()  # registers the kernels

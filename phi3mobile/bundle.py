@@ -146,6 +146,10 @@ class Bundle:
             return open_mil(self)
         if kind != "executorch":
             raise InputError(f"{self.folder} is for the runtime {kind!r}; this phi3mobile runs executorch, coreml: upgrade it")
+        from phi3mobile.engines.phone import phone_engine
+
+        if phone := phone_engine():
+            return phone(self.program, self.info)
         if self.manifest["runtime"].get("backend") == "CoreMLBackend":
             from phi3mobile.engines.mil_pte import open_delegate
 

@@ -28,6 +28,7 @@ class Program:
         from executorch.kernels import quantized  # noqa: F401
 
         self._torch, self._module = torch, portable_lib._load_for_executorch(path)
+        self._module.method_meta("forward")  # the bindings load a method when it is first used
 
     def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         return [value.numpy() for value in self._module.forward([self._torch.from_numpy(array) for array in inputs])]
@@ -68,7 +69,8 @@ class Tensor:
     @staticmethod
     def fromByteArray(data: bytes) -> Tensor:
         shape = np.frombuffer(data, ">i4", data[1], 2)
-        return Tensor(np.frombuffer(data, np.dtype(DTYPES[data[0]]).newbyteorder(">"), offset=2 + 4 * data[1]).reshape(shape), False)
+        dtype = np.dtype(DTYPES[data[0]]).newbyteorder(">")
+        return Tensor(np.frombuffer(data, dtype, offset=2 + 4 * data[1]).reshape(shape), direct=False)
 
 
 class ByteArray:

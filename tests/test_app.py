@@ -294,8 +294,7 @@ def test_nothing_found_is_said(make_state):
     state.open_library("lease.db")
     state.send("What is love?")
     answered(state)
-    assert "say nothing about this" in state.notice and state.messages[-1].sources == ()
-    assert state.parts.chat.asked[-1][-1]["content"] == "What is love?"
+    assert state.notice == "Nothing in your documents is about this." and state.messages[-1].sources == ()
 
 
 def test_a_search_that_fails_does_not_stop_the_answer(make_state):
@@ -320,6 +319,45 @@ def test_a_library_that_does_not_open(make_state):
     state.open_library("/nowhere/library.db")
     until(state, lambda: state.problem is not None)
     assert state.problem.sentence == "Your document library can't be opened." and state.library is None
+
+
+def test_documents_are_added_searched_and_cited(make_state, tmp_path, monkeypatch):
+    """The real index, by words; a document that can't be read is a sentence, and the others are there."""
+    from phi3mobile.retrieval import grounded_messages
+
+    monkeypatch.setattr("phi3mobile.assistant.worker._embedder_files", lambda progress: None)
+    state = make_state("On Monday [1].")
+    state.worker._ground = grounded_messages
+    first, second = tmp_path / "one", tmp_path / "two"
+    for folder, text in ((first, "The rent is due on Monday."), (second, "The caretaker has a green hat.")):
+        folder.mkdir()
+        (folder / f"{folder.name}.md").write_text(f"# {folder.name}\n\n{text}\n")
+    (second / "broken.pdf").write_bytes(b"%PDF-1.7 no")
+    library = tmp_path / "My documents.db"
+    state.add_documents(first, library)
+    until(state, lambda: state.library == library)
+    state.add_documents(second, library)
+    until(state, lambda: state.problem is not None and state.store.setting("documents") == [str(first), str(second)])
+    assert state.problem.sentence == "A document can't be added." and "broken.pdf" in state.problem.detail
+    for question, title in (("When is the rent due?", "one"), ("Which hat has the caretaker?", "two")):
+        state.send(question)
+        answered(state)
+        assert state.messages[-1].sources[0]["title"] == title
+        assert "> The" in state.parts.chat.asked[-1][-1]["content"]
+    state.add_documents(tmp_path / "chats.db", library)
+    until(state, lambda: state.problem is not None)
+    assert "documents of this kind can't be read" in state.problem.detail and state.library == library
+
+
+def test_a_damaged_library_is_a_sentence_and_a_button(make_state, tmp_path):
+    from phi3mobile.retrieval import open_library
+
+    state = make_state("x")
+    state.worker._open_library = open_library
+    (tmp_path / "broken.db").write_bytes(b"SQLite format 3\0" + b"\xff" * 4000)
+    state.open_library(tmp_path / "broken.db")
+    until(state, lambda: state.problem is not None)
+    assert state.problem.sentence == "Your document library can't be opened." and state.problem.button == "Go on without it"
 
 
 # what goes wrong

@@ -113,9 +113,15 @@ def test_objective_c_objects_are_given_back(tiny_bundle):
     assert objc.live == []
 
 
-@pytest.mark.parametrize("make", [
-    lambda pte, info: AndroidEngine(pte, info, find_class=find_class), lambda pte, info: AppleEngine(pte, info, FakeObjectiveC()),
-])  # fmt: skip
+def android(pte, info):
+    return AndroidEngine(pte, info, find_class=find_class)
+
+
+def apple(pte, info):
+    return AppleEngine(pte, info, FakeObjectiveC())
+
+
+@pytest.mark.parametrize("make", [android, apple])
 def test_bad_programs_and_closed_engines(make, tmp_path, tiny_bundle):
     bundle = open_bundle(tiny_bundle)
     with pytest.raises(InputError, match=r"none\.pte is not a file: give the \.pte of a bundle"):
@@ -148,7 +154,11 @@ def test_a_block_is_called_as_c_calls_it():
     from phi3mobile.engines.objc import _WIDTHS, make_block
 
     got = []
-    block = make_block(0, lambda own, pointer, count, kind: got.append((ctypes.string_at(pointer, count * _WIDTHS[kind]), kind)))
+
+    def handle(own, pointer, count, kind):
+        got.append((ctypes.string_at(pointer, count * _WIDTHS[kind]), kind))
+
+    block = make_block(0, handle)
     values = np.arange(3, dtype=np.float32)
     kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int8)
     word = ctypes.cast(block, ctypes.POINTER(ctypes.c_void_p))  # isa, flags and reserved, invoke

@@ -86,7 +86,8 @@ def test_rounds_teach_to_refuse_and_not_to_refuse_too_much(rounds, tmp_path):
     )
     config = from_table(safety_table(tmp_path, rounds), Safety, "config")
     result = safety(config)
-    assert result["refusal_before"] == 0 and result["refusal_after"] > (0.3 if rounds == 1 else 0.7) and result["over_refusal_after"] <= 0.34
+    least = 0.3 if rounds == 1 else 0.7
+    assert result["refusal_before"] == 0 and result["refusal_after"] > least and result["over_refusal_after"] <= 0.34
     measured = json.loads((tmp_path / "out" / "round-0" / "measured.json").read_text())
     assert set(measured["by_strategy"]) == set(STRATEGIES) and measured["harmful"] == 3 * len(STRATEGIES)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}

@@ -157,8 +157,10 @@ class State:
     def open_library(self, path: str | Path | None) -> None:
         self.worker.use_library(path)
 
-    def add_documents(self, documents: list[Path], library: Path) -> None:
-        self.worker.index(documents, library)
+    def add_documents(self, document: Path, library: Path) -> None:
+        """Index a file or folder, with those that were added before, into the app's own library, and use it."""
+        before = [Path(known) for known in self.store.setting("documents", []) if Path(known).exists()]
+        self.worker.index([*dict.fromkeys([*before, document])], library)
 
     def change(self, **changes: Any) -> None:
         """Change settings and keep them. Raises InputError for a value out of range."""
@@ -221,8 +223,10 @@ class State:
                 self.loading, self.model = None, event
                 self.change(bundle=str(event.path))
                 self._mark("status")
-            case worker.LibraryOpened(path, _):
+            case worker.LibraryOpened(path, documents):
                 self.library, self.notice = path, ""
+                if documents:
+                    self.store.put_setting("documents", documents)
                 self.change(library=str(path) if path else "")
                 self._mark("library", "status")
             case worker.Notice(text):

@@ -40,7 +40,7 @@ class Loaded:
 @dataclass(frozen=True)
 class LibraryOpened:
     path: Path | None  # None: none is open any more
-    sentence: str = ""
+    documents: tuple[str, ...] = ()  # that it was made from just now
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """`at`: load, library or answer."""
+    """`at`: load, library, documents or answer."""
 
     at: str
     problem: Problem
@@ -107,7 +107,7 @@ class Worker:
         self._orders.put(("library", lambda: self._use_library(path)))
 
     def index(self, documents: Iterable[Path], library: Path) -> None:
-        """Add documents (files, folders) to the library at `library`, then use it."""
+        """Make the library at `library` hold these documents (files, folders), then use it."""
         documents = list(documents)
         self._orders.put(("library", lambda: self._index(documents, library)))
 
@@ -172,19 +172,30 @@ class Worker:
             self.events.put(LibraryOpened(None))
             return
         self._library = self._open_library(path)
-        self.events.put(LibraryOpened(Path(path), Path(path).stem))
+        self.events.put(LibraryOpened(Path(path)))
 
     def _index(self, documents: list[Path], library: Path) -> None:
         from phi3mobile.retrieval import index_documents
 
-        self._close_library()
-        self.events.put(Notice("Reading your documents…"))
+        def progress(stage: str, done: int, total: int) -> None:
+            self.events.put(Notice(f"Reading your documents: {stage}, {done} of {total}"))
+
+        progress("start", 0, len(documents))
         try:
-            index_documents(documents, library)
+            files = None if library.exists() else _embedder_files(progress)
+            report = index_documents(
+                documents, library, embedder_files=files and (lambda: files), skip_damaged=True, progress=progress
+            )
         except InputError as error:
-            self.events.put(Failed("library", problems.document_failed(str(error))))
-        if library.is_file():
-            self._use_library(library)
+            self.events.put(Notice(""))
+            self.events.put(Failed("documents", problems.document_failed(str(error))))
+            return
+        if report.damaged:
+            more = f" (and {len(report.damaged) - 1} more)" if len(report.damaged) > 1 else ""
+            self.events.put(Failed("documents", problems.document_failed(report.damaged[0] + more)))
+        self._close_library()
+        self._library = self._open_library(library)
+        self.events.put(LibraryOpened(library, tuple(map(str, documents))))
 
     def _close_library(self) -> None:
         library, self._library = self._library, None
@@ -215,8 +226,7 @@ class Worker:
             return messages
         self.events.put(Sources(tuple(_plain(passage) for passage in passages)))
         if not passages:
-            self.events.put(Notice("Your documents say nothing about this; the answer is the model's own."))
-            return messages
+            self.events.put(Notice("Nothing in your documents is about this."))
         return self._ground(question, passages, messages[:-1])
 
 
@@ -231,6 +241,16 @@ def _open_bundle(path: str | Path) -> Any:
     from phi3mobile.bundle import open_bundle
 
     return open_bundle(path)
+
+
+def _embedder_files(progress: Callable[[str, int, int], None]) -> tuple[bytes, bytes] | None:
+    """The sentence embedder for a new library; None where it is not installed: then words are searched, not meanings."""
+    from phi3mobile.verbs.index import embedder_files
+
+    try:
+        return embedder_files(progress)
+    except (InputError, ImportError):
+        return None
 
 
 def _ground(question: str, passages: list[Any], history: list[dict[str, str]]) -> list[dict[str, str]]:

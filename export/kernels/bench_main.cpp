@@ -131,7 +131,10 @@ struct Steps {
 
   void step(const std::string& text) {
     std::vector<std::string> part{""};
-    for (const char c : text) c == ':' ? part.emplace_back() : void(part.back() += c);
+    for (const char c : text) {
+      if (c == ':') part.emplace_back();
+      else part.back() += c;
+    }
     const std::string name = part[0];
     const auto value = [&](size_t i) { return std::atoll(part[i].c_str()); };
     const auto is = [&](const char* wanted, size_t values) {
@@ -193,7 +196,8 @@ int main(int count, char** arguments) {
   for (int i = 2; i < count; ++i) {
     const std::string text = arguments[i];
     const size_t at = text.find('=');
-    at == std::string::npos ? steps.push_back(text) : void(option[text.substr(0, at)] = text.substr(at + 1));
+    if (at == std::string::npos) steps.push_back(text);
+    else option[text.substr(0, at)] = text.substr(at + 1);
   }
   const auto whole = [&](const char* key) { return option.count(key) ? std::atoll(option[key].c_str()) : 0; };
   char error[2000];

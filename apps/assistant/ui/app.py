@@ -219,7 +219,7 @@ class AssistantApp(App):
         self.content.close_sheet()
         folder = self.where.libraries[0]
         folder.mkdir(parents=True, exist_ok=True)
-        self.state.add_documents([path], self.state.library or folder / "My documents.db")
+        self.state.add_documents(path, folder / "My documents.db")
 
     def solve(self) -> None:
         problem = self.state.problem
