@@ -54,16 +54,19 @@ class Local:
             command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | {"XDG_CACHE_HOME": self._cache}
         ) as process:  # fmt: skip
             try:
-                for line in process.stdout or ():
-                    yield json.loads(line)
+                told = False
+                for text in process.stdout or ():
+                    line = json.loads(text)
+                    told = told or line["kind"] == "error"
+                    yield line
                     if time.monotonic() >= due:
                         due += plan.sample_s
                         self._note()
-                code, said_error = process.wait(), False
+                code = process.wait()
             finally:
                 process.kill()
             self._note()
-            if code not in (0, 1) and not said_error:
+            if code and not told:
                 log.seek(0)
                 last = (log.read().strip().splitlines() or ["no message"])[-1]
                 raise RunFailed(f"the runner ended with {code}: {last[:200]}")

@@ -217,8 +217,7 @@ def _question(bundle: Bundle) -> list[int]:
     """Token ids of the question as this bundle's chat puts it."""
     if bundle.manifest["chat"]["template"] is None:
         return bundle.tokenizer.encode(QUESTION, special=False)
-    text = bundle.chat.render([{"role": "user", "content": QUESTION}])
-    return bundle.tokenizer.encode(text, special=True)
+    return bundle.chat.encode(bundle.tokenizer, [{"role": "user", "content": QUESTION}])
 
 
 def check_text(tokens: Sequence[int], bundle: Bundle) -> dict[str, Any]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
 from phi3mobile.bundle import open_bundle
+from phi3mobile.decoding import Rows
 
 
 class Ours:
@@ -26,11 +28,16 @@ class Ours:
             self._engine = open_native(bundle, threads)
         else:
             self._engine = bundle.open_engine()  # has no setting for threads: takes the physical cores
-        self._forward = getattr(self._engine, "forward_view", self._engine.forward)
-        self.vocab, self.chunk = self._engine.info.vocab, self._engine.info.max_chunk
+        info, forward = self._engine.info, getattr(self._engine, "forward_view", self._engine.forward)
+        self._rows = Rows(SimpleNamespace(info=info, forward=forward))
+        self.vocab, self.chunk = info.vocab, info.max_chunk
 
     def forward(self, tokens: list[int], position: int) -> np.ndarray:
-        return self._forward(np.asarray(tokens, np.int64), position)[-1]
+        if not self._rows.reaches(position):
+            past = self._rows.tokens[:position]
+            for at in range(0, position, self.chunk):
+                self._rows.forward(past[at : at + self.chunk], at, False)
+        return self._rows.forward(tokens, position, False)[-1]
 
 
 class LlamaCpp:

@@ -40,7 +40,7 @@ class Steps:
         self._array = lambda tokens: np.asarray(tokens, np.int64)
         self._engine, self._info = engine, engine.info
         self._forward = getattr(engine, "forward_view", engine.forward)
-        self._filled, self._long = 0, False
+        self._filled, self._long, self._farthest = 0, False, 0
 
     def run(self, step: str) -> Iterator[dict[str, Any]]:
         """Lines of one step. Raises ValueError for a step that is none or does not fit the context."""
@@ -99,7 +99,9 @@ class Steps:
         """Rows 0..tokens-1 of a sequence that grows to `end`; logits [V] of the last that was run."""
         end = end or tokens
         long = self._is_long(end)
-        start = 0 if long != self._long else min(self._filled, tokens)
+        start, back = min(self._filled, tokens), self._info.back
+        if long != self._long or (back is not None and self._farthest - start > back):
+            start = 0
         last = self._run(seeded_tokens(tokens, self._info.vocab)[start:], start, end) if start < tokens else None
         self._filled, self._long = tokens, long
         return last
@@ -113,7 +115,9 @@ class Steps:
             raise ValueError(f"{end} positions do not fit the context of {self._info.max_context}")
         long, chunk, last = self._is_long(end), self._info.max_chunk, None
         for at in range(0, len(tokens), chunk):
-            last = self._forward(self._array(tokens[at : at + chunk]), position + at, long)[-1]
+            part = tokens[at : at + chunk]
+            last = self._forward(self._array(part), position + at, long)[-1]
+            self._farthest = max(self._farthest if position + at else 0, position + at + len(part))
         return last
 
 

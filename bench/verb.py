@@ -1,4 +1,7 @@
-"""phi3mobile bench BUNDLE, or --shape NAME: speed and memory on this machine; with --peers beside other runtimes."""
+"""phi3mobile bench BUNDLE, or --shape NAME: speed and memory on this machine; with --peers beside other runtimes.
+
+With --device or --preset: the protocol of devices, on this machine or a phone.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from phi3mobile.bench import devices
 from phi3mobile.errors import InputError
 
 SHAPE_CONTEXT = 4096
@@ -24,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--perplexity", action="store_true", help="on the text that ships: bundle and unquantized weights")
     parser.add_argument("--lookup", action="store_true", help="what lookup decoding is worth, on prompts that ship")
     parser.add_argument("--checkpoint", help="the unquantized weights (default: what the bundle was made from)")
+    devices.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -31,6 +36,12 @@ def run(args: argparse.Namespace) -> None:
     from phi3mobile.quiet import quiet
     from phi3mobile.screen import print_card, print_json, progress_bar
 
+    if devices.wanted(args):
+        with progress_bar("Bench") as report:
+            result = devices.run_protocol(args, report)
+        print_card(result["record"], {name: f"{value}" for name, value in result.items() if name != "record"})
+        print_json(result)
+        return
     with progress_bar("Bench") as report, quiet():
         path, made = _bundle(args, report)
         if args.perplexity:

@@ -1,5 +1,8 @@
 """Attention of an exported program, by the operators of the recipe: KV cache inside, [T, ...] in, [T, H*D] out.
 
+Our kernels read only the blocks that a head sees, from a cache that evicts what no head of its group will read again, where
+that saves rows (models/blocksparse.py).
+
 Stock operators know no block-sparse attention, and one mask serves all heads of a call. So where the pattern matters, KV
 heads whose query heads have the same shifts share a cache, and each shift is one call over that cache with its own mask:
 every head is computed once, nothing is copied. (phi-3-small: 2 caches of 4 KV heads, 8 calls of 4 heads.)
@@ -12,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from phi3mobile.models.blocksparse import Pattern
+from phi3mobile.models.blocksparse import EvictingCache, Pattern, evicting_cache
 from phi3mobile.models.config import Phi3Config
 
 from .recipe import Recipe
@@ -43,35 +46,51 @@ def head_shifts(pattern: Pattern) -> list[int]:
     return [head * pattern.head_step % pattern.stride for head in range(pattern.heads)]
 
 
+def eviction_of(config: Phi3Config, recipe: Recipe, layer: int, context: int) -> EvictingCache | None:
+    """The layer's evicting KV cache, None where all `context` rows are kept."""
+    pattern = pattern_of(config, layer, context)
+    return None if pattern is None or recipe.attention != "native" else evicting_cache(pattern, context)
+
+
 def attention_of(config: Phi3Config, recipe: Recipe, layer: int, context: int) -> nn.Module:
     """Attention of one layer."""
     pattern = pattern_of(config, layer, context)
     if recipe.attention == "native":
-        return NativeAttention(config, context, recipe.kv_bits, pattern)
+        evicting = eviction_of(config, recipe, layer, context)
+        return NativeAttention(config, context, recipe.kv_bits, pattern, evicting)
     return StockAttention(config, context) if pattern is None else StockBlockSparse(config, context, pattern)
 
 
 class NativeAttention(nn.Module):
     """Rotation, KV cache and attention in one of our kernels: fused [T, (H + 2 Hkv) * D] -> [T, H*D]."""
 
-    def __init__(self, config: Phi3Config, context: int, kv_bits: int, pattern: Pattern | None = None) -> None:
+    def __init__(
+        self, config: Phi3Config, context: int, kv_bits: int, pattern: Pattern | None = None,
+        evicting: EvictingCache | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.heads, self.scale, self.window = config.num_attention_heads, config.attention_scale, config.sliding_window or 0
         self.pattern = (pattern.block, pattern.local_blocks, pattern.stride, pattern.head_step) if pattern else ()
-        shape, self.quantized = (1, config.num_key_value_heads, context, config.head_dim), kv_bits == 8
+        self.evicting, self.quantized = evicting, kv_bits == 8
+        rows = evicting.rows if evicting else context
+        shape = (1, config.num_key_value_heads, rows, config.head_dim)
+        if evicting:
+            self.register_buffer("mark", torch.zeros(1, dtype=torch.int64))
         for name in ("k", "v"):
             self.register_buffer(f"{name}_cache", torch.zeros(shape, dtype=torch.int8 if self.quantized else torch.float32))
             if self.quantized:
                 self.register_buffer(f"{name}_scale", torch.zeros(shape[:3]))
 
     def forward(self, place: Place, qkv: torch.Tensor) -> torch.Tensor:
+        operators, suffix = torch.ops.phi3mobile, "_int8" if self.quantized else ""
+        rows = (qkv, place.cos, place.sin, self.k_cache, self.v_cache)
+        if self.quantized:
+            rows += (self.k_scale, self.v_scale)
+        if self.evicting:
+            rest = (self.mark, place.input_pos, self.heads, self.scale, *self.pattern, self.evicting.ring)
+            return getattr(operators, f"blocksparse_attention_evicting{suffix}")(*rows, *rest)
         rest = (place.input_pos, self.heads, self.window, self.scale, *self.pattern)
-        operators = torch.ops.phi3mobile
-        if not self.quantized:
-            return operators.blocksparse_attention(qkv, place.cos, place.sin, self.k_cache, self.v_cache, *rest)
-        return operators.blocksparse_attention_int8(
-            qkv, place.cos, place.sin, self.k_cache, self.v_cache, self.k_scale, self.v_scale, *rest
-        )
+        return getattr(operators, f"blocksparse_attention{suffix}")(*rows, *rest)
 
 
 class StockAttention(nn.Module):

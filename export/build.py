@@ -88,7 +88,7 @@ def export(
             "family": "phi3small" if isinstance(config, Phi3SmallConfig) else "phi3",
             "runtime": runtime,
             "recipe": asdict(chosen),
-            "model": model_section(config, context, min(chosen.chunk, context), weights),
+            "model": model_section(config, context, min(chosen.chunk, context), weights) | {"back": program.back},
             "tokens": {"bos": config.bos_token_id, "eos": eos},
             "chat": chat,
             "memory": memory_section(program, context, weights),
@@ -188,14 +188,16 @@ def model_section(config: Phi3Config, context: int, chunk: int, weights: int) ->
 
 
 def memory_section(program: Program, context: int, weights: int) -> dict[str, object]:
-    """Bytes: weights, KV cache per token, activations, and the sum at several contexts, up to the bundle's own."""
-    per_token, activations = program.kv_per_token, program.activations
+    """Bytes: weights, KV cache per token (of an evicting one the mean at the bundle's context), activations, and at several
+    contexts, up to the bundle's own, the KV cache and the sum."""
+    activations = program.activations
     contexts = sorted({c for c in (512, 1024, 2048, 4096, 8192, 32768, 131072) if c <= context} | {context})
     return {
         "weights": weights,
-        "kv_per_token": per_token,
+        "kv_per_token": -(-program.kv_bytes(context) // context),
         "activations": activations,
-        "peak": {str(c): weights + per_token * c + activations for c in contexts},
+        "kv_cache": {str(c): program.kv_bytes(c) for c in contexts},
+        "peak": {str(c): weights + program.kv_bytes(c) + activations for c in contexts},
     }
 
 

@@ -37,6 +37,10 @@ class Program:
     runtime: dict[str, Any]
     activations: int
     kv_per_token: int
+    back: int | None = None  # tokens that a position may go back; None: any number
+
+    def kv_bytes(self, tokens: int) -> int:
+        return self.kv_per_token * tokens
 
 
 def to_coreml(

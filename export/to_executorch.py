@@ -27,7 +27,7 @@ from phi3mobile.models.quantized import Packed, pack_nibbles
 from phi3mobile.models.rope import rope_rows, rope_tables
 
 from . import stamp
-from .attention import Place, ShiftedMasks, attention_of, pattern_of, window_mask
+from .attention import Place, ShiftedMasks, attention_of, eviction_of, pattern_of, window_mask
 from .packed import EMBEDDING, PackedModel
 from .recipe import Recipe
 from .segments import segment_vectors
@@ -35,11 +35,12 @@ from .segments import segment_vectors
 
 @dataclass(frozen=True)
 class Program:
-    """What was written: operators that the phone's binary must contain, bytes of activations and of KV cache per token."""
+    """What was written: operators that the phone's binary must contain, bytes of activations and, by tokens, of KV cache."""
 
     operators: list[str]
     activations: int
-    kv_per_token: int
+    kv_bytes: Callable[[int], int]
+    back: int | None  # tokens that a position may go back; None: any number
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,8 @@ def lowered_segments(packed: PackedModel, chunk: int, scratch: Path, progress: C
     return modules
 
 
-def runner_metadata(config: Phi3Config, spec: TraceSpec, eos_ids: list[int]) -> dict[str, object]:
-    """Constant methods that ExecuTorch's LLM runners read."""
+def runner_metadata(config: Phi3Config, spec: TraceSpec, eos_ids: list[int], back: int | None) -> dict[str, object]:
+    """Constant methods that ExecuTorch's LLM runners read, and ours: get_max_back where positions can't go back freely."""
     return {
         "get_max_seq_len": spec.chunk,
         "get_max_context_len": spec.context,
@@ -169,6 +170,7 @@ def runner_metadata(config: Phi3Config, spec: TraceSpec, eos_ids: list[int]) -> 
         "use_kv_cache": True,
         "use_sdpa_with_kv_cache": True,
         "enable_dynamic_shape": True,
+        **({} if back is None else {"get_max_back": back}),
     }
 
 
@@ -180,10 +182,10 @@ def register_operators(recipe: Recipe) -> None:
         from phi3mobile.models import ops  # noqa: F401  phi3mobile::*
 
 
-def kv_bytes_per_token(config: Phi3Config, recipe: Recipe) -> int:
-    """Bytes that one position takes in all layers' caches; int8 rows carry a float32 scale each."""
-    scales = 2 * config.num_hidden_layers * config.num_key_value_heads * 4 if recipe.kv_bits == 8 else 0
-    return config.kv_bytes_per_token(recipe.kv_bits // 8) + scales
+def kv_row_bytes(config: Phi3Config, recipe: Recipe) -> int:
+    """Bytes of one position's row in one layer's caches; int8 rows carry a float32 scale each."""
+    scale = 4 if recipe.kv_bits == 8 else 0
+    return 2 * config.num_key_value_heads * (config.head_dim * recipe.kv_bits // 8 + scale)
 
 
 def to_executorch(
@@ -199,6 +201,8 @@ def to_executorch(
         raise InputError(f"chunk {chunk}: tokens of one prefill step must be from 1 to the context, {context}")
     register_operators(packed.recipe)
     spec = TraceSpec(context, chunk)
+    caches = [eviction_of(packed.config, packed.recipe, layer, context) for layer in range(packed.config.num_hidden_layers)]
+    back = min((cache.back for cache in caches if cache), default=None)
     with TemporaryDirectory(dir=path.parent, prefix=".packed-") as scratch, torch.no_grad():
         segments = lowered_segments(packed, chunk, Path(scratch), progress)
         embedding = PackedEmbedding(packed.tensor(EMBEDDING), packed.config.embedding_multiplier)
@@ -208,7 +212,7 @@ def to_executorch(
         program = to_edge(
             exported,
             compile_config=EdgeCompileConfig(_check_ir_validity=False),
-            constant_methods=runner_metadata(packed.config, spec, eos_ids),
+            constant_methods=runner_metadata(packed.config, spec, eos_ids, back),
         ).to_executorch(
             ExecutorchBackendConfig(
                 extract_delegate_segments=True,
@@ -220,6 +224,11 @@ def to_executorch(
         with path.open("wb") as file:
             program.write_to_file(file)
     plan = next(plan for plan in program.executorch_program.execution_plan if plan.name == "forward")
-    kv_per_token = kv_bytes_per_token(packed.config, packed.recipe)
     operators = {f"{operator.name}.{operator.overload}" if operator.overload else operator.name for operator in plan.operators}
-    return Program(sorted(operators), sum(plan.non_const_buffer_sizes) - kv_per_token * context, kv_per_token)
+    row = kv_row_bytes(packed.config, packed.recipe)
+    planned = row * sum(cache.rows if cache else context for cache in caches)
+
+    def kv_bytes(tokens: int) -> int:
+        return row * sum(cache.rows_for(tokens) if cache else tokens for cache in caches)
+
+    return Program(sorted(operators), sum(plan.non_const_buffer_sizes) - planned, kv_bytes, back)

@@ -87,6 +87,9 @@ SCHEMA: dict[str, Callable[[Any], bool]] = {
     "license": _or_null(_text),
 }  # fmt: skip
 
+# The same of what older bundles lack.
+LATER: dict[str, Callable[[Any], bool]] = {"model.back": _or_null(_whole(0))}
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -117,7 +120,7 @@ class Bundle:
     @property
     def info(self) -> EngineInfo:
         model = self.manifest["model"]
-        return EngineInfo(model["vocab"], model["context"], model["chunk"], model["original_context"])
+        return EngineInfo(model["vocab"], model["context"], model["chunk"], model["original_context"], model.get("back"))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -202,11 +205,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} has no format version; export the bundle again")
     if version > FORMAT:
         raise InputError(f"{folder} has bundle format {version}, this phi3mobile reads up to {FORMAT}; upgrade phi3mobile")
-    values = {name: _at(manifest, name) for name in SCHEMA}
-    if lacking := [name for name, value in values.items() if value is _ABSENT]:
+    values = {name: _at(manifest, name) for name in SCHEMA | LATER}
+    if lacking := [name for name in SCHEMA if values[name] is _ABSENT]:
         raise InputError(f"{path} lacks {', '.join(lacking)}; export the bundle again")
-    for name, fits in SCHEMA.items():
-        if not fits(values[name]):
+    for name, fits in (SCHEMA | LATER).items():
+        if values[name] is not _ABSENT and not fits(values[name]):
             raise InputError(f"{path}: {name} can't be {values[name]!r:.80}; export the bundle again")
     program = manifest["runtime"]["program"]
     if not any(name == program or name.startswith(f"{program}/") for name in manifest["files"]):

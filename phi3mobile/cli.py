@@ -20,9 +20,10 @@ VERBS = {
     "chat": ("phi3mobile.verbs.chat", "talk to a bundle"),
     "app": ("phi3mobile.verbs.app", "the offline assistant in a window"),
     "index": ("phi3mobile.verbs.index", "documents -> a library that answers are looked up in; one file, for the phone too"),
-    "bench": ("phi3mobile.bench.verb", "measure a bundle on this machine"),
+    "bench": ("phi3mobile.bench.verb", "measure a bundle on this machine or a phone"),
+    "report": ("phi3mobile.bench.report", "records of `bench --device` -> one page: speed, memory, energy, heat, regressions"),
     "data": ("phi3mobile.training.data.verb", "raw text to filtered, packed token shards; synthetic data; ablations"),
-    "train": ("phi3mobile.training.verb", "pretrain, SFT, DPO, safety rounds, QAT, LongRoPE: a TOML config in, a HF folder out"),
+    "train": ("phi3mobile.training.verb", "pretrain, SFT, DPO, safety rounds, QAT, LongRoPE: TOML config in, HF folder out"),
 }
 
 

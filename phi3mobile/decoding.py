@@ -21,11 +21,13 @@ class Rows:
     engine: Engine
     tokens: list[int] = field(default_factory=list)
     long: bool = False  # computed with LongRoPE's long factors
+    farthest: int = 0  # end of the farthest row written since row 0 was
 
     def forward(self, tokens: list[int], position: int, long: bool) -> np.ndarray:
         """Engine.forward, recorded; logits float32 [T, V]."""
         del self.tokens[position:]  # before the call: if it fails, these rows are unknown
         self.long = long
+        self.farthest = max(self.farthest if position else 0, position + len(tokens))
         logits = self.engine.forward(np.asarray(tokens, dtype=np.int64), position, long=long)
         self.tokens += tokens
         return logits
@@ -34,6 +36,11 @@ class Rows:
         """Length of the prefix that `tokens` shares with the cache."""
         pairs = enumerate(zip(self.tokens, tokens, strict=False))
         return next((i for i, (a, b) in pairs if a != b), min(len(self.tokens), len(tokens)))
+
+    def reaches(self, position: int) -> bool:
+        """Whether a forward may go back to `position`: an evicting KV cache keeps only so much behind the farthest row."""
+        back = self.engine.info.back
+        return position == 0 or back is None or self.farthest - position <= back
 
 
 @dataclass
@@ -160,6 +167,8 @@ class Decoder:
         """Most draft tokens: all rows of a forward have one LongRoPE regime, and no token is sampled past a limit."""
         info, length = self.rows.engine.info, len(self.tokens)
         limits = [info.max_chunk - 1, info.max_context - length - 1]
+        if info.back is not None:
+            limits.append(info.back)  # all of them may be rejected
         if self.max_tokens is not None:
             limits.append(self.max_tokens - self.generated_tokens - 1)
         if info.original_context is not None and not self.rows.long:
@@ -178,7 +187,11 @@ class Decoder:
                 f"LongRoPE: the sequence is {limit} {rows.engine.info.original_context} tokens; "
                 f"all {len(self.tokens)} are prefilled again with the {kind} factors"
             )
-        if rows.long != long:
+        elif not rows.reaches(start):
+            self.on_event(
+                f"the KV cache no longer has all rows before position {start}; all {len(self.tokens)} are prefilled again"
+            )
+        if rows.long != long or not rows.reaches(start):
             start = 0
         if self.reused_tokens is None:
             self.reused_tokens = start

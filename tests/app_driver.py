@@ -14,17 +14,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-os.environ["KIVY_HOME"] = str(Path(sys.argv[2]) / "kivy")
-Path(os.environ["KIVY_HOME"]).mkdir(parents=True, exist_ok=True)
-sys.path.insert(0, str(Path(__file__).parent))
+from fake_app import quoted
 
-from phi3mobile.assistant.launch import _configure  # noqa: E402
-from phi3mobile.assistant.places import Places  # noqa: E402
-from phi3mobile.assistant.state import State  # noqa: E402
-from phi3mobile.assistant.store import Store  # noqa: E402
-from phi3mobile.assistant.worker import Worker  # noqa: E402
-
-from fake_app import quoted  # noqa: E402  isort: skip
+from phi3mobile.assistant.launch import _configure
+from phi3mobile.assistant.places import Places
+from phi3mobile.assistant.state import State
+from phi3mobile.assistant.store import Store
+from phi3mobile.assistant.worker import Worker
 
 Until = Callable[[], bool] | float  # a scenario yields what it waits for: a condition (10 s at most), or seconds
 
@@ -119,6 +115,7 @@ def png(colors) -> bytes:
 def run(scenario: Callable[[Driver], Iterator[Until]], driver: Driver) -> None:
     from kivy.clock import Clock
 
+    sys.setswitchinterval(0.001)  # as launch does
     steps = scenario(driver)
     waiting: dict[str, object] = {"for": 0.3, "since": time.monotonic()}
 
@@ -142,6 +139,8 @@ def run(scenario: Callable[[Driver], Iterator[Until]], driver: Driver) -> None:
 
 
 if __name__ == "__main__":
+    os.environ["KIVY_HOME"] = str(Path(sys.argv[2]) / "kivy")
+    Path(os.environ["KIVY_HOME"]).mkdir(parents=True, exist_ok=True)
     width, _, height = sys.argv[3].partition("x")
     _configure((int(width), int(height)))
     import app_scenarios

@@ -6,34 +6,7 @@ import json
 from pathlib import Path
 
 from app_driver import Driver, run
-from fake_app import FakeLibrary, FakePassage, parts_saying
-
-MARKDOWN = """A **KV cache** keeps the *keys* and *values* of tokens that were already read:
-
-1. The prompt is read once, which is called `prefill`.
-2. Every new token then reads the cache instead of the whole text.
-   So the time per token stays nearly the same.
-- It grows with the context: 393 kB per token for Phi-3-mini.
-
-```python
-def attend(q, cache):
-    weights = softmax(q @ cache.keys.T / 8)
-    return weights @ cache.values
-```
-
-### In short
-Memory for speed → that is the whole trick ✓ 🚀"""
-ARABIC = "مرحبا! ذاكرة KV تحفظ المفاتيح والقيم (keys, values) للكلمات السابقة 😀، لذلك يكون كل رمز جديد سريعا على هاتفك."
-HEBREW = "שלום! הזיכרון שומר את המפתחות והערכים של 128 המילים הקודמות."
-ANSWERS = (MARKDOWN, f"{ARABIC}\n\n{HEBREW}", "Sure 👍🏽 — here are flags 🇫🇷🇯🇵, a family 👩‍👩‍👧 and a heart ❤️.")
-PASSAGES = [
-    FakePassage("The rent is due on the third working day of each month. Late payments cost 5 euros per day.", "Lease 2026",
-                "Documents/lease.pdf", "page 4", 0.82),
-    FakePassage("Heating costs are settled once a year, at the end of March.", "Lease 2026",
-                "Documents/lease.pdf", "page 7", 0.61),
-    FakePassage("Call the caretaker between 8 and 10.", "House rules of the building, 2024 edition",
-                "rules.md", "Contacts", 0.4),
-]  # fmt: skip
+from fake_app import ANSWERS, PASSAGES, FakeLibrary, parts_saying
 
 
 def chat(folder: Path) -> None:
@@ -357,7 +330,7 @@ def soak(folder: Path) -> None:
 
     from phi3mobile.assistant.meters import memory_used
 
-    driver = Driver(folder, lambda path: parts_saying(*ANSWERS, context=8192))
+    driver = Driver(folder, lambda path: parts_saying(*ANSWERS[1:], "**Short** `code` 😀\n\n- a list", context=8192))
 
     def steps(d: Driver):
         d.state.open_bundle("phi")
@@ -372,5 +345,67 @@ def soak(folder: Path) -> None:
                 d.seen["memory"].append(memory_used())
         d.seen["messages"] = len(d.state.messages)
         d.shot("soak")
+
+    run(steps, driver)
+
+
+def picture(folder: Path) -> None:
+    """The parts of docs/app.png: an answer with the panel, sources in the dark, another script."""
+    answer = "The rent is due on the **third working day** of each month [1]. Late payments cost 5 euros per day [1]."
+    driver = Driver(folder, lambda path: parts_saying(ANSWERS[0], answer, ANSWERS[1], pause_s=0.004), FakeLibrary(PASSAGES))
+
+    def steps(d: Driver):
+        d.state.change(theme="light")
+        d.state.open_bundle("phi")
+        yield d.idle
+        d.app.toggle_panel()
+        d.ask("What is a KV cache?")
+        yield lambda: "In short" in d.state.messages[-1].content
+        yield d.idle
+        yield 0.4
+        d.shot("panel")
+        d.app.toggle_panel()
+        d.state.open_library("Lease and house rules.db")
+        yield lambda: d.state.library is not None
+        d.app.new_chat()
+        d.ask("When is the rent due?")
+        yield d.idle
+        d.state.change(theme="dark")
+        d.app.draw_anew()
+        yield 0.4
+        d.shot("sources")
+        d.state.open_library(None)
+        yield lambda: d.state.library is None
+        d.app.new_chat()
+        d.ask("بالعربية من فضلك 🙂")
+        yield d.idle
+        yield 0.4
+        d.shot("arabic")
+
+    run(steps, driver)
+
+
+def typing(folder: Path) -> None:
+    """The field: several scripts, right to left, emoji, many lines; where the cursor stands."""
+    driver = Driver(folder, lambda path: parts_saying("Fine."))
+
+    def steps(d: Driver):
+        field = d.content.composer.field
+        field.focus = True
+        d.seen["heights"] = [field.height]
+        for name, text in (("hebrew", "שלום 🙂 abc"), ("arabic", "مرحبا بالعالم 👍🏽"), ("lines", "one\ntwo\nthree 🚀\nfour")):
+            d.write(text)
+            field.cursor = field.get_cursor_from_index(0)
+            yield 0.2
+            left = field.cursor_pos[0]
+            field.cursor = field.get_cursor_from_index(len(text))
+            yield 0.2
+            d.seen[name] = (left, field.cursor_pos[0])
+            d.seen["heights"].append(field.height)
+            d.shot(name)
+        d.write("line\n" * 30)
+        yield 0.2
+        d.seen["heights"].append(field.height)
+        d.shot("many-lines")
 
     run(steps, driver)

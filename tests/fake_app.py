@@ -82,7 +82,7 @@ class Turns:
 @dataclass
 class ScriptParts:
     engine: ScriptEngine
-    name: str = "phi-3-mini-4k-instruct"
+    name: str = "scripted model"
     tokenizer: Bytes = field(default_factory=Bytes)
     chat: Turns = field(default_factory=Turns)
     eos_ids: frozenset[int] = frozenset({EOS})
@@ -122,3 +122,33 @@ def quoted(question: str, passages: list[FakePassage], history: list[dict[str, s
 def parts_saying(*texts: str, pause_s: float = 0.0, prefill_s: float = 0.0, context: int = 4096) -> ScriptParts:
     """A model that gives these answers in turn, again and again."""
     return ScriptParts(ScriptEngine(lambda number: texts[number % len(texts)], pause_s, prefill_s, context))
+
+
+# What the scripts say
+
+MARKDOWN = """A **KV cache** keeps the *keys* and *values* of tokens that were already read:
+
+1. The prompt is read once, which is called `prefill`.
+2. Every new token then reads the cache instead of the whole text.
+   So the time per token stays nearly the same.
+- It grows with the context: 393 kB per token for Phi-3-mini.
+
+```python
+def attend(q, cache):
+    weights = softmax(q @ cache.keys.T / 8)
+    return weights @ cache.values
+```
+
+### In short
+Memory for speed → that is the whole trick ✓ 🚀"""
+ARABIC = "مرحبا! ذاكرة KV تحفظ المفاتيح والقيم (keys, values) للكلمات السابقة 😀، لذلك يكون كل رمز جديد سريعا على هاتفك."
+HEBREW = "שלום! הזיכרון שומר את המפתחות והערכים של 128 המילים הקודמות."
+ANSWERS = (MARKDOWN, f"{ARABIC}\n\n{HEBREW}", "Sure 👍🏽 — here are flags 🇫🇷🇯🇵, a family 👩‍👩‍👧 and a heart ❤️.")
+PASSAGES = [
+    FakePassage("The rent is due on the third working day of each month. Late payments cost 5 euros per day.", "Lease 2026",
+                "Documents/lease.pdf", "page 4", 0.82),
+    FakePassage("Heating costs are settled once a year, at the end of March.", "Lease 2026",
+                "Documents/lease.pdf", "page 7", 0.61),
+    FakePassage("Call the caretaker between 8 and 10.", "House rules of the building, 2024 edition",
+                "rules.md", "Contacts", 0.4),
+]  # fmt: skip

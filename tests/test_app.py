@@ -517,9 +517,13 @@ def test_frames_and_memory():
     frames = Frames()
     for now in (0.0, 0.016, 0.032, 0.132):
         frames.tick(now)
+        frames.drawn(now + 0.002)
     frames.pause()
+    frames.drawn(9.0)
     frames.tick(10.0)
-    assert frames.summary() == pytest.approx({"frames": 3, "p50_ms": 16, "p95_ms": 91.6, "p99_ms": 98.32})
+    assert frames.summary() == pytest.approx(
+        {"frames": 3, "p50_ms": 16, "p95_ms": 91.6, "p99_ms": 98.32, "work_p50_ms": 2, "work_p95_ms": 2, "work_p99_ms": 2}
+    )
     assert Frames().summary() == {}
     assert memory_used() > 1e6 and memory_free() > 1e6
 

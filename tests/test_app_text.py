@@ -1,5 +1,6 @@
 """Text of the assistant: Markdown blocks and spans, fonts of runs, right-to-left lines in drawing order."""
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,35 @@ def test_every_font_draws_what_it_is_chosen_for():
 
 def test_every_icon_is_in_the_icon_font():
     fonttools = pytest.importorskip("fontTools.ttLib", reason="pip install fonttools")
-    source = (FONTS.parent / "ui" / "theme.py").read_text()
-    icons = eval(source.split("ICONS = ")[1].split("}")[0] + "}")
-    assert {ord(icon) for icon in icons.values()} == set(fonttools.TTFont(FONTS / "Icons.ttf").getBestCmap())
+    assert {ord(icon) for icon in from_theme("ICONS").values()} == set(fonttools.TTFont(FONTS / "Icons.ttf").getBestCmap())
+
+
+def test_texts_stand_out_from_what_is_behind_them():
+    """WCAG 2.2 AA: a contrast of 4.5."""
+    for colors in (from_theme("LIGHT"), from_theme("DARK")):
+        behind = {
+            "text": ("background", "surface", "bubble", "code", "warn"), "dim": ("background", "surface", "code", "warn"),
+            "accent": ("background", "surface", "code"), "on_accent": ("accent",), "danger": ("surface", "code", "warn"),
+        }  # fmt: skip
+        for text, grounds in behind.items():
+            for ground in grounds:
+                assert contrast(colors[text], colors[ground]) >= 4.5, (text, ground)
+
+
+def from_theme(name: str) -> dict[str, str]:
+    """A dictionary of ui/theme.py, read without Kivy."""
+    tree = ast.parse((FONTS.parent / "ui" / "theme.py").read_text())
+    return next(
+        ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == name
+    )
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted(luminance(color) for color in (one, other))
+    return (high + 0.05) / (low + 0.05)
+
+
+def luminance(color: str) -> float:
+    parts = [int(color[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from phi3mobile import bundle as bundle_module
 from phi3mobile.bundle import MANIFEST, SCHEMA, Bundle, open_bundle
-from phi3mobile.engines.executorch import check_operators, check_version
+from phi3mobile.engines import check_operators, check_version
 from phi3mobile.errors import InputError
 from phi3mobile.files import sha256
 from phi3mobile.session import Session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from phi3mobile.assistant import problems
@@ -22,6 +23,7 @@ def launch(
 ) -> None:
     """Run until the window is closed. `bundle` and `library` are opened instead of the last ones."""
     _configure(size)
+    sys.setswitchinterval(0.001)  # the window's thread waits no longer than this for the model's Python
     from phi3mobile.assistant.ui.app import AssistantApp  # opens the window
 
     where = where or places()

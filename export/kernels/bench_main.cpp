@@ -1,7 +1,10 @@
 // The protocol's steps on a phone, without Python: p3m_bench MODEL.pte [key=value]... STEP...
 // Steps and printed lines are those of bench/steps.py. Keys: packed (file for packed weights), threads, chunk (most tokens of
-// one forward), context, original (LongRoPE's switch; 0: none).
+// one forward), context, original (LongRoPE's switch; 0: none), cold (1: ask the system to drop the model from its file cache).
 #include "runner.h"
+
+#include <fcntl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -77,10 +80,20 @@ std::string memory() {
   return text;
 }
 
+// What the system has cached of a file it reads again from the storage, where it can be told.
+void forget(const char* path) {
+#ifdef POSIX_FADV_DONTNEED
+  const int file = open(path, O_RDONLY);
+  if (file >= 0) posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED), close(file);
+#else
+  (void)path;
+#endif
+}
+
 struct Steps {
   p3m_model* model;
-  int64_t vocab, context, chunk, original;
-  int64_t filled = 0;
+  int64_t vocab, context, chunk, original, back;  // back: tokens that positions may go back, -1: any number
+  int64_t filled = 0, farthest = 0;
   bool is_long = false;
 
   int64_t argmax() {
@@ -101,6 +114,7 @@ struct Steps {
       if (p3m_forward(model, tokens + at, std::min(chunk, count - at), (position + at) | flag, nullptr)) {
         throw std::runtime_error(p3m_error(model));
       }
+      farthest = std::max(position + at ? farthest : 0, position + std::min(at + chunk, count));
     }
   }
 
@@ -111,7 +125,8 @@ struct Steps {
       state = state * 6364136223846793005u + 1442695040888963407u;
       token = (state >> 33) % vocab;
     }
-    const int64_t start = goes_long(end) != is_long ? 0 : std::min(filled, tokens);
+    int64_t start = std::min(filled, tokens);
+    if (goes_long(end) != is_long || (back >= 0 && farthest - start > back)) start = 0;
     run(prompt.data() + start, tokens - start, start, end);
     filled = tokens, is_long = goes_long(end);
   }
@@ -200,6 +215,7 @@ int main(int count, char** arguments) {
     else option[text.substr(0, at)] = text.substr(at + 1);
   }
   const auto whole = [&](const char* key) { return option.count(key) ? std::atoll(option[key].c_str()) : 0; };
+  if (whole("cold")) forget(arguments[1]);
   char error[2000];
   const auto start = Clock::now();
   const char* packed = option.count("packed") ? option["packed"].c_str() : nullptr;
@@ -208,10 +224,12 @@ int main(int count, char** arguments) {
   const char* states[] = {"heap", "created", "reused"};
   say("\"kind\": \"load\", \"seconds\": " + number(since(start)) + ", \"packed\": \"" + states[p3m_packed_state(model)] +
       "\", \"threads\": " + std::to_string(p3m_threads()) + ", \"runtime\": \"" + p3m_runtime_version() + "\"" + memory());
-  int64_t vocab = 0, context = 0;
+  int64_t vocab = 0, context = 0, back = -1;
   p3m_metadata(model, "get_vocab_size", &vocab, 1);
   p3m_metadata(model, "get_max_context_len", &context, 1);
-  Steps run{model, vocab, whole("context") ? whole("context") : context, std::max<int64_t>(1, whole("chunk")), whole("original")};
+  p3m_metadata(model, "get_max_back", &back, 1);
+  Steps run{model, vocab, whole("context") ? whole("context") : context, std::max<int64_t>(1, whole("chunk")), whole("original"),
+            back};
   int code = 0;
   for (size_t i = 0; i < steps.size() && !code; ++i) {
     try {

@@ -18,6 +18,7 @@
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
 #include <executorch/runtime/core/hierarchical_allocator.h>
+#include <executorch/runtime/kernel/operator_registry.h>
 #include <executorch/runtime/platform/platform.h>
 #include <executorch/runtime/platform/runtime.h>
 
@@ -260,6 +261,8 @@ int p3m_set_threads(int threads) {
 }
 
 int p3m_use_isa(const char* isa) { return phi3mobile::use_isa(isa) ? 0 : -1; }
+
+int p3m_has_operator(const char* name) { return executorch::runtime::registry_has_op_function(name); }
 
 const char* p3m_runtime_version(void) { return P3M_RUNTIME_VERSION; }
 

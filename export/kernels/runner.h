@@ -50,6 +50,9 @@ P3M_API int p3m_set_threads(int threads);
  * measurements. 0, or -1 if the machine lacks it. */
 P3M_API int p3m_use_isa(const char* isa);
 
+/* Whether the runtime in this process has a kernel for an operator, named as in a program: "aten::add.out". 1 or 0. */
+P3M_API int p3m_has_operator(const char* name);
+
 /* Version of the ExecuTorch runtime this library was built for. */
 P3M_API const char* p3m_runtime_version(void);
 

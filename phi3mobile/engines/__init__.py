@@ -20,6 +20,7 @@ class EngineInfo:
     max_context: int  # positions the KV cache holds
     max_chunk: int  # most tokens one forward takes
     original_context: int | None = None  # LongRoPE: sequences longer than this use the long factors; None: no switch
+    back: int | None = None  # tokens a position may go back from the farthest since position 0; None: any number
 
 
 class Engine(Protocol):
@@ -30,7 +31,8 @@ class Engine(Protocol):
     def forward(self, tokens: np.ndarray, position: int, long: bool = False) -> np.ndarray:
         """Run `tokens` int64 [T] at positions position..position+T-1; logits float32 [T, V].
 
-        Cache rows from `position` on are overwritten, so `position` may go back (prefix reuse, rejected drafts).
+        Cache rows from `position` on are overwritten, so `position` may go back (prefix reuse, rejected drafts): to 0, or
+        by at most info.back from the farthest end of a forward since the last one at 0.
         LongRoPE: the rows of this forward get the long factors when `long` or when position+T > info.original_context.
         A sequence is exact only if all its rows have one kind: pass `long` for the early chunks of a long prompt.
         """
@@ -52,6 +54,16 @@ def check_version(exported: str, installed: str) -> None:
         raise InputError(
             f"the bundle was made for ExecuTorch {exported}, installed is {installed}: "
             f"allowed are {made[0]}.{made[1]} and {made[0]}.{made[1] + 1}; export it again or install one of these"
+        )
+
+
+def check_operators(needed: list[str], present: list[str]) -> None:
+    """InputError naming the operators that the runtime lacks."""
+    missing = sorted(set(needed) - set(present))
+    if missing:
+        raise InputError(
+            f"this ExecuTorch lacks the operators {', '.join(missing)}; export with a recipe that does without, "
+            "or build the runtime with them"
         )
 
 

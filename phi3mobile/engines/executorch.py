@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from phi3mobile.engines import LONG_REGIME, check_memory, check_version
-from phi3mobile.errors import InputError
+from phi3mobile.engines import LONG_REGIME, check_memory, check_operators, check_version
 
 if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
@@ -48,13 +47,3 @@ class ExecutorchEngine:
 
     def close(self) -> None:
         self._module = None
-
-
-def check_operators(needed: list[str], present: list[str]) -> None:
-    """InputError naming the operators that the runtime lacks."""
-    missing = sorted(set(needed) - set(present))
-    if missing:
-        raise InputError(
-            f"this ExecuTorch lacks the operators {', '.join(missing)}; export with a recipe that does without, "
-            "or build the runtime with them"
-        )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from phi3mobile import packed_cache
-from phi3mobile.engines import LONG_REGIME, EngineInfo, check_memory, check_version
+from phi3mobile.engines import LONG_REGIME, EngineInfo, check_memory, check_operators, check_version
 from phi3mobile.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,10 +52,13 @@ def load_library() -> ctypes.CDLL:
         ("p3m_threads", ctypes.c_int, []),
         ("p3m_set_threads", ctypes.c_int, [ctypes.c_int]),
         ("p3m_use_isa", ctypes.c_int, [text]),
+        ("p3m_has_operator", ctypes.c_int, [text]),
         ("p3m_runtime_version", text, []),
         ("p3m_close", None, [pointer]),
     ):
-        function = getattr(library, name)
+        function = getattr(library, name, None)
+        if function is None:
+            raise InputError("the native library is of another version of phi3mobile: build it again with `make native`")
         function.restype, function.argtypes = result, arguments
     return library
 
@@ -69,6 +72,8 @@ def open_native(bundle: Bundle, threads: int = 0) -> NativeEngine:
     """The engine of a bundle, its packed weights in the user's cache; `load_s` on it is the time this took."""
     start = time.perf_counter()
     check_version(bundle.manifest["runtime"]["version"], runtime_version())
+    library, needed = load_library(), bundle.manifest["runtime"]["operators"]
+    check_operators(needed, [name for name in needed if library.p3m_has_operator(name.encode())])
     check_memory(bundle.manifest["memory"], bundle.info.max_context, weights_on_heap=False)
     program = bundle.manifest["files"][bundle.manifest["runtime"]["program"]]
     file = packed_cache.file_for(program["sha256"], runtime_version())

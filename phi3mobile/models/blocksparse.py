@@ -81,6 +81,11 @@ class EvictingCache:
         """Tokens that a position may always go back from the farthest one written since position 0 was."""
         return (self.reach - self.pattern.local_blocks) * self.pattern.block
 
+    def rows_for(self, tokens: int) -> int:
+        """Rows per KV head that the first `tokens` positions fill."""
+        kept = -(-tokens * self.pattern.kept // self.pattern.stride)
+        return min(tokens, kept + self.ring * self.pattern.block)
+
     def slot(self, kv_head: int, key_block: int) -> int:
         """Where a block is, in blocks: seen ones first, then the ring."""
         period, residue = divmod(key_block, self.pattern.stride)

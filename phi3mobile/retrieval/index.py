@@ -67,6 +67,8 @@ def index_documents(
                 embedder = unpack_embedder(db)
             report = _bring_up_to_date(db, found, embedder, skip_damaged, progress)
             db.commit()
+            if path.exists() and not (report.added or report.changed or report.removed):
+                return report
             db.execute("INSERT INTO words(words) VALUES('optimize')")
             db.commit()
             db.execute("VACUUM")
@@ -163,13 +165,19 @@ def _add(
     insert = "INSERT INTO documents(source, title, sha256) VALUES(?, ?, ?)"
     document = db.execute(insert, (source, title, digest)).lastrowid
     for part in chunks:
-        row = db.execute("INSERT INTO passages(document, location, text) VALUES(?, ?, ?)", (document, part.location, part.text))
-        db.execute("INSERT INTO words(rowid, place, text) VALUES(?, ?, ?)", (row.lastrowid, *_searched(title, part)))
-        if embedder:
-            vector = embedder.embed(part.text)
-            db.execute("INSERT INTO signs VALUES(?, ?)", (row.lastrowid, pack_signs(vector).tobytes()))
-            codes = (vector * (127 / np.abs(vector).max())).round().astype(np.int8)
-            db.execute("INSERT INTO vectors VALUES(?, ?)", (row.lastrowid, codes.tobytes()))
+        _add_passage(db, document, title, part.location, part.text, embedder.embed(part.text) if embedder else None)
+
+
+def _add_passage(
+    db: sqlite3.Connection, document: int, title: str, location: str, text: str, vector: np.ndarray | None
+) -> None:
+    row = db.execute("INSERT INTO passages(document, location, text) VALUES(?, ?, ?)", (document, location, text)).lastrowid
+    searched = _searched(title, Chunk(text, location))
+    db.execute("INSERT INTO words(rowid, place, text) VALUES(?, ?, ?)", (row, *searched))
+    if vector is not None:
+        codes = (vector * (127 / np.abs(vector).max())).round().astype(np.int8)
+        db.execute("INSERT INTO signs VALUES(?, ?)", (row, pack_signs(vector).tobytes()))
+        db.execute("INSERT INTO vectors VALUES(?, ?)", (row, codes.tobytes()))
 
 
 def _remove(db: sqlite3.Connection, document: int) -> None:

@@ -58,10 +58,23 @@ def bundle_card(bundle: Bundle) -> dict[str, str]:
         "context": f"{model['context']} of {model['max_context']}{switch}",
         "memory at context": ", ".join(f"{tokens}: {size(peak)}" for tokens, peak in memory["peak"].items()),
         "KV cache per token": size(memory["kv_per_token"]),
+        **({"KV cache": evicted} if (evicted := _eviction(manifest)) else {}),
         "stop ids": ", ".join(map(str, manifest["tokens"]["eos"])),
         "runtime": f"{RUNTIMES[runtime['kind']]} {runtime['version']}, {len(runtime['operators'])} operators",
         "license": manifest["license"] or "not stated by the checkpoint",
     }
+
+
+def _eviction(manifest: dict[str, Any]) -> str:
+    """What an evicting KV cache saves at the bundle's context; "" for one that keeps everything."""
+    model = manifest["model"]
+    if model.get("back") is None:
+        return ""
+    scale = 4 if manifest["recipe"]["kv_bits"] == 8 else 0
+    whole = 2 * model["kv_heads"] * (model["head_dim"] * manifest["recipe"]["kv_bits"] // 8 + scale)
+    whole *= model["layers"] * model["context"]
+    kept = manifest["memory"]["kv_cache"][str(model["context"])]
+    return f"{size(kept)} at context, {kept / whole:.0%} of a full one: evicted; going back past {model['back']} starts afresh"
 
 
 def coreml_placement(bundle: Bundle) -> dict[str, Census]:

@@ -237,6 +237,10 @@ def longrope(line: Line) -> dict:
         curves[name] = perplexity_by_length(probe, texts, lengths, 64)
     for name, kind in (("extrapolation", "none"), ("interpolation", "interpolate"), ("searched", "yarn")):
         search = {**options, "start": kind, **({} if name == "searched" else {"iterations": 0})}
+        if name == "searched":  # the same search: not twice
+            target = line.folder / "longrope" / name / "search.json"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(state.read_text())
         result = line.train("longrope", f"longrope/{name}", line.steps(200), 5e-4, 16, original, model={"folder": base},
                             search=search, data=phases(line, ("filtered", 0)))  # fmt: skip
         curves[f"{name}, trained"] = perplexity_by_length(load_hf(result["out"])[0], texts, lengths, 64)

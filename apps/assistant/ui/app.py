@@ -43,6 +43,7 @@ class AssistantApp(App):
         Window.softinput_mode = "below_target"
         self.content = Content(self._theme(), self.state, self)
         Window.bind(size=self._resized, on_key_down=self._key, on_keyboard=self._back)
+        Window.bind(on_flip=lambda *_: self.frames.drawn(time.perf_counter()))
         Clock.schedule_interval(self._frame, 0)
         return self.content
 

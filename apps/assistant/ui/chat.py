@@ -92,7 +92,7 @@ class ChatView(Scroll):
         column = Column(spacing=dp(12), padding=(0, dp(40), 0, 0))
         column.add_widget(Icon(theme, "chat", "accent", 44, pos_hint={"center_x": 0.5}))
         column.add_widget(Text(theme, "Ask something", size=theme.title * 1.2, bold=True, halign="center"))
-        about = "Everything stays on this device. It answers in airplane mode too."
+        about = "Everything stays on this device.\nIt answers in airplane mode too."
         column.add_widget(Text(theme, about, size=theme.small, color="dim", halign="center"))
         column.add_widget(Widget(size_hint_y=None, height=dp(8)))
         for text in SUGGESTIONS:

@@ -111,24 +111,30 @@ class Field(TextInput):
     """A text field that shapes and orders what it draws; its text stays as it was typed."""
 
     def __init__(self, theme: Theme, **kwargs) -> None:
+        self._ink = theme.color("text")  # in the textures themselves: the canvas would tint emoji too
         super().__init__(
             font_name=BASE, font_size=theme.text, background_normal="", background_active="", background_color=(0, 0, 0, 0),
-            foreground_color=theme.color("text"), hint_text_color=theme.color("dim"), cursor_color=theme.color("accent"),
+            foreground_color=(1, 1, 1, 1), hint_text_color=theme.color("dim"), cursor_color=theme.color("accent"),
             cursor_width="2dp", selection_color=(*theme.color("accent")[:3], 0.35), **kwargs,
         )  # fmt: skip
+        self.bind(text=self._align)
 
     def _create_line_label(self, text: str, hint: bool = False):
+        if hint:
+            return super()._create_line_label(text, hint=True)
         plain = text.replace("\n", "").replace("\t", " " * self.tab_width)
-        if all(character < "\u0590" for character in plain):
-            return super()._create_line_label(text, hint=hint)
-        key = f"{plain}\0{self.font_size}\0drawn"
+        key = f"{plain}\0{self.font_size}\0{self._ink}"
         texture = Cache.get("textinput.label", key)
         if texture is None:
-            label = MarkupLabel(text=markup(visual(plain)), font_name=BASE, font_size=self.font_size)
+            # A space where there is nothing: a texture must have a size.
+            label = MarkupLabel(text=markup(visual(plain)) or " ", font_name=BASE, font_size=self.font_size, color=self._ink)
             label.refresh()
             texture = label.texture
             Cache.append("textinput.label", key, texture)
         return texture
+
+    def _align(self, *_: object) -> None:
+        self.halign = "right" if is_rtl(self.text) else "left"
 
     def _get_text_width(self, text: str, tab_width: int, _label_cached) -> float:
         if all(character < "\u0590" for character in text):

@@ -1,0 +1,206 @@
+"""Android's own `adb` client: which phone, commands on it, and a push that goes on where it was cut off."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from phi3mobile.errors import InputError
+from phi3mobile.files import sha256
+
+PIECE = 64 << 20  # bytes of one push: what is sent again after the cable was pulled
+_STATES = {
+    "unauthorized": "has not allowed this computer: unlock it and accept the dialog (USB debugging)",
+    "offline": "is offline: replug it, or run `adb reconnect`",
+    "no": "can't be opened (no permissions): see `adb devices` for the udev rule",
+    "authorizing": "is still authorizing: accept the dialog on it",
+    "recovery": "is in recovery: start it normally",
+    "sideload": "is in sideload: start it normally",
+    "bootloader": "is in the bootloader: start it normally",
+}
+
+
+class Unplugged(Exception):
+    """The phone went away while it was used."""
+
+
+class ShellFailed(Exception):
+    """A command on the phone ended with another code than 0."""
+
+
+@dataclass(frozen=True)
+class Phone:
+    """A line of `adb devices -l`."""
+
+    serial: str
+    state: str
+    model: str = ""
+
+
+def parse_devices(text: str) -> list[Phone]:
+    """`adb devices -l`: serial, state, then key:value pairs."""
+    phones = []
+    for line in text.partition("List of devices attached")[2].splitlines():
+        cells = line.split()
+        if len(cells) >= 2:
+            pairs = dict(cell.split(":", 1) for cell in cells[2:] if ":" in cell)
+            phones.append(Phone(cells[0], cells[1], pairs.get("model", "")))
+    return phones
+
+
+def choose(phones: list[Phone], serial: str | None = None) -> str:
+    """The serial of the phone to use. Raises InputError: none, several, not the one asked for, or one that is not ready."""
+    listed = ", ".join(f"adb:{phone.serial}" + (f" ({phone.model})" if phone.model else "") for phone in phones)
+    if not phones:
+        raise InputError("no phone: plug one in, enable USB debugging in its developer options, and see `adb devices`")
+    if serial is None:
+        ready = [phone for phone in phones if phone.state == "device"]
+        if len(ready) > 1:
+            raise InputError(f"several phones: give --device with one of {listed}")
+        phone = (ready or phones)[0]
+    else:
+        found = [phone for phone in phones if phone.serial == serial]
+        if not found:
+            raise InputError(f"no phone {serial}: adb lists {listed}")
+        phone = found[0]
+    if phone.state != "device":
+        raise InputError(f"the phone {phone.serial} {_STATES.get(phone.state, f'is in state {phone.state}')}")
+    return phone.serial
+
+
+class Adb:
+    """Commands for one phone. `program`: path of adb, default the one on PATH."""
+
+    def __init__(self, serial: str | None = None, program: str | None = None) -> None:
+        self._program = program or shutil.which("adb")
+        if self._program is None:
+            raise InputError("adb is not installed: get Android's platform-tools (Debian: apt install adb)")
+        self.serial = choose(self.phones(), serial)
+
+    def phones(self) -> list[Phone]:
+        return parse_devices(self._call("devices", "-l").stdout.decode(errors="replace"))
+
+    def shell(self, command: str, timeout: float = 60) -> str:
+        """What a command printed. Raises ShellFailed with its last error line, Unplugged."""
+        done = self._call("-s", self.serial, "shell", "-T", command, timeout=timeout)
+        if done.returncode:
+            said = (done.stderr or done.stdout).decode(errors="replace").strip()
+            self._raise_if_gone(said)
+            raise ShellFailed(f"{(said.splitlines() or ['no message'])[-1][:300]} (exit code {done.returncode})")
+        return done.stdout.decode(errors="surrogateescape")  # lengths in bytes stay what they are
+
+    def read(self, command: str, timeout: float = 60) -> str:
+        """The same, "" where the command fails: for what some phones do not have."""
+        try:
+            return self.shell(command, timeout)
+        except ShellFailed:
+            return ""
+
+    def send(self, local: Path, remote: str) -> None:
+        """One `adb push`. Raises InputError where the phone refuses it (its storage is full), Unplugged."""
+        self._copy("push", str(local), remote)
+
+    def fetch(self, remote: str, local: Path) -> None:
+        """One `adb pull`."""
+        self._copy("pull", remote, str(local))
+
+    def push(
+        self, local: Path, remote: str, digest: str | None = None, piece: int = PIECE, patience: float = 120.0,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> bool:  # fmt: skip
+        """Copy a file in pieces, go on where an earlier or interrupted copy ended, and compare SHA-256. False: was there.
+
+        patience: seconds to wait for an unplugged phone to come back. Raises InputError: no room, or damaged twice.
+        """
+        digest, total = digest or sha256(local), local.stat().st_size
+        if self._sum(remote) == digest:
+            return False
+        for _ in range(2):
+            self._send_pieces(local, f"{remote}.partial", total, piece, patience, progress)
+            partial = shlex.quote(f"{remote}.partial")
+            if self.waiting(lambda: self._sum(f"{remote}.partial"), patience) == digest:
+                self.waiting(lambda: self.shell(f"mv -f {partial} {shlex.quote(remote)}"), patience)  # noqa: B023  called here
+                return True
+            self.waiting(lambda: self.shell(f"rm -f {partial}"), patience)  # noqa: B023
+        raise InputError(f"{local.name} arrived damaged twice: check the cable and the phone's storage")
+
+    def waiting(self, do: Callable[[], str], patience: float) -> str:
+        """do(), again after the phone came back. Raises Unplugged when it has not within `patience` seconds."""
+        until = time.monotonic() + patience
+        while True:
+            try:
+                return do()
+            except Unplugged:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(min(0.5, patience / 10))
+                if ":" in self.serial:  # over the network adb does not look for it by itself
+                    self._call("connect", self.serial, timeout=20)
+
+    def free_bytes(self, folder: str) -> int | None:
+        """Free space where `folder` lies, by df (the line wraps where the device's name is long)."""
+        cells = self.read(f"df -k {shlex.quote(folder)}").partition("\n")[2].split()
+        return int(cells[3]) * 1024 if len(cells) > 3 and cells[3].isdigit() else None
+
+    def _sum(self, remote: str) -> str:
+        return self.read(f"sha256sum {shlex.quote(remote)}", timeout=600).partition(" ")[0]
+
+    def _send_pieces(self, local: Path, partial: str, total: int, piece: int, patience: float, progress) -> None:
+        name, part = shlex.quote(partial), shlex.quote(f"{partial}.piece")
+        with local.open("rb") as file, tempfile.TemporaryDirectory() as scratch:
+            slice_ = Path(scratch) / "piece"
+
+            def step() -> str:
+                # Whole pieces only: an append that was cut off is taken back.
+                size = int(self.read(f"stat -c %s {name}").strip() or 0)
+                if size > total:
+                    self.shell(f"rm -f {name}")
+                    size = 0
+                start = size if size == total else size // piece * piece
+                if start != size:
+                    self.shell(f"truncate -s {start} {name}")
+                progress(start, total)
+                if start >= total and total:
+                    return "done"
+                file.seek(start)
+                slice_.write_bytes(file.read(piece))
+                self.send(slice_, f"{partial}.piece")
+                self.shell(f"cat {part} >> {name} && rm -f {part}", timeout=600)
+                return "done" if start + slice_.stat().st_size >= total else ""
+
+            while not self.waiting(step, patience):
+                pass
+            progress(total, total)
+
+    def _copy(self, verb: str, source: str, target: str) -> None:
+        done = self._call("-s", self.serial, verb, source, target, timeout=3600)
+        if done.returncode:
+            said = (done.stdout + done.stderr).decode(errors="replace").strip()
+            last = (said.splitlines() or ["no message"])[-1]
+            if "space" in said.lower() or "read-only" in said.lower():
+                raise InputError(f"the phone {self.serial} can't store {target}: {last}; make room on it")
+            self._raise_if_gone(said, copying=True)
+            raise ShellFailed(f"adb {verb}: {last[:300]}")
+
+    def _raise_if_gone(self, said: str, copying: bool = False) -> None:
+        """adb tells a vanished phone in many ways; asking for its state is surer than reading them."""
+        signs = ("not found", "offline", "no devices", "closed", "unauthorized", "connect failed", "EOF", "protocol fault")
+        state = self._call("-s", self.serial, "get-state", timeout=20)
+        if state.returncode or state.stdout.strip() != b"device":
+            raise Unplugged(f"the phone {self.serial} went away")
+        if (copying or said.startswith(("error:", "adb:"))) and any(sign in said for sign in signs):
+            raise Unplugged(f"the phone {self.serial} went away and came back")
+
+    def _call(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[bytes]:
+        try:
+            return subprocess.run([self._program, *arguments], capture_output=True, timeout=timeout, stdin=subprocess.DEVNULL,
+                                  env=os.environ)  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise Unplugged(f"adb {' '.join(arguments[:4])[:80]} gave no answer in {timeout:g} s") from None
