@@ -27,11 +27,16 @@ phi3mobile/native/.built: .venv/.installed $(wildcard export/kernels/*)
 	$(BIN)/cmake --install build/native
 	touch $@
 
-test: setup lint
-	$(BIN)/python -m pytest -q
+# What the rooms beyond `make demo` need: Core ML, training, the app, retrieval. A test whose package is missing says so.
+.venv/.rooms: .venv/.installed
+	$(BIN)/python -m pip install -q -e ".[test,coreml,train,app,library]"
+	touch $@
 
-test-all: setup lint
-	$(BIN)/python -m pip install -q -e ".[peers]"
+test: setup lint .venv/.rooms
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+test-all: setup lint .venv/.rooms
+	$(BIN)/python -m pip install -q -e ".[peers,cluster]"
 	$(BIN)/python -m pytest -q -m "slow or not slow"
 
 # Gets a cross compiler, qemu-user and the aarch64 wheel into build/arm64 (Debian on x86-64); part of test-all.

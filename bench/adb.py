@@ -15,6 +15,7 @@ from pathlib import Path
 from phi3mobile.errors import InputError
 from phi3mobile.files import sha256
 
+_EXIT = "@@exit "
 PIECE = 64 << 20  # bytes of one push: what is sent again after the cable was pulled
 _STATES = {
     "unauthorized": "has not allowed this computer: unlock it and accept the dialog (USB debugging)",
@@ -88,13 +89,19 @@ class Adb:
         return parse_devices(self._call("devices", "-l").stdout.decode(errors="replace"))
 
     def shell(self, command: str, timeout: float = 60) -> str:
-        """What a command printed. Raises ShellFailed with its last error line, Unplugged."""
-        done = self._call("-s", self.serial, "shell", "-T", command, timeout=timeout)
-        if done.returncode:
-            said = (done.stderr or done.stdout).decode(errors="replace").strip()
+        """What a command printed. Raises ShellFailed with its last error line, Unplugged.
+
+        The exit code is asked for in the output: adb itself leaves with 0 when the phone vanishes during a command.
+        """
+        done = self._call("-s", self.serial, "shell", "-T", f"({command}\n); printf '\\n{_EXIT}%s' $?", timeout=timeout)
+        out, mark, code = done.stdout.decode(errors="surrogateescape").rpartition(f"\n{_EXIT}")  # lengths in bytes stay
+        said = (done.stderr or out.encode(errors="replace")).decode(errors="replace").strip()
+        if not mark or not code.isdigit():
             self._raise_if_gone(said)
-            raise ShellFailed(f"{(said.splitlines() or ['no message'])[-1][:300]} (exit code {done.returncode})")
-        return done.stdout.decode(errors="surrogateescape")  # lengths in bytes stay what they are
+            raise Unplugged(f"the phone {self.serial} went away during a command")
+        if code != "0":
+            raise ShellFailed(f"{(said.splitlines() or ['no message'])[-1][:300]} (exit code {code})")
+        return out
 
     def read(self, command: str, timeout: float = 60) -> str:
         """The same, "" where the command fails: for what some phones do not have."""
@@ -120,7 +127,7 @@ class Adb:
         patience: seconds to wait for an unplugged phone to come back. Raises InputError: no room, or damaged twice.
         """
         digest, total = digest or sha256(local), local.stat().st_size
-        if self._sum(remote) == digest:
+        if self.waiting(lambda: self._sum(remote), patience) == digest:
             return False
         for _ in range(2):
             self._send_pieces(local, f"{remote}.partial", total, piece, patience, progress)
@@ -183,19 +190,21 @@ class Adb:
         done = self._call("-s", self.serial, verb, source, target, timeout=3600)
         if done.returncode:
             said = (done.stdout + done.stderr).decode(errors="replace").strip()
+            full = [line for line in said.splitlines() if "no space" in line.lower() or "read-only" in line.lower()]
+            if full:
+                reason = full[0].rpartition(": ")[2]
+                raise InputError(f"the phone {self.serial} can't store {target}: {reason}; make room on it")
             last = (said.splitlines() or ["no message"])[-1]
-            if "space" in said.lower() or "read-only" in said.lower():
-                raise InputError(f"the phone {self.serial} can't store {target}: {last}; make room on it")
-            self._raise_if_gone(said, copying=True)
+            self._raise_if_gone(said)
             raise ShellFailed(f"adb {verb}: {last[:300]}")
 
-    def _raise_if_gone(self, said: str, copying: bool = False) -> None:
+    def _raise_if_gone(self, said: str) -> None:
         """adb tells a vanished phone in many ways; asking for its state is surer than reading them."""
         signs = ("not found", "offline", "no devices", "closed", "unauthorized", "connect failed", "EOF", "protocol fault")
         state = self._call("-s", self.serial, "get-state", timeout=20)
         if state.returncode or state.stdout.strip() != b"device":
             raise Unplugged(f"the phone {self.serial} went away")
-        if (copying or said.startswith(("error:", "adb:"))) and any(sign in said for sign in signs):
+        if any(sign in said for sign in signs):
             raise Unplugged(f"the phone {self.serial} went away and came back")
 
     def _call(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[bytes]:

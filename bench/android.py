@@ -32,7 +32,7 @@ _END = f"{MARK}end"
 _READINGS = " ".join(
     f"echo; echo {MARK}{name}; {command} 2>/dev/null;"
     for name, command in {
-        "time": "date +%s",
+        "time": "date +%s.%N",
         "battery": "dumpsys battery",
         "thermal": "dumpsys thermalservice",
         "current": "cat /sys/class/power_supply/battery/current_now",

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 STATUS = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")  # Android's thermal status 0..6
@@ -75,7 +76,7 @@ def _scaled(text: str | None, scale: float, least: float, most: float) -> float 
 
 
 def parse_battery(text: str) -> Battery:
-    """`dumpsys battery`: level of scale, voltage in mV, temperature in tenths of a degree, charge counter in microampere hours."""
+    """`dumpsys battery`: level of scale, voltage in mV, temperature in 0.1 degrees, charge counter in microampere hours."""
     found = _numbers(text)
     level, scale = _number(found.get("level")), _number(found.get("scale")) or 100
     powered = [found[name].lower() == "true" for name in found if name.endswith(" powered")]
@@ -157,9 +158,10 @@ def parse_sample(block: str) -> Sample | None:
     for part in block.split(MARK)[1:]:
         name, _, body = part.partition("\n")
         parts[name.strip()] = parts.get(name.strip(), "") + body
-    t = _number(parts.get("time", "").strip())
-    if t is None:
+    time = re.match(r"\d{1,12}(\.\d+)?", parts.get("time", "").strip())  # old shells print %N as it is
+    if time is None:
         return None
+    t = float(time[0])
     return Sample(
         t, parse_battery(parts.get("battery", "")), parse_thermal(parts.get("thermal", "")),
         parse_current_a(parts.get("current", "")), _scaled(parts.get("voltage", "").strip(), 1e-6, 0.5, _SANE_V),
@@ -212,17 +214,17 @@ def _by_current(samples: Sequence[Sample]) -> Energy | None:
               if one.current_a is not None and (volts := one.voltage_v or one.battery.voltage_v)]  # fmt: skip
     if len(points) < 3:
         return None
-    joules = sum((t1 - t0) * (p0 + p1) / 2 for (t0, p0), (t1, p1) in zip(points, points[1:], strict=False))
+    joules = sum((t1 - t0) * (p0 + p1) / 2 for (t0, p0), (t1, p1) in pairwise(points))
     return Energy("current", joules, points[-1][0] - points[0][0], 0.05)
 
 
 def _by_ticks(samples: Sequence[Sample], wh: float | None) -> Energy | None:
     """Between the first and the last downward step of the level: those two moments are known, the rest of a step is not."""
     levels = [(one.t, one.battery.percent) for one in samples if one.battery.percent is not None]
-    ticks = [(t, level) for (_, before), (t, level) in zip(levels, levels[1:], strict=False) if level < before]
+    ticks = [(t, level) for (_, before), (t, level) in pairwise(levels) if level < before]
     if wh is None or len(ticks) < 2:
         return None
     (start, high), (end, low) = ticks[0], ticks[-1]
     share = (high - low) / 100
-    wait = max(t1 - t0 for (t0, _), (t1, _) in zip(levels, levels[1:], strict=False))
-    return Energy("ticks", share * wh * 3600, end - start, min(1.0, wait / (end - start) + 1 / max(high - low, 1) / 10))
+    wait = max(t1 - t0 for (t0, _), (t1, _) in pairwise(levels))
+    return Energy("ticks", share * wh * 3600, end - start, min(1.0, wait / (end - start)))

@@ -83,8 +83,8 @@ def run_protocol(args: argparse.Namespace, progress: Progress) -> dict[str, Any]
 
     sustain = None if args.sustain is None else args.sustain * 60
     plan = plan_of(args.preset or "standard", sustain_s=sustain, threads=args.threads, rounds=args.rounds)
-    bundle = open_bundle(args.bundle)
     device = open_device(args.device or "host", args.runner, args.app, args.keep)
+    bundle = open_bundle(args.bundle)
     about = device.describe()
     wh = args.battery_wh or (about["capacity_mah"] / 1000 * NOMINAL_V if about.get("capacity_mah") else None)
     path = args.out or Path("results") / _name(about["name"], bundle.manifest["name"])

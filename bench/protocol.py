@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -232,7 +233,7 @@ def degenerate(tokens: Sequence[int]) -> str:
     if not tokens:
         return "it says nothing"
     longest, run = 1, 1
-    for one, other in zip(tokens, tokens[1:], strict=False):
+    for one, other in pairwise(tokens):
         run = run + 1 if one == other else 1
         longest = max(longest, run)
     if longest >= 12:

@@ -46,6 +46,7 @@ class Summary:
     throttled: str = ""
     text: dict[str, Any] | None = None
     failed: list[str] = field(default_factory=list)
+    label: str = ""  # short, among the records of one report
 
     @property
     def title(self) -> str:
@@ -163,8 +164,18 @@ def _sustained(found: Summary, by_kind: Mapping[str, Sequence[Mapping[str, Any]]
     samples = [line for line in by_kind["sample"] if line["run"] == blocks[0]["run"]]
     for line in samples:
         thermal = line["thermal"]
-        heat = next((value for value in (thermal["skin_c"], line["battery"]["temperature_c"],
-                                         max(thermal["temperatures"].values(), default=None)) if value is not None), None)
+        heat = next(
+            (
+                value
+                for value in (
+                    thermal["skin_c"],
+                    line["battery"]["temperature_c"],
+                    max(thermal["temperatures"].values(), default=None),
+                )
+                if value is not None
+            ),
+            None,
+        )
         if heat is not None and line["t"] >= start - 60:
             found.heat.append((line["t"] - start, heat))
     worst = max((line["thermal"]["status"] or 0 for line in samples), default=0)

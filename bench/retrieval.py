@@ -70,7 +70,7 @@ def _accuracy(
         report(number, len(questions))
         asked = f"{item['question']} {_ASKED}"
         messages = [{"role": "user", "content": asked}] if passages is None else grounded_messages(asked, passages)
-        answer = "".join(session.generate(messages, max_tokens=60))
+        answer = "".join(session.generate(messages, max_tokens=32))
         right += bool(re.search(item["answer"], answer, re.IGNORECASE))
     return right / len(questions)
 

@@ -13,7 +13,7 @@ from typing import Any
 from phi3mobile.bench import devices
 from phi3mobile.errors import InputError
 
-SHAPE_CONTEXT = 4096
+SHAPE_CONTEXT, ROUNDS = 4096, 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", metavar="NAME", help="instead of a bundle: random weights of a preset (phi-3-mini-4k, ...)")
     parser.add_argument("--recipe", help="with --shape (default: host where our kernels are built, else android-cpu)")
     parser.add_argument("--context", type=int, help=f"with --shape (default: {SHAPE_CONTEXT}, or what the preset takes)")
-    parser.add_argument("--rounds", type=int, default=3, help="medians are over so many (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, help=f"medians are over so many (default: {ROUNDS}, or the preset's)")
     parser.add_argument("--depths", help="decode after so many tokens (default: 128,1024,4096, as far as the context goes)")
     parser.add_argument("--peers", action="store_true", help="run llama.cpp and onnxruntime-genai on the same weights too")
     parser.add_argument("--gguf", type=Path, help="with --peers: one more file for llama.cpp")
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
         if args.perplexity:
             result = compare_perplexity(path, args.checkpoint, report)
         elif args.lookup:
-            result = compare_lookup(path, args.rounds, report)
+            result = compare_lookup(path, args.rounds or ROUNDS, report)
         else:
             result = measure(path, args, depths, report) | made
     if args.perplexity or args.lookup:
@@ -71,7 +71,7 @@ def check(args: argparse.Namespace) -> list[int] | None:
         raise InputError(f"{args.gguf} is not a file; give a GGUF of the same model")
     if args.perplexity + args.lookup + args.peers > 1:
         raise InputError("--perplexity, --lookup and --peers are separate runs: give one of them")
-    if args.rounds < 1:
+    if args.rounds is not None and args.rounds < 1:
         raise InputError(f"--rounds {args.rounds}: give 1 or more")
     try:
         return [int(depth) for depth in args.depths.split(",")] if args.depths is not None else None
@@ -101,7 +101,7 @@ def measure(path: Path, args: argparse.Namespace, depths: list[int] | None, repo
     if args.peers:
         peers, missing = prepare_peers(bundle, _checkpoint(bundle, args.checkpoint), args.gguf, report)
         entries |= peers
-    result = compare(entries, bundle.info.max_context, args.rounds, depths, report)
+    result = compare(entries, bundle.info.max_context, args.rounds or ROUNDS, depths, report)
     runtimes: Mapping[str, Any] = result.pop("runtimes")
     failed = result.pop("failed")
     head = {"bundle": str(path), "recipe": bundle.manifest["recipe"]["name"], "context": bundle.info.max_context}

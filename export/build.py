@@ -188,15 +188,15 @@ def model_section(config: Phi3Config, context: int, chunk: int, weights: int) ->
 
 
 def memory_section(program: Program, context: int, weights: int) -> dict[str, object]:
-    """Bytes: weights, KV cache per token (of an evicting one the mean at the bundle's context), activations, and at several
-    contexts, up to the bundle's own, the KV cache and the sum."""
-    activations = program.activations
+    """Bytes: weights, KV cache per token (an evicting one's mean at the bundle's context), activations, what the KV cache at
+    the bundle's context need not hold, and at several contexts up to this one the sum of all."""
+    cache, activations = program.kv_bytes(context), program.activations
     contexts = sorted({c for c in (512, 1024, 2048, 4096, 8192, 32768, 131072) if c <= context} | {context})
     return {
         "weights": weights,
-        "kv_per_token": -(-program.kv_bytes(context) // context),
+        "kv_per_token": -(-cache // context),
+        "kv_evicted": program.kv_per_token * context - cache,
         "activations": activations,
-        "kv_cache": {str(c): program.kv_bytes(c) for c in contexts},
         "peak": {str(c): weights + program.kv_bytes(c) + activations for c in contexts},
     }
 

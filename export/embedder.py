@@ -1,8 +1,8 @@
 """A MiniLM sentence embedder (all-MiniLM-L6-v2) -> its own small .pte, in the form of a decoder: any engine runs it.
 
 The program: forward(tokens int64 [1, T], position int64 [1], unused) -> float32 [1, T, hidden]: the mean over tokens, made
-of length 1, T times; T in [2, 256]. 8-bit embedding rows and float32 linears: int8 activations cost more (cosine to the original
-0.996, these 0.9999) and save no time on a short question.
+of length 1, T times; T in [2, 256]. 8-bit embedding rows and float32 linears: with int8 activations the cosine to the
+original is 0.996 instead of 0.9999, and a short question takes as long.
 Sources: Devlin et al. 2018 (BERT), Reimers and Gurevych 2019 (mean pooling); tensor names are transformers' BertModel's.
 """
 

@@ -35,11 +35,12 @@ from .segments import segment_vectors
 
 @dataclass(frozen=True)
 class Program:
-    """What was written: operators that the phone's binary must contain, bytes of activations and, by tokens, of KV cache."""
+    """What was written: operators that the phone's binary must contain, bytes of activations and of KV cache."""
 
     operators: list[str]
     activations: int
-    kv_bytes: Callable[[int], int]
+    kv_per_token: int  # if nothing is evicted
+    kv_bytes: Callable[[int], int]  # that so many tokens take
     back: int | None  # tokens that a position may go back; None: any number
 
 
@@ -231,4 +232,5 @@ def to_executorch(
     def kv_bytes(tokens: int) -> int:
         return row * sum(cache.rows_for(tokens) if cache else tokens for cache in caches)
 
-    return Program(sorted(operators), sum(plan.non_const_buffer_sizes) - planned, kv_bytes, back)
+    activations = sum(plan.non_const_buffer_sizes) - planned
+    return Program(sorted(operators), activations, row * len(caches), kv_bytes, back)

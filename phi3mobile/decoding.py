@@ -189,7 +189,7 @@ class Decoder:
             )
         elif not rows.reaches(start):
             self.on_event(
-                f"the KV cache no longer has all rows before position {start}; all {len(self.tokens)} are prefilled again"
+                f"the KV cache keeps {rows.engine.info.back} tokens to go back by; all {len(self.tokens)} are prefilled again"
             )
         if rows.long != long or not rows.reaches(start):
             start = 0

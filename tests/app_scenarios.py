@@ -350,21 +350,29 @@ def soak(folder: Path) -> None:
 
 
 def picture(folder: Path) -> None:
-    """The parts of docs/app.png: an answer with the panel, sources in the dark, another script."""
+    """The parts of docs/app.png: a real answer with the panel; by script, sources in the dark and another script."""
+    import os
+
+    from phi3mobile.bundle import open_bundle
+
+    real = Path(os.environ["PHI3MOBILE_TEST_BUNDLE"])
     answer = "The rent is due on the **third working day** of each month [1]. Late payments cost 5 euros per day [1]."
-    driver = Driver(folder, lambda path: parts_saying(ANSWERS[0], answer, ANSWERS[1], pause_s=0.004), FakeLibrary(PASSAGES))
+    script = parts_saying(answer, ANSWERS[1], pause_s=0.004)
+    driver = Driver(folder, lambda path: open_bundle(path) if path == real else script, FakeLibrary(PASSAGES))
 
     def steps(d: Driver):
-        d.state.change(theme="light")
-        d.state.open_bundle("phi")
+        d.state.change(theme="light", temperature=0.0)
+        d.state.open_bundle(real)
         yield d.idle
         d.app.toggle_panel()
-        d.ask("What is a KV cache?")
-        yield lambda: "In short" in d.state.messages[-1].content
-        yield d.idle
+        for question in ("What is the capital of France, and what is it known for?", "Name three things to see there."):
+            d.ask(question)
+            yield d.idle
         yield 0.4
         d.shot("panel")
         d.app.toggle_panel()
+        d.state.open_bundle("phi")
+        yield d.idle
         d.state.open_library("Lease and house rules.db")
         yield lambda: d.state.library is not None
         d.app.new_chat()

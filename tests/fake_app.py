@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -72,7 +73,7 @@ class Turns:
     """Messages as bytes; the last token says that the answer starts."""
 
     def __init__(self) -> None:
-        self.asked: list[list[dict[str, str]]] = []
+        self.asked: deque[list[dict[str, str]]] = deque(maxlen=8)
 
     def encode(self, tokenizer: Bytes, messages: list[dict[str, str]]) -> list[int]:
         self.asked.append([dict(message) for message in messages])

@@ -33,9 +33,10 @@ class FakeEngine:
     hook: Callable[[int], None] = lambda count: None  # called in every forward with the number of forwards before it
     calls: list[tuple[int, int, bool]] = field(default_factory=list)  # (position, T, long) of every forward
     closed: bool = False
+    back: int | None = None  # as an evicting KV cache: positions further behind the farthest must start again from 0
 
     def __post_init__(self) -> None:
-        self.info = EngineInfo(VOCAB, self.max_context, self.max_chunk, self.original_context)
+        self.info = EngineInfo(VOCAB, self.max_context, self.max_chunk, self.original_context, self.back)
         self._next = np.random.default_rng(self.seed).standard_normal((VOCAB, VOCAB)) * self.habit
         self._next[:, EOS] += self.eos_bias
         self.reset()
@@ -46,6 +47,9 @@ class FakeEngine:
         assert position >= 0 and end <= self.max_context, "outside of the KV cache"
         assert ((tokens >= 0) & (tokens < VOCAB)).all()
         assert self._written[:position].all(), "reads rows that were never written"
+        self._farthest = self._farthest if position else 0
+        assert self.back is None or self._farthest - position <= self.back, "rows before it were evicted"
+        self._farthest = max(self._farthest, end)
         long = long or (self.original_context is not None and end > self.original_context)
         self.calls.append((position, len(tokens), long))
         self._rows[position:end] = 0  # a forward that fails below leaves damaged rows, not the old ones
@@ -70,6 +74,7 @@ class FakeEngine:
     def reset(self) -> None:
         self._rows = np.zeros(self.max_context, dtype=np.uint64)
         self._written = np.zeros(self.max_context, dtype=bool)
+        self._farthest = 0
 
     def close(self) -> None:
         self.closed = True

@@ -270,6 +270,14 @@ def test_roles_alternate_for_the_model(said):
     assert all(message["content"].strip() for message in history)
 
 
+def test_turns_that_can_not_fit_are_left_out():
+    said = [Message(i, ("user", "assistant")[i % 2], f"{i:04}" * 5) for i in range(101)]
+    history = conversation(said, "S", most=100)
+    assert [message["content"][:4] for message in history] == ["S", "0096", "0097", "0098", "0099", "0100"]
+    assert len(conversation(said, "S")) == 102
+    assert conversation([Message(0, "user", "x" * 500)], most=100) == [{"role": "user", "content": "x" * 500}]
+
+
 # documents
 
 

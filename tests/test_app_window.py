@@ -74,6 +74,7 @@ def test_a_conversation_by_touch(play, size):
     state, text = seen["stopped"]
     assert state == "stopped" and ANSWERS[0].startswith(text) and len(text) < len(ANSWERS[0])
     assert seen["edited text"] == "Show me some emoji"
+    assert seen["copied"] in {*ANSWERS, *seen["after edit"]}
     assert seen["after edit"] == ["What is a KV cache?", "بالعربية من فضلك 🙂", "And in one line?"]
     assert seen["chats"] == ["A second conversation", "What is a KV cache?"]
     assert len(seen["chats after delete"]) == 1

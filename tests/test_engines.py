@@ -36,6 +36,19 @@ def test_a_bundle_too_large_for_the_machine_is_refused(recipe, bundle_of, monkey
         bundle.open_engine()
 
 
+@pytest.mark.parametrize("recipe", ["android-cpu", "host"])
+def test_operators_that_the_runtime_lacks_are_named_before_it_loads(recipe, bundle_of):
+    if recipe == "host" and native_library() is None:
+        pytest.skip("the native library is not built: make native")
+    bundle = open_bundle(bundle_of("tiny-gqa", recipe))
+    runtime = bundle.manifest["runtime"]
+    runtime["operators"] += ["phi3mobile::flying.out", "aten::fly.out"]
+    with pytest.raises(InputError, match=r"lacks the operators aten::fly\.out, phi3mobile::flying\.out; export with"):
+        bundle.open_engine()
+    runtime["operators"] = [name for name in runtime["operators"] if "fly" not in name]
+    bundle.open_engine().close()
+
+
 @pytest.mark.parametrize("installed", ["1.5.0", "1.5.1", "1.6.0", "1.6.3+cpu"])
 def test_this_and_the_next_minor_version_run_a_program(installed):
     check_version("1.5.1", installed)

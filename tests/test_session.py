@@ -58,6 +58,7 @@ engines = st.builds(
     original_context=st.none() | st.integers(4, 40),
     habit=st.sampled_from([0.0, 2.0, 5.0]),
     eos_bias=st.sampled_from([-100.0, 0.0]),
+    back=st.none() | st.integers(0, 24),
 )
 samplings = st.sampled_from(
     [Sampling(), Sampling(repetition_penalty=1.3), Sampling(0.5, seed=1), Sampling(1.2, 9, 0.9, 0.02, 1.1, seed=2)]
@@ -153,6 +154,19 @@ def test_the_next_turn_prefills_only_what_is_new():
     assert decoder.prefilled_tokens == 1 + 3
     _, decoder = run(engine, prompt, rows, max_tokens=5)  # as after undo
     assert (decoder.reused_tokens, decoder.prefilled_tokens) == (len(prompt) - 1, 1)
+
+
+def test_far_back_an_evicting_cache_is_filled_again_from_0():
+    engine, events = FakeEngine(back=10), []
+    session = Session(FakeParts(engine), on_event=events.append)
+    prompt = "fedcb" * 8
+    text(session, prompt, max_tokens=5)
+    for length, reused in ((35, 34), (30, 0), (28, 27)):  # the farthest row ends at 44, 44, 34
+        engine.calls.clear()
+        assert text(session, prompt[:length], max_tokens=5) == decode(oracle(engine, encode(prompt[:length]), 5))
+        assert session.statistics.reused_tokens == reused
+        assert len(events) == (reused == 0)
+        assert not events or "all 30 are prefilled again" in events.pop()
 
 
 def test_reset_forgets_the_cache():

@@ -1,5 +1,6 @@
 """Block-sparse attention: eager operators and kernels against the formula in float64, full and evicting caches."""
 
+import json
 import os
 import subprocess
 import sys
@@ -309,3 +310,53 @@ def test_fuzz_under_sanitizers(seconds):
     """Every argument of every form, under AddressSanitizer and UBSan; the build is kept between runs."""
     folder = Path(__file__).parents[1] / "build" / "fuzz"
     assert "none wrong" in fuzz(folder, seconds, os.getpid() if seconds > 5 else 1)
+
+
+# bench/sparse.py, at small sizes
+
+
+def test_the_bench_counts_what_the_pattern_sees():
+    from phi3mobile.bench import sparse
+
+    assert sparse.seen_share(SMALL, 1024) == 1
+    assert sparse.seen_share(SMALL, 8192) == pytest.approx(0.33, abs=0.01)
+    assert sparse.seen_share(SMALL, 32768) == pytest.approx(0.18, abs=0.01)
+    assert sparse.memory(1024)["model_share"] == 1
+    assert sparse.memory(8192)["dense_mb"] == pytest.approx(8192 * 8 * 2 * 132 / 1e6, abs=0.01)
+    assert sparse.memory(8192)["model_share"] == pytest.approx((1 + (72 + 4) / 128) / 2, abs=0.01)  # 76 blocks of 128
+
+
+def test_masks_of_the_bench_are_what_the_model_of_phi_3_small_sees():
+    from tiny import random_model, random_tokens, tiny
+
+    from phi3mobile.bench.sparse import masked_logits, seen_blocks
+    from phi3mobile.models.phi3small import visible
+
+    for pattern in PATTERNS:
+        positions = torch.arange(24) * pattern.block
+        seen = torch.from_numpy(seen_blocks(pattern, 24))
+        assert torch.equal(seen, visible(pattern, positions, positions).expand(pattern.heads, -1, -1))
+    model, tokens = random_model(tiny("tiny-gqa"), 40), random_tokens(tiny("tiny-gqa"), 40)
+    dense = model(tokens)[0]
+    torch.testing.assert_close(masked_logits(model, tokens, None, 1), dense)
+    torch.testing.assert_close(masked_logits(model, tokens, Pattern(4, 2, 8, 5, 10, 0), 1), dense)
+    local = Pattern(4, 2, 8, 1, 10**6, 0)
+    for last, first in ((40, False), (16, True)):  # a block and no other, or the first with its own
+        got = masked_logits(model, tokens[:, :last], local, 1, first)
+        torch.testing.assert_close(got[:8], dense[:8])
+        assert (got[8:] - dense[8:last]).abs().max() < 1e-4 if first else (got[8:] - dense[8:]).abs().max() > 0.1
+
+
+@needs_kernels
+def test_the_bench_runs(tmp_path, capsys):
+    from phi3mobile.bench import sparse
+    from phi3mobile.errors import InputError
+
+    sparse.main(["--depths", "2048", "--rounds", "1", "--no-model", "--picture", str(tmp_path / "seen.svg")])
+    (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["kernel"]
+    assert row["depth"] == 2048 and row["evicting_mb"] < row["dense_mb"]
+    assert all(row[f"{form}_{kind}_ms"] > 0 for form in ("dense", "sparse", "evicting") for kind in ("decode", "prefill"))
+    assert (tmp_path / "seen.svg").read_text().startswith("<svg")
+    for wrong in (["--depths", "100"], ["--rounds", "0"], ["--depths", "x"], ["--picture", "seen.png"]):
+        with pytest.raises(InputError):
+            sparse.main(wrong)

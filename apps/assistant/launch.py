@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from phi3mobile.assistant import problems
+from phi3mobile.assistant.device import device
 from phi3mobile.assistant.places import Places, places
 from phi3mobile.assistant.state import State
 from phi3mobile.assistant.store import Store
@@ -50,8 +51,13 @@ def _configure(size: tuple[int, int] | None) -> None:
     os.environ.setdefault("KIVY_NO_FILELOG", "1")
     os.environ.setdefault("KIVY_LOG_MODE", "MIXED")
     os.environ.setdefault("KCFG_KIVY_LOG_LEVEL", "warning")
+    if device() == "desktop":
+        os.environ.setdefault("KIVY_CLIPBOARD", "sdl2")  # Linux would look for xclip and xsel, loudly
     from kivy.config import Config
+    from kivy.logger import Logger
 
+    # The X selection is a convenience; without xclip and xsel Kivy logs two tracebacks.
+    Logger.addFilter(lambda record: "Cutbuffer" not in str(record.msg))
     Config.set("kivy", "exit_on_escape", "0")
     Config.set("input", "mouse", "mouse,disable_multitouch")  # no red dots on a right click
     Config.set("graphics", "maxfps", "60")

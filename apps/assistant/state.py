@@ -16,6 +16,7 @@ from phi3mobile.assistant.store import Chat, Message, Store
 from phi3mobile.assistant.worker import Worker
 
 WRITE_EVERY_S = 0.25  # the running answer goes to disk this often
+CHARACTERS = 12  # no text has more of them per token, on average
 SAMPLE_EVERY_S = 0.1  # of the speed
 TITLE_LENGTH = 40
 
@@ -134,7 +135,7 @@ class State:
             self.worker.stop()
 
     def _start(self) -> None:
-        history = conversation(self.messages, self.settings.system_prompt)
+        history = conversation(self.messages, self.settings.system_prompt, self.model.context * CHARACTERS)
         self._answer = self.store.add(self.chat, "assistant", "", state="streaming")
         self._answer_chat = self.chat
         self.messages.append(self._answer)
@@ -289,8 +290,11 @@ class State:
         self.store.close()
 
 
-def conversation(messages: list[Message], system_prompt: str = "") -> list[dict[str, str]]:
-    """What the model is given: roles alternate, so a question that got no answer is asked with the next one."""
+def conversation(messages: list[Message], system_prompt: str = "", most: int | None = None) -> list[dict[str, str]]:
+    """What the model is given: roles alternate, so a question that got no answer is asked with the next one.
+
+    Old turns that can't fit (`most` characters; the session counts tokens) are left out here: counting them takes long.
+    """
     history: list[dict[str, str]] = []
     for message in messages:
         if not message.content.strip():
@@ -299,6 +303,13 @@ def conversation(messages: list[Message], system_prompt: str = "") -> list[dict[
             history[-1]["content"] += f"\n\n{message.content}"
         else:
             history.append({"role": message.role, "content": message.content})
+    size = 0
+    for index in range(len(history) - 1, -1, -1):
+        size += len(history[index]["content"])
+        if most is not None and size > most and index < len(history) - 1:
+            rest = history[index + 1 :]
+            history = rest[1:] if rest[0]["role"] == "assistant" and len(rest) > 1 else rest
+            break
     if system_prompt.strip():
         history.insert(0, {"role": "system", "content": system_prompt.strip()})
     return history

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from phi3mobile.screen import size
 
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from phi3mobile.bench.predict import card_rows
     from phi3mobile.bundle import is_bundle, open_bundle
     from phi3mobile.screen import print_card, print_json
 
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
         bundle = open_bundle(path)
         placement = coreml_placement(bundle)
         main = next(iter(placement.values()), None)
-        print_card(str(path), bundle_card(bundle) | (main.rows() if main else {}))
+        print_card(str(path), bundle_card(bundle) | (main.rows() if main else {}) | card_rows(bundle.manifest))
         shown = ("name", "runtime", "recipe", "model", "tokens", "memory", "license")
         reports = {"placement": {name: found.report() for name, found in placement.items()}} if placement else {}
         print_json({"bundle": str(path)} | {key: bundle.manifest[key] for key in shown} | reports)
@@ -67,14 +68,15 @@ def bundle_card(bundle: Bundle) -> dict[str, str]:
 
 def _eviction(manifest: dict[str, Any]) -> str:
     """What an evicting KV cache saves at the bundle's context; "" for one that keeps everything."""
-    model = manifest["model"]
-    if model.get("back") is None:
+    context, memory = manifest["model"]["context"], manifest["memory"]
+    back, evicted = manifest["model"].get("back"), memory.get("kv_evicted", 0)
+    if back is None or not evicted:
         return ""
-    scale = 4 if manifest["recipe"]["kv_bits"] == 8 else 0
-    whole = 2 * model["kv_heads"] * (model["head_dim"] * manifest["recipe"]["kv_bits"] // 8 + scale)
-    whole *= model["layers"] * model["context"]
-    kept = manifest["memory"]["kv_cache"][str(model["context"])]
-    return f"{size(kept)} at context, {kept / whole:.0%} of a full one: evicted; going back past {model['back']} starts afresh"
+    kept = memory["kv_per_token"] * context
+    return (
+        f"{size(kept)} at context, {kept / (kept + evicted):.0%} of a full one: blocks that nobody reads again are dropped; "
+        f"going back by more than {back} tokens prefills afresh"
+    )
 
 
 def coreml_placement(bundle: Bundle) -> dict[str, Census]:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from phi3mobile.errors import InputError
 from phi3mobile.verbs.answering import add_sampling_arguments
+
+if TYPE_CHECKING:
+    from phi3mobile.retrieval.library import Passage
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="folder made by `phi3mobile export`")
     parser.add_argument("prompt", help="the question; - reads it from stdin")
     parser.add_argument("--system", help="system message")
+    parser.add_argument("--library", type=Path, help="answer from documents: a file made by `phi3mobile index`")
     parser.add_argument("--raw", action="store_true", help="complete the prompt as text, without the chat template")
     add_sampling_arguments(parser)
     guides = parser.add_mutually_exclusive_group()
@@ -29,6 +34,11 @@ def run(args: argparse.Namespace) -> None:
     prompt = _stdin() if args.prompt == "-" else args.prompt
     if not prompt.strip():
         raise InputError("the prompt is empty; write some text")
+    if args.library and args.raw:
+        raise InputError("--library answers a question and --raw completes a text: leave one of them out")
+    passages = _look_up(args.library, prompt)
+    if args.library and not passages:
+        return
     grammar = _guide_grammar(args)
     options = options_from(args)
     with open_session(args.bundle) as session:
@@ -40,8 +50,33 @@ def run(args: argparse.Namespace) -> None:
             show(session.complete(prompt, **options))
         else:
             system = [{"role": "system", "content": args.system}] if args.system else []
-            show(session.generate([*system, {"role": "user", "content": prompt}], **options))
+            show(session.generate(_messages(prompt, passages, system), **options))
+        for number, passage in enumerate(passages, 1):
+            print(f"[{number}] {passage.source}: {passage.location}")
         print_json(numbers(session.statistics))
+
+
+def _look_up(path: Path | None, question: str) -> list[Passage]:
+    """What a library says about the question; that it says nothing is printed."""
+    if path is None:
+        return []
+    from phi3mobile.quiet import quiet
+    from phi3mobile.retrieval.answer import NOTHING_FOUND
+    from phi3mobile.retrieval.library import open_library
+
+    with open_library(path) as library, quiet():
+        passages = library.search(question, k=3)
+    if not passages:
+        print(NOTHING_FOUND, flush=True)
+    return passages
+
+
+def _messages(prompt: str, passages: list[Passage], system: list[dict[str, str]]) -> list[dict[str, str]]:
+    if not passages:
+        return [*system, {"role": "user", "content": prompt}]
+    from phi3mobile.retrieval.answer import grounded_messages
+
+    return grounded_messages(prompt, passages, system)
 
 
 def _guide_grammar(args: argparse.Namespace) -> str | None:

@@ -1,0 +1,153 @@
+"""Expected speed and memory of a bundle on a phone nobody has measured, and how wrong such predictions were so far.
+
+Decode reads the weights and the KV cache once per token: a share of the memory bandwidth. Prefill computes two operations per
+weight and token: a share of the cores' int8 peak. The shares are medians over published figures (published.toml): of decode
+over those of ExecuTorch, whose kernels our bundles run on; of prefill, of which there are few, over all CPU runtimes.
+`errors` predicts each published CPU figure from the others.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+HERE = Path(__file__).parent
+# Of all memory: what one app in the foreground may hold. iOS ends it at about 3 GB on a 6 GB phone (pocketpal-ai 651,
+# executorch 14474); Android has no fixed limit, but 4-bit 8B models did not load on 8 GB phones (executorch 5582, 3599).
+APP_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Range:
+    """Median and the lowest and highest that the published shares give."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return " to ".join(f"{value:.0f}" if value >= 10 else f"{value:.1f}" for value in (self.low, self.high))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """decode, prefill: tokens/s; needs, budget: bytes that cannot be dropped, and that the system lets an app have."""
+
+    phone: str
+    context: int
+    decode: Range
+    prefill: Range
+    needs: int
+    budget: int
+
+    @property
+    def fits(self) -> bool:
+        return self.needs <= self.budget
+
+    @property
+    def verdict(self) -> str:
+        return "fits" if self.fits else f"does not fit: {self.needs / 1e9:.1f} GB of {self.budget / 1e9:.1f} GB"
+
+
+def phones() -> dict[str, dict[str, Any]]:
+    """Name -> entry of phones.toml."""
+    return {one["name"]: one for one in tomllib.loads((HERE / "phones.toml").read_text("utf-8"))["phone"]}
+
+
+def published() -> dict[str, list[dict[str, Any]]]:
+    """published.toml: claim, peer."""
+    return tomllib.loads((HERE / "published.toml").read_text("utf-8"))
+
+
+def peak_ops(phone: Mapping[str, Any]) -> float:
+    """int8 operations a second of the cores that compute."""
+    return sum(phone["ghz"]) * 1e9 * phone["ops"]
+
+
+def decode_shares(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Share of the bandwidth that each published figure of ExecuTorch on a CPU reached."""
+    known = phones()
+    told = [row for row in rows if _tells_decode(row) and _is_ours(row)]
+    return [row["tokens_per_s"] * row["model_gb"] / known[row["device"]]["bandwidth_gb_s"] for row in told]
+
+
+def prefill_shares(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Share of the int8 peak."""
+    known = phones()
+    return [2e9 * row["parameters_b"] * row["prefill"] / peak_ops(known[row["device"]]) for row in rows if _tells_prefill(row)]
+
+
+def _tells_decode(row: Mapping[str, Any]) -> bool:
+    return bool(row.get("cpu")) and "model_gb" in row
+
+
+def _is_ours(row: Mapping[str, Any]) -> bool:
+    return "ExecuTorch" in row["runtime"]
+
+
+def _tells_prefill(row: Mapping[str, Any]) -> bool:
+    return bool(row.get("cpu")) and "prefill" in row and "parameters_b" in row
+
+
+def _range(shares: Sequence[float], per_share: float) -> Range:
+    return Range(median(shares) * per_share, min(shares) * per_share, max(shares) * per_share)
+
+
+def predict(manifest: Mapping[str, Any], phone: Mapping[str, Any], depth: int | None = None) -> Prediction:
+    """For a bundle's manifest.json and a phone of phones.toml; depth: tokens before the decoded one (default: half)."""
+    model, memory, recipe = manifest["model"], manifest["memory"], manifest["recipe"]
+    depth = model["context"] // 2 if depth is None else depth
+    rows = published()["peer"]
+    table = model["vocab"] * model["hidden"] * recipe.get("embedding_bits", 8) / 8
+    read = memory["weights"] - table + memory["kv_per_token"] * min(depth, model.get("sliding_window") or depth)
+    ops = 2 * (model["parameters"] - model["vocab"] * model["hidden"])
+    mapped = recipe.get("attention") == "native"  # packed weights are pages of a file there: they can be dropped
+    needs = memory["kv_per_token"] * model["context"] + memory["activations"] + (0 if mapped else memory["weights"])
+    return Prediction(
+        phone["name"], model["context"], _range(decode_shares(rows), phone["bandwidth_gb_s"] * 1e9 / read),
+        _range(prefill_shares(rows), peak_ops(phone) / ops), int(needs), int(APP_SHARE * phone["ram_gb"] * 1e9),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Miss:
+    """One published figure and what the others predict for it."""
+
+    device: str
+    model: str
+    runtime: str
+    published: float
+    predicted: float
+
+    @property
+    def error(self) -> float:
+        return self.predicted / self.published - 1
+
+
+def errors() -> list[Miss]:
+    """Leave-one-out: every published decode figure from the shares of all others."""
+    rows = [row for row in published()["peer"] if _tells_decode(row)]
+    known, found = phones(), []
+    for number, row in enumerate(rows):
+        share = median(decode_shares(rows[:number] + rows[number + 1 :]))
+        found.append(Miss(row["device"], row["model"], row["runtime"], row["tokens_per_s"],
+                          share * known[row["device"]]["bandwidth_gb_s"] / row["model_gb"]))  # fmt: skip
+    return found
+
+
+def card_rows(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Rows for the card of `inspect`."""
+    if manifest["runtime"]["kind"] != "executorch":
+        return {}
+    ours, others = ([abs(miss.error) for miss in errors() if ("ExecuTorch" in miss.runtime) == ours] for ours in (True, False))
+    rows = {}
+    for name in ("Galaxy S21", "Galaxy S24", "Pixel 6a", "iPhone 14", "iPhone 15 Pro"):
+        found = predict(manifest, phones()[name])
+        rows[f"expected, {name}"] = f"decode {found.decode} tokens/s, prefill {found.prefill}; {found.verdict}"
+    rows["how sure"] = (f"not measured; predictions missed published figures of ExecuTorch by {median(ours):.0%} (worst "
+                        f"{max(ours):.0%}), of other runtimes by up to {max(others):.0%}")  # fmt: skip
+    return rows
