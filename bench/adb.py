@@ -148,7 +148,8 @@ class Adb:
                 if time.monotonic() >= until:
                     raise
                 time.sleep(min(0.5, patience / 10))
-                if ":" in self.serial:  # over the network adb does not look for it by itself
+                if ":" in self.serial:  # over the network adb looks for it only every ten seconds
+                    self._call("disconnect", self.serial, timeout=20)
                     self._call("connect", self.serial, timeout=20)
 
     def free_bytes(self, folder: str) -> int | None:

@@ -76,6 +76,7 @@ def open_device(name: str, runner: Path | None = None, app: str | None = None, k
 
 def run_protocol(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """Measures and writes the record; a summary for the screen."""
+    from phi3mobile.bench.adb import Unplugged
     from phi3mobile.bench.battery import NOMINAL_V
     from phi3mobile.bench.protocol import Record, measure, plan_of
     from phi3mobile.bench.report_data import summarize
@@ -83,9 +84,12 @@ def run_protocol(args: argparse.Namespace, progress: Progress) -> dict[str, Any]
 
     sustain = None if args.sustain is None else args.sustain * 60
     plan = plan_of(args.preset or "standard", sustain_s=sustain, threads=args.threads, rounds=args.rounds)
-    device = open_device(args.device or "host", args.runner, args.app, args.keep)
-    bundle = open_bundle(args.bundle)
-    about = device.describe()
+    try:
+        device = open_device(args.device or "host", args.runner, args.app, args.keep)
+        bundle = open_bundle(args.bundle)
+        about = device.describe()
+    except Unplugged as gone:
+        raise InputError(f"{gone}; plug it in and run again") from None
     wh = args.battery_wh or (about["capacity_mah"] / 1000 * NOMINAL_V if about.get("capacity_mah") else None)
     path = args.out or Path("results") / _name(about["name"], bundle.manifest["name"])
     try:
@@ -98,7 +102,7 @@ def run_protocol(args: argparse.Namespace, progress: Progress) -> dict[str, Any]
     try:
         with file:
             record = Record(file)
-            status = measure(device, bundle, plan, record, progress, wh)
+            status = measure(device, bundle, plan, record, progress, wh, about)
     finally:
         if path.stat().st_size == 0:  # nothing was measured
             path.unlink()

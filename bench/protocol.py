@@ -133,19 +133,26 @@ class Record:
 
 
 def measure(
-    device: Device, bundle: Bundle, plan: Plan, record: Record, progress: Progress, battery_wh: float | None = None
+    device: Device,
+    bundle: Bundle,
+    plan: Plan,
+    record: Record,
+    progress: Progress,
+    battery_wh: float | None = None,
+    about: dict[str, Any] | None = None,
 ) -> str:
     """Do the plan; "done", or "failed" if any run failed. A phone that can't be prepared raises InputError (nothing measured).
 
-    battery_wh: energy of the full battery, for the method of ticks.
+    battery_wh: energy of the full battery, for the method of ticks. about: what device.describe() gave, if it was asked.
     """
     manifest = bundle.manifest
     device.install(bundle, progress)
     ids = _question(bundle)
     runs, left = runs_of(plan, manifest["model"]["context"], ids)
     record.add(
-        "head", format=FORMAT, tool=_version(), device=device.describe(), plan=asdict(plan), left_out=left,
+        "head", format=FORMAT, tool=_version(), device=about or device.describe(), plan=asdict(plan), left_out=left,
         bundle={"name": manifest["name"], "hash": bundle_hash(bundle), "recipe": manifest["recipe"]["name"],
+                "options": manifest["recipe"],
                 "model": manifest["model"], "memory": manifest["memory"], "runtime": manifest["runtime"]["version"],
                 "file_bytes": bundle.program_bytes},
         battery_wh=battery_wh,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -225,7 +225,11 @@ def _resampled(rounds: Sequence[float], generator: np.random.Generator) -> np.nd
 
 
 def comparable(one: Summary, other: Summary) -> bool:
-    """Two records of the same device and the same program: the later is checked against the earlier."""
-    key: Callable[[Summary], tuple] = lambda s: (  # noqa: E731
-        s.head["device"]["name"], s.head["bundle"]["name"], s.head["bundle"]["recipe"])  # fmt: skip
+    """Two records of one device, with the same model, recipe, context and threads: the later is checked against the earlier."""
+
+    def key(record: Summary) -> tuple:
+        bundle = record.head["bundle"]
+        threads = record.head["plan"].get("threads")
+        return record.head["device"]["name"], bundle["name"], bundle["recipe"], bundle["model"]["context"], threads
+
     return key(one) == key(other)

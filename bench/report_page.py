@@ -105,7 +105,7 @@ def plots(records: Sequence[Summary]) -> list[str]:
         plot("Decode speed by depth", decode, "tokens before", "tokens/s"),
         plot("Memory by context: dirty pages", memory, "tokens in the KV cache", "GB"),
         plot("Sustained decode", speed, "minutes", "tokens/s"),
-        plot("Temperature meanwhile", heat, "minutes", "°C", from_zero=False),
+        plot("Temperature meanwhile", heat, "minutes", "°C: skin, else battery", from_zero=False),
         bars("Energy per token, whole phone or its rails", energy, "J"),
     ]
     return [figure for figure in drawn if figure]

@@ -106,8 +106,9 @@ def _axis(x_ticks: Sequence[float], y_ticks: Sequence[float], to_x, to_y, x: str
     grid = "".join(f'<path class="grid" d="M{LEFT} {to_y(tick):.1f}H{WIDTH - RIGHT}"/>'
                    f'<text x="{LEFT - 6}" y="{to_y(tick) + 4:.1f}" text-anchor="end">{number(tick)}</text>'
                    for tick in y_ticks)  # fmt: skip
-    below = "".join(f'<text x="{to_x(tick):.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="{"end" if tick == x_ticks[-1] else "middle"}">{number(tick)}</text>'
-                    for tick in x_ticks)  # fmt: skip
+    anchors = ["middle"] * (len(x_ticks) - 1) + ["end"]
+    below = "".join(f'<text x="{to_x(tick):.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="{anchor}">{number(tick)}</text>'
+                    for tick, anchor in zip(x_ticks, anchors, strict=True))  # fmt: skip
     titles = (f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end" class="axis">{escape(x)}</text>'
               f'<text x="{LEFT + 6}" y="{TOP + 10}" class="axis">{escape(y)}</text>')  # fmt: skip
     return grid + below + titles

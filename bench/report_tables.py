@@ -88,8 +88,8 @@ def figures_table(records: Sequence[Summary]) -> Table:
         depth = name.removeprefix("decode ")
         if depth != name:
             pairs = [one.between_ms.get(int(depth)) for one in records]
-            rows.append([Cell(f"time between tokens at {depth}"),
-                         *(Cell(f"p50 {short(pair[0])}, p95 {short(pair[1])} ms" if pair else "") for pair in pairs)])  # fmt: skip
+            texts = [f"p50 {short(pair[0])}, p95 {short(pair[1])} ms" if pair else "" for pair in pairs]
+            rows.append(_cells(f"time between tokens at {depth}", *texts))
     extra = [("burst to sustained", lambda one: _or_nothing(one.burst_to_sustained, "{:.0%} kept")),
              ("throttling", lambda one: one.throttled or ("none seen" if one.heat else "")),
              ("battery per 1000 tokens", lambda one: _or_nothing(one.battery_percent_per_1000, "{:.2g} %")),
@@ -155,13 +155,13 @@ def _change_table(old: Summary, new: Summary, found: list[Change]) -> Table:
     for one in sorted(found, key=lambda change: order[change.verdict]):
         scale, unit = unit_of(one.name)
         tone = {"worse": BAD, "better": GOOD}.get(one.verdict, NONE)
-        rows.append([Cell(label(one.name)), Cell(f"{short(one.old * scale)} → {short(one.new * scale)} {unit}"),
-                     Cell(f"{one.ratio - 1:+.1%} ({one.low - 1:+.1%} to {one.high - 1:+.1%})"),
-                     Cell(one.verdict, tone)])  # fmt: skip
+        change = f"{one.ratio - 1:+.1%} ({one.low - 1:+.1%} to {one.high - 1:+.1%})"
+        values = f"{short(one.old * scale)} → {short(one.new * scale)} {unit}"
+        rows.append([Cell(label(one.name)), Cell(one.verdict, tone), *_cells(change, values)])
     worse = sum(one.verdict == "worse" for one in found)
     state = f"{worse} worse" if worse else "no regression"
     note = "Worse or better only where the whole interval lies beyond 3 %; figures of one round: beyond 10 %."
-    return Table(f"{_short(old)} → {_short(new)}: {state}", ["", "old → new", "change (95 % interval)", ""], rows, note)
+    return Table(f"{_short(old)} → {_short(new)}: {state}", ["", "", "change (95 % interval)", "old → new"], rows, note)
 
 
 def devices_table(records: Sequence[Summary]) -> Table:
@@ -215,7 +215,7 @@ def prediction_table(records: Sequence[Summary]) -> Table:
     """Expected speed of each measured bundle on common phones, then how wrong the predictor is."""
     rows = []
     for head in {one.head["bundle"]["hash"]: one.head["bundle"] for one in records}.values():
-        manifest = {"model": head["model"], "memory": head["memory"], "recipe": {"attention": _attention(head)}}
+        manifest = {"model": head["model"], "memory": head["memory"], "recipe": head["options"]}
         for phone in phones().values():
             found = predict(manifest, phone)
             rows.append([*_cells(head["name"], phone["name"], str(found.decode), str(found.prefill)),
@@ -225,10 +225,6 @@ def prediction_table(records: Sequence[Summary]) -> Table:
     )
     return Table("Expected, not measured", ["bundle", "phone", "decode tokens/s", "prefill tokens/s", "memory"], rows,
                  f"From bandwidth and cores. The same rule for published figures: {missed}.")  # fmt: skip
-
-
-def _attention(bundle: dict[str, Any]) -> str:
-    return "native" if bundle["recipe"].startswith("host") else ""
 
 
 def _short(one: Summary) -> str:

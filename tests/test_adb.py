@@ -9,8 +9,10 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -400,3 +402,32 @@ echo '{"kind": "load", "seconds": 1.5, "t": 1}' > $out; echo 0 > $(dirname $out)
 def test_wrong_flags(flags, says, capsys):
     assert main(["bench", "some.bundle", *flags]) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@needs_adb
+def test_the_runner_for_arm64_under_qemu(plugged, bundle, tmp_path):
+    """A whole benchmark with the cross-built runner; needs what `make test-arm64` fetches."""
+    arm = Path(__file__).parents[1] / "build" / "arm64"
+    if not (arm / "ready").exists():
+        pytest.skip("no cross compiler and qemu in build/arm64: make test-arm64")
+    tools = os.environ | {"LD_LIBRARY_PATH": f"{arm}/root/usr/lib/x86_64-linux-gnu"}
+    cmake = Path(sys.executable).with_name("cmake")
+    built = subprocess.run(
+        [cmake, "--build", arm / "native", "--target", "p3m_bench"], env=tools, capture_output=True, text=True
+    )
+    assert built.returncode == 0, built.stderr[-2000:]
+    folder = tmp_path / "runner"
+    folder.mkdir()
+    libraries = f"{arm}/wheel/executorch/lib:{arm}/native"
+    (folder / "p3m_bench").write_text(
+        f"#!/bin/sh\nunset LD_LIBRARY_PATH\nexec {arm}/root/usr/bin/qemu-aarch64-static -L {arm}/root/usr/aarch64-linux-gnu "
+        f'-E LD_LIBRARY_PATH={libraries} {arm}/native/p3m_bench "$@"\n'
+    )
+    plugged()
+    plan = replace(QUICK, sustain_s=0.2)
+    lines = record_of(Android(Adb(), folder, poll=0.2), bundle, plan, tmp_path / "record.jsonl")
+    found = summarize(lines)
+    assert found.status == "done" and {"decode 32", "prefill 16", "load cold"} <= found.figures.keys(), found.failed
+    (text,) = [line["tokens"] for line in lines if line["kind"] == "text"]
+    assert len(text) == QUICK.text

@@ -83,7 +83,7 @@ CONFIGS = st.builds(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(CONFIGS, st.integers(2, 60), st.data())
 def test_any_pattern_any_length_any_split(changes, length, data):
     config = tiny("small-tiny", num_hidden_layers=3, **changes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,10 +23,11 @@ from phi3mobile.export.packed import PackedModel, load_packed
 from phi3mobile.export.recipe import find_recipe
 from phi3mobile.models.blocksparse import Pattern, evicting_cache
 from phi3mobile.models.phi3small import attend
+from phi3mobile.models.presets import PRESETS
 from phi3mobile.models.rope import apply_rope
 from phi3mobile.models.weights import open_checkpoint
 from phi3mobile.session import Session
-from phi3mobile.verbs.inspect import bundle_card
+from phi3mobile.verbs.inspect import bundle_card, checkpoint_card
 
 needs_kernels = pytest.mark.skipif(native_library() is None, reason="the native library is not built: make native")
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 1024, "head_dim": 128, "max_position_embeddings": 8192,
@@ -113,6 +115,28 @@ def test_the_cache_takes_what_the_memory_table_says(bundle):
     peak = {int(tokens): size for tokens, size in bundle.manifest["memory"]["peak"].items()}
     for tokens in (2048, 8192):
         assert seen[tokens // 128 - 1] - seen[3] == pytest.approx(peak[tokens] - peak[512], rel=0.10)
+
+
+@needs_kernels
+def test_the_benchmarks_go_back_as_far_as_they_like(bundle):
+    from phi3mobile.bench.runtimes import Ours
+    from phi3mobile.bench.steps import Steps
+
+    tokens = np.random.default_rng(0).integers(8, 250, 900).tolist()
+    used, fresh = Ours(bundle.folder, CONTEXT, 0), Ours(bundle.folder, CONTEXT, 0)
+    for at in range(0, 900, 128):
+        used.forward(tokens[at : at + 128], at)
+    fresh.forward(tokens[:100], 0)
+    assert np.array_equal(used.forward([9], 100), fresh.forward([9], 100))
+    steps = Steps(bundle.open_engine())
+    for step in ("decode:800:2:2", "decode:100:2:1", "prefill:900:1", "decode:790:2:1", "decode:20:2:1"):
+        assert all(seconds > 0 for line in steps.run(step) if line["kind"] == "decode" for seconds in line["seconds"])
+
+
+def test_a_checkpoints_card_tells_what_host_recipes_save():
+    card = checkpoint_card(SimpleNamespace(config=PRESETS["phi-3-small-8k"]))
+    assert card["evicted by host recipes"] == "2048: 6%, 4096: 16%, 8192: 20%"
+    assert "evicted by host recipes" not in checkpoint_card(SimpleNamespace(config=PRESETS["phi-3-mini-4k"]))
 
 
 def test_only_sparse_layers_of_our_kernels_evict_and_only_where_it_saves():

@@ -19,7 +19,7 @@ from phi3mobile.export.attention import Place, ShiftedMasks, StockAttention, Sto
 from phi3mobile.export.build import export
 from phi3mobile.export.packed import HEAD, PackedModel, load_packed
 from phi3mobile.export.recipe import find_recipe
-from phi3mobile.export.to_executorch import register_operators, to_executorch
+from phi3mobile.export.to_executorch import lowered_segments, register_operators
 from phi3mobile.models.phi3small import MASKED, attend, visible
 from phi3mobile.models.rope import apply_rope
 from phi3mobile.models.weights import open_checkpoint
@@ -64,7 +64,7 @@ def with_recipes(name, *recipes, slow=()):
     return pytest.mark.parametrize("engines", cases, indirect=True)
 
 
-@with_recipes("small-tiny", "android-cpu", "host-fp32-kv")
+@with_recipes("small-tiny", "android-cpu", slow=("host-fp32-kv",))
 def test_the_program_computes_what_the_torch_model_does(engines):
     tokens = some_tokens(engines[1], 256)
     same_logits(engines, tokens[:5])  # within the local blocks
@@ -75,7 +75,7 @@ def test_the_program_computes_what_the_torch_model_does(engines):
     same_logits(engines, tokens[168:], 168)  # to the end of the context
 
 
-@with_recipes("small-tiny-longrope", "android-cpu", slow=("host-fp32-kv",))
+@with_recipes("small-tiny-longrope", slow=("android-cpu", "host-fp32-kv"))
 def test_longrope_regimes_are_the_references(engines):
     tokens = some_tokens(engines[1], 60, seed=3)
     assert engines[0].info.original_context == engines[1].info.original_context == 32
@@ -100,13 +100,8 @@ def test_answers_never_hold_masked_ids(bundle_of):
         assert "".join(session.complete("the cat sat", max_tokens=12))
 
 
-def test_within_the_local_blocks_programs_are_plain_causal(tmp_path):
-    checkpoint = talking_checkpoint(tmp_path / "checkpoint", "small-tiny", num_hidden_layers=2)
-    tensors = load_file(checkpoint / "model.safetensors")
-    zeroed = {name: tensor * 0 if "mlp" in name and name.endswith("bias") else tensor for name, tensor in tensors.items()}
-    save_file(zeroed, checkpoint / "model.safetensors")  # equal constants share their bytes in the program
-    config = open_checkpoint(checkpoint).config
-    local, recipe = 24, find_recipe("android-cpu")
+def test_within_the_local_blocks_attention_is_plain_causal():
+    config, local, recipe = tiny("small-tiny"), 24, find_recipe("android-cpu")
     register_operators(recipe)
     assert type(attention_of(config, recipe, 0, local)) is StockAttention
     assert type(attention_of(config, recipe, 0, local + 1)) is StockBlockSparse
@@ -114,6 +109,15 @@ def test_within_the_local_blocks_programs_are_plain_causal(tmp_path):
     native = find_recipe("host")
     assert attention_of(config, native, 0, local).pattern == attention_of(config, native, 1, 256).pattern == ()
     assert attention_of(config, native, 0, local + 1).pattern == (8, 3, 4, 1)
+
+
+@pytest.mark.slow
+def test_within_the_local_blocks_programs_are_plain_causal(tmp_path):
+    checkpoint = talking_checkpoint(tmp_path / "checkpoint", "small-tiny", num_hidden_layers=2)
+    tensors = load_file(checkpoint / "model.safetensors")
+    zeroed = {name: tensor * 0 if "mlp" in name and name.endswith("bias") else tensor for name, tensor in tensors.items()}
+    save_file(zeroed, checkpoint / "model.safetensors")  # equal constants share their bytes in the program
+    local, recipe = 24, find_recipe("android-cpu")
     bundle = open_bundle(export(checkpoint, tmp_path / "bundle", context=local))
     packed = PackedModel(open_checkpoint(checkpoint), recipe)
     engines = EagerEngine(load_packed(packed, local)), bundle.open_engine()
@@ -122,13 +126,12 @@ def test_within_the_local_blocks_programs_are_plain_causal(tmp_path):
     assert "aten::index_select.out" not in bundle.manifest["runtime"]["operators"]
 
 
-@pytest.mark.slow
 def test_segments_are_lowered_once_per_kind_for_sparse_and_dense_layers(checkpoint_of, tmp_path, monkeypatch):
     lowered, real = [], stamp.lower
     monkeypatch.setattr(stamp, "lower", lambda packed, kind, chunk: lowered.append(kind) or real(packed, kind, chunk))
     packed = PackedModel(open_checkpoint(checkpoint_of("small-tiny")), find_recipe("host"))
-    to_executorch(packed, tmp_path / "model.pte", 64, 32, [2])
-    assert lowered == ["start", "middle", "end"] and packed.config.num_hidden_layers == 4
+    assert len(lowered_segments(packed, 32, tmp_path, lambda *_: None)) == packed.config.num_hidden_layers + 1 == 5
+    assert lowered == ["start", "middle", "end"]
 
 
 def test_the_head_masks_ids_by_its_bias(checkpoint_of):

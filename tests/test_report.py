@@ -21,6 +21,7 @@ from phi3mobile.bench.report_svg import Line, plot, ticks
 from phi3mobile.bench.report_tables import claim_value, headline, name_records, regressions
 from phi3mobile.cli import main
 from phi3mobile.errors import InputError
+from phi3mobile.verbs.demo import demo_recipe
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -43,7 +44,8 @@ def record(
         "plan": {"name": "phi3-report"},
         "device": {"kind": kind, "name": name, "os": "Android 15 (API 35)", "soc": "SM8650", "cores": 8, "governor": "walt",
                    "memory_bytes": 12e9, "build": "vendor/device:15/AP3A/1:user/release-keys", "runner": "p3m_bench"},
-        "bundle": {"name": "phi-3-mini", "hash": "ab" * 32, "recipe": "android-native", "model": model, "file_bytes": 2.2e9,
+        "bundle": {"name": "phi-3-mini", "hash": "ab" * 32, "recipe": "android-native", "file_bytes": 2.2e9,
+                   "options": {"attention": "native"}, "model": model,
                    "memory": {"weights": 2.2e9, "kv_per_token": 204_800, "activations": 3.3e7, "peak": peak},
                    "runtime": "1.5.1"},
     }  # fmt: skip
@@ -144,6 +146,17 @@ def test_what_is_no_record_is_refused(tmp_path, text, says):
         read_record(path)
 
 
+@settings(max_examples=50)
+@given(st.lists(st.text() | st.sampled_from(['{"kind": "head", "format": 1}', '{"kind": "load"}', "[" * 9999, "{}"])))
+def test_any_file_is_a_record_or_refused(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("any") / "x.jsonl"
+    path.write_text("\n".join(rows), "utf-8", errors="surrogatepass")
+    try:
+        assert read_record(path)[0]["kind"] == "head"
+    except InputError as error:
+        assert str(path) in str(error)
+
+
 def test_a_damaged_record_is_one_line(tmp_path, capsys):
     path = written(tmp_path, "x.jsonl", [{"kind": "head", "format": 1, "t": 1}, {"kind": "prefill", "tokens": 3}])
     assert main(["report", str(path), "-o", str(tmp_path / "x.html")]) == 2
@@ -221,6 +234,23 @@ def test_continuous_integration_can_fail_on_a_regression(tmp_path, capsys):
     assert main(command) == 0 and main([*command, "--fail-on-regression"]) == 1
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert any("decode 128" in text for text in said["worse"])
+
+
+# This machine
+
+
+def test_this_machine_is_measured_and_reported(bundle_of, tmp_path, capsys):
+    bundle = bundle_of("tiny-gqa", demo_recipe())
+    for name in ("a", "b"):
+        command = ["bench", str(bundle), "--preset", "quick", "--rounds", "2", "--threads", "1", "--sustain", "0.005"]
+        assert main([*command, "-o", str(tmp_path / f"{name}.jsonl")]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["status"] == "done" and said["decode 128"] > 0 and said["why_no_energy"]
+    lines = read_record(tmp_path / "a.jsonl")
+    assert sum(line["kind"] == "decode" for line in lines) == 2 and summarize(lines).sustained
+    assert lines[0]["device"]["kind"] == "host" and lines[0]["bundle"]["model"]["layers"] == 2
+    assert main(["report", *map(str, tmp_path.glob("*.jsonl")), "-o", str(tmp_path / "report.html")]) == 0
+    assert "of a computer, not of a phone" in (tmp_path / "report.html").read_text()
 
 
 # Claims

@@ -180,7 +180,7 @@ def test_kernel_is_the_formula(pattern, int8, evicting):
 
 
 @needs_kernels
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.data())
 def test_kernel_any_chunking(data):
     pattern, int8 = data.draw(st.sampled_from(PATTERNS[:3])), data.draw(st.booleans())
@@ -305,11 +305,11 @@ def fuzz(folder: Path, seconds: int, seed: int) -> str:
 
 
 @needs_kernels
-@pytest.mark.parametrize("seconds", [5, pytest.param(120, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [3, pytest.param(120, marks=pytest.mark.slow)])
 def test_fuzz_under_sanitizers(seconds):
     """Every argument of every form, under AddressSanitizer and UBSan; the build is kept between runs."""
     folder = Path(__file__).parents[1] / "build" / "fuzz"
-    assert "none wrong" in fuzz(folder, seconds, os.getpid() if seconds > 5 else 1)
+    assert "none wrong" in fuzz(folder, seconds, os.getpid() if seconds > 3 else 1)
 
 
 # bench/sparse.py, at small sizes

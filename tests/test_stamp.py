@@ -21,6 +21,7 @@ from phi3mobile.export.to_executorch import (
     PackedEmbedding,
     StampedSegment,
     TraceSpec,
+    lowered_segments,
     register_operators,
     to_executorch,
 )
@@ -78,7 +79,8 @@ def run(path: Path, tokens: list[int], splits: list[int]) -> np.ndarray:
     return np.concatenate(logits)
 
 
-@pytest.mark.parametrize("name", ["tiny-gqa", "small-tiny", pytest.param("tiny-partial", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tiny-gqa", "small-tiny", "tiny-partial"])
 def test_same_logits_as_the_straight_export(name, checkpoint_of, tmp_path):
     packed = PackedModel(open_checkpoint(checkpoint_of(name)), find_recipe("android-cpu"))
     to_executorch(packed, tmp_path / "stamped.pte", CONTEXT, CHUNK, [2])
@@ -89,13 +91,14 @@ def test_same_logits_as_the_straight_export(name, checkpoint_of, tmp_path):
     assert np.array_equal(ours, reference)
 
 
+@pytest.mark.slow  # test_phi3small_export.py has one by default
 def test_each_kind_is_lowered_once(checkpoint_of, tmp_path, monkeypatch):
     lowered = []
     real = stamp.lower
     monkeypatch.setattr(stamp, "lower", lambda packed, kind, chunk: lowered.append(kind) or real(packed, kind, chunk))
     packed = PackedModel(open_checkpoint(checkpoint_of("tiny-partial")), find_recipe("android-cpu"))
     assert packed.config.num_hidden_layers == 3
-    to_executorch(packed, tmp_path / "model.pte", CONTEXT, CHUNK, [2])
+    assert len(lowered_segments(packed, CHUNK, tmp_path, lambda *_: None)) == 4
     assert lowered == ["start", "middle", "end"]
 
 

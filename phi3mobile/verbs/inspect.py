@@ -110,7 +110,20 @@ def checkpoint_card(checkpoint: Checkpoint) -> dict[str, str]:
         **({"attention": sparse} if (sparse := _sparse_layers(config)) else {}),
         "weights at 4 bit": size(config.parameters() * 4.5 / 8),
         "KV cache, 16 bit": ", ".join(f"{c}: {size(token * c)}" for c in contexts) or size(token) + " per token",
+        **({"evicted by host recipes": saved} if (saved := _evictable(config, contexts)) else {}),
     }
+
+
+def _evictable(config: Phi3Config, contexts: list[int]) -> str:
+    """What block-sparse layers' caches need not hold, in percent of the model's KV cache; "" where nothing."""
+    from phi3mobile.models.blocksparse import evicting_cache
+
+    patterns = [config.blocksparse(layer) for layer in range(config.num_hidden_layers)]
+    saved = {}
+    for context in contexts:
+        caches = [evicting_cache(pattern, context) if pattern else None for pattern in patterns]
+        saved[context] = sum(context - cache.rows_for(context) for cache in caches if cache) / (context * len(caches))
+    return ", ".join(f"{context}: {share:.0%}" for context, share in saved.items() if share)
 
 
 def _sparse_layers(config: Phi3Config) -> str:
