@@ -68,7 +68,8 @@ class Android:
         self._samples: list[Sample] = []
 
     def describe(self) -> dict[str, Any]:
-        found = {name: self._adb.read(f"getprop {prop}").strip() for name, prop in _PROPERTIES.items()}
+        told = self._adb.read("; ".join(f'echo "$(getprop {name})"' for name in _PROPERTIES.values())).splitlines()
+        found = dict(zip(_PROPERTIES, [*told, *[""] * len(_PROPERTIES)], strict=False))
         memory = self._adb.read("cat /proc/meminfo").partition("MemTotal:")[2].split()
         governor = self._adb.read("cat /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor 2>/dev/null || true").split()
         cores = self._adb.read("nproc").strip()
@@ -159,10 +160,11 @@ class Android:
         return {f"{self._folder}/runner/{path.name}": path for path in files}
 
     def _require_space(self, files: dict[str, Path]) -> None:
-        lacking = [(remote, local) for remote, local in files.items()
-                   if self._adb.read(f"stat -c %s {shlex.quote(remote)}").strip() != str(local.stat().st_size)]  # fmt: skip
+        sizes = self._adb.read(f"stat -c '%s %n' {' '.join(map(shlex.quote, files))} || true")
+        there = {name: size for size, _, name in (line.partition(" ") for line in sizes.splitlines())}
+        lacking = [local for remote, local in files.items() if there.get(remote) != str(local.stat().st_size)]
         # Packed weights take as much again, once.
-        needed = sum(local.stat().st_size for _, local in lacking) + self._bundle.program_bytes + _SPARE
+        needed = sum(local.stat().st_size for local in lacking) + self._bundle.program_bytes + _SPARE
         free = self._adb.free_bytes(self._folder)
         if free is not None and free < needed:
             raise InputError(f"the phone {self._adb.serial} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed: "
