@@ -297,6 +297,14 @@ class Terminal:
             os.execv(sys.executable, command(*arguments))
         self.shown = ""
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is not None:  # a failed test leaves no program behind
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
     def wait_for(self, *texts, seconds=60):
         """Read on until one of `texts` is shown; returns what came up to its end."""
         deadline = time.monotonic() + seconds
@@ -331,27 +339,27 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(tiny_bundle, tmp_path):
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["tokens"]["eos"] = []
     (bundle / "manifest.json").write_text(json.dumps(manifest))
-    chat = Terminal("chat", bundle)
-    chat.wait_for("/exit ends")
-    for _ in range(30):  # a tiny model has filled its context after a moment: the signal may come to the prompt
+    with Terminal("chat", bundle) as chat:
+        chat.wait_for("/exit ends")
+        for _ in range(30):  # a tiny model has filled its context after a moment: the signal may come to the prompt
+            chat.wait_for("> ")
+            chat.type("go on\n")
+            chat.wait_for("go on\r\n")
+            chat.wait_for_more()
+            os.kill(chat.pid, signal.SIGINT)
+            if "(stopped)" in chat.wait_for("(stopped)", "(Ctrl-D or /exit ends)"):
+                break
+            chat.wait_for("> ")
+            chat.type("/reset\n")
         chat.wait_for("> ")
-        chat.type("go on\n")
-        chat.wait_for("go on\r\n")
-        chat.wait_for_more()
+        chat.type("/stats\n")
+        assert "'finish_reason': 'cancelled'" in chat.wait_for("\n> ")
+        time.sleep(0.5)  # readline shows the prompt a moment before it listens
         os.kill(chat.pid, signal.SIGINT)
-        if "(stopped)" in chat.wait_for("(stopped)", "(Ctrl-D or /exit ends)"):
-            break
+        chat.wait_for("(Ctrl-D or /exit ends)")
         chat.wait_for("> ")
-        chat.type("/reset\n")
-    chat.wait_for("> ")
-    chat.type("/stats\n")
-    assert "'finish_reason': 'cancelled'" in chat.wait_for("\n> ")
-    time.sleep(0.5)  # readline shows the prompt a moment before it listens
-    os.kill(chat.pid, signal.SIGINT)
-    chat.wait_for("(Ctrl-D or /exit ends)")
-    chat.wait_for("> ")
-    chat.type("/dance\n")  # the program goes on
-    chat.wait_for("/dance is not a command")
-    chat.wait_for("> ")
-    chat.type("\x04")
-    assert chat.exit_code() == 0
+        chat.type("/dance\n")  # the program goes on
+        chat.wait_for("/dance is not a command")
+        chat.wait_for("> ")
+        chat.type("\x04")
+        assert chat.exit_code() == 0
