@@ -1,5 +1,6 @@
 """The command line: every verb, every bad input as one line and exit code 2, and a chat driven from a terminal."""
 
+import contextlib
 import io
 import json
 import os
@@ -315,6 +316,14 @@ class Terminal:
         before, self.shown = self.shown[: min(ends)], self.shown[min(ends) :]
         return before
 
+    def interrupt_until(self, text):
+        """Ctrl-C until `text` is shown: readline shows its prompt a moment before it listens."""
+        for _ in range(30):
+            os.kill(self.pid, signal.SIGINT)
+            with contextlib.suppress(AssertionError):
+                return self.wait_for(text, seconds=2)
+        raise AssertionError(f"{text} did not come: {self.shown!r}")
+
     def wait_for_more(self):
         """Until there is something that nobody waited for."""
         while not self.shown.strip():
@@ -354,9 +363,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(tiny_bundle, tmp_path):
         chat.wait_for("> ")
         chat.type("/stats\n")
         assert "'finish_reason': 'cancelled'" in chat.wait_for("\n> ")
-        time.sleep(0.5)  # readline shows the prompt a moment before it listens
-        os.kill(chat.pid, signal.SIGINT)
-        chat.wait_for("(Ctrl-D or /exit ends)")
+        chat.interrupt_until("(Ctrl-D or /exit ends)")
         chat.wait_for("> ")
         chat.type("/dance\n")  # the program goes on
         chat.wait_for("/dance is not a command")

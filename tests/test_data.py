@@ -322,3 +322,13 @@ def test_slurm_without_sbatch(raw, tmp_path, monkeypatch):
         build(config_for(raw, tmp_path / "b", executor=Executor("slurm")))
     with pytest.raises(InputError, match=r"executor: options.*tpyo"):
         build(config_for(raw, tmp_path / "c", executor=Executor(options={"tpyo": 1})))
+
+
+def test_every_config_that_comes_along_is_read():
+    from phi3mobile.training.data import ablate, curate, synthetic
+
+    folder = Path(read_settings.__code__.co_filename).parent / "configs"
+    kinds = {"web": Build, "synthetic": synthetic.CONFIG, "curate": curate.CONFIG, "ablate": ablate.CONFIG}
+    assert {file.stem for file in folder.glob("data-*.toml")} == {f"data-{kind}" for kind in kinds}
+    for kind, settings in kinds.items():
+        assert isinstance(read_settings(folder / f"data-{kind}.toml", settings), settings)
