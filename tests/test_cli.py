@@ -295,6 +295,7 @@ class Terminal:
     def __init__(self, *arguments):
         self.pid, self.end = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # pytest-xdist's workers ignore it, and that is inherited
             os.execv(sys.executable, command(*arguments))
         self.shown = ""
 
