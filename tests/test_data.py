@@ -332,3 +332,13 @@ def test_every_config_that_comes_along_is_read():
     assert {file.stem for file in folder.glob("data-*.toml")} == {f"data-{kind}" for kind in kinds}
     for kind, settings in kinds.items():
         assert isinstance(read_settings(folder / f"data-{kind}.toml", settings), settings)
+
+
+def test_a_line_ends_at_a_newline_only(tmp_path):
+    """U+2028 may stand in a JSON string; conversations are read by the same code."""
+    from phi3mobile.training.chats import read_lines
+
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "one\u2028line"}\n\n{"text": "two"}\n', "utf-8")
+    assert [entry["text"] for entry in read_jsonl(file)] == ["one\u2028line", "two"]
+    assert [where for where, _ in read_lines([file])] == [f"{file}:1", f"{file}:3"]

@@ -6,7 +6,6 @@ a content stays plain text, and the answer is learned together with its stop tok
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from phi3mobile.tokenizer import Tokenizer, load_tokenizer
 
 from .batches import Document
 from .config import Chats
+from .data.jsonl import json_lines
 
 
 class ChatEncoder:
@@ -126,19 +126,8 @@ def preferences(chats: Chats, encoder: ChatEncoder, length: int) -> list[list[Do
 def read_lines(files: Iterable[str | Path]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(FILE:LINE, object) of every line of jsonl files."""
     for file in files:
-        try:
-            text = Path(file).read_text("utf-8")
-        except (OSError, ValueError) as error:
-            raise InputError(f"{file} can't be read ({error}); give a jsonl file") from None
-        for number, line in enumerate(text.splitlines(), 1):
-            if line.strip():
-                try:
-                    value = json.loads(line)
-                except ValueError as error:
-                    raise InputError(f"{file}:{number} is not JSON ({error})") from None
-                if not isinstance(value, dict):
-                    raise InputError(f"{file}:{number} must be a JSON object")
-                yield f"{file}:{number}", value
+        for number, line in json_lines(file):
+            yield f"{file}:{number}", line
 
 
 def _messages(where: str, line: dict[str, Any]) -> Messages:

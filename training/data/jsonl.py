@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from phi3mobile.errors import InputError
 
 
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """The objects in a file; blank lines are skipped. Raises InputError: no such file, a line that is no object, no line."""
+def json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and object of every line that is not blank. Raises InputError: no such file, a line that is no object."""
     try:
         lines = Path(path).read_text("utf-8").split("\n")  # not splitlines: U+2028 may stand in a JSON string
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} can't be read ({error}); give a jsonl file") from None
-    entries = []
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
@@ -25,7 +24,12 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
                 raise InputError(f"{path} line {number} is not JSON ({error}); give one object a line") from None
             if not isinstance(entry, dict):
                 raise InputError(f"{path} line {number} is {line:.40}; give one JSON object a line")
-            entries.append(entry)
+            yield number, entry
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """The objects of `json_lines`. Raises InputError too if there is none."""
+    entries = [entry for _, entry in json_lines(path)]
     if not entries:
         raise InputError(f"{path} has no lines; give at least one JSON object")
     return entries
