@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from phi3mobile.errors import InputError
+from phi3mobile.files import whole_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +29,9 @@ def run(args: argparse.Namespace) -> int:
     records = sorted((_digest(path, read_record, summarize) for path in args.records), key=lambda one: one.head["t"])
     name_records(records)
     text = write(records, args.title)
-    partial = args.out.with_name(f".{args.out.name}.partial-{os.getpid()}")
     try:
-        partial.write_text(text, "utf-8")
-        partial.replace(args.out)
+        with whole_file(args.out) as partial:
+            partial.write_text(text, "utf-8")
     except OSError as error:
         raise InputError(f"{args.out} can't be written ({error.strerror}); write elsewhere") from None
     worse = []

@@ -22,6 +22,7 @@ import numpy as np
 
 from phi3mobile.bench.measure import median
 from phi3mobile.errors import InputError
+from phi3mobile.files import whole_file
 from phi3mobile.models.blocksparse import Pattern, evicting_cache
 
 WIDTH = 128
@@ -202,9 +203,8 @@ def write_picture(path: Path) -> None:
     """What phi-3-small's heads see; written beside, then renamed."""
     from phi3mobile.bench.sparse_picture import draw
 
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(draw(SMALL), encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(draw(SMALL), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from phi3mobile.engines import Engine, EngineInfo
 from phi3mobile.errors import InputError
-from phi3mobile.files import cache_folder, sha256
+from phi3mobile.files import cache_folder, sha256, whole_file
 
 if TYPE_CHECKING:
     from phi3mobile.chat import ChatFormat
@@ -265,6 +265,5 @@ def _read_verified() -> dict[str, list]:
 def _write_verified(known: dict[str, list]) -> None:
     with contextlib.suppress(InputError, OSError):  # no place for it: the next opening hashes again
         path = cache_folder() / "verified.json"
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps({name: stamp for name, stamp in known.items() if os.path.lexists(name)}), "utf-8")
-        partial.replace(path)
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps({name: stamp for name, stamp in known.items() if os.path.lexists(name)}), "utf-8")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from phi3mobile.errors import InputError
+from phi3mobile.files import whole_file
 
 FORMAT, VERSION = "phi3mobile-conversation", 1
 ROLES = ("system", "user", "assistant")
@@ -83,12 +83,10 @@ class Conversation:
     def save(self, path: str | Path) -> None:
         """Write to_json to `path`, whole or not at all."""
         path = Path(path)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            beside.write_text(self.to_json(), encoding="utf-8")
-            beside.replace(path)
+            with whole_file(path) as beside:
+                beside.write_text(self.to_json(), encoding="utf-8")
         except OSError as error:
-            beside.unlink(missing_ok=True)
             raise InputError(f"can't save the conversation to {path}: {error.strerror}; choose another place") from None
 
     @classmethod

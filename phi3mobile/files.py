@@ -36,6 +36,17 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to: it replaces `path` when the block ends well, and vanishes when it does not."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def refuse_existing(path: Path) -> None:
     """InputError if there is something at `path`, be it a broken link."""
     if os.path.lexists(path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from phi3mobile.errors import InputError
+from phi3mobile.files import whole_file
 
 
 class Metrics:
@@ -18,9 +19,8 @@ class Metrics:
     def __init__(self, out: Path, step: int, tensorboard: bool, title: str, steps: int) -> None:
         self.path, self.title, self.steps = out / "metrics.jsonl", title, steps
         kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= step]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(line + "\n" for line in kept))
-        partial.rename(self.path)
+        with whole_file(self.path) as partial:
+            partial.write_text("".join(line + "\n" for line in kept))
         self.file = self.path.open("a")
         self.board = _board(out, step) if tensorboard else None
         self.shown = 0.0

@@ -16,6 +16,7 @@ import torch
 
 from .chats import ChatEncoder, open_encoder, read_lines
 from .config import Chats, Dpo, Safety, Sft
+from .data.jsonl import write_json, write_jsonl
 from .dpo import dpo
 from .model import load_hf
 from .pretrain import tokenizer_of
@@ -38,11 +39,11 @@ def safety(config: Safety) -> dict[str, Any]:
         if number == settings.rounds or done:
             break
         if not (base / "attacks.jsonl").exists():
-            _write(base / "attacks.jsonl", red_team(config, folder, prompts))
+            write_jsonl(base / "attacks.jsonl", red_team(config, folder, prompts))
         found = [line for _, line in read_lines([base / "attacks.jsonl"])]
         examples, pairs = curate(found, general, settings.general_share, config.run.seed + number)
-        _write(base / "sft.jsonl", examples)
-        _write(base / "dpo.jsonl", pairs)
+        write_jsonl(base / "sft.jsonl", examples)
+        write_jsonl(base / "dpo.jsonl", pairs)
         folder = _fix(config, base, folder)
     (out / "safety.json").write_text(json.dumps(rows, indent=1))
     if not (out / "final").exists():
@@ -174,12 +175,5 @@ def generate(
 def _once(path: Path, make: Any) -> dict[str, Any]:
     """A JSON file's content, made first where it is missing."""
     if not path.exists():
-        text = json.dumps(make())
-        path.with_suffix(".partial").write_text(text)
-        path.with_suffix(".partial").rename(path)
+        write_json(path, make())
     return json.loads(path.read_text())
-
-
-def _write(path: Path, lines: list[dict[str, Any]]) -> None:
-    path.with_suffix(".partial").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    path.with_suffix(".partial").rename(path)

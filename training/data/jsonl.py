@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from phi3mobile.errors import InputError
+from phi3mobile.files import whole_file
 
 
 def json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -47,14 +48,11 @@ def read_texts(path: str | Path, *keys: str) -> list[dict[str, Any]]:
 
 def write_jsonl(path: Path, entries: Iterable[dict[str, Any]]) -> None:
     """Write beside, then rename."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(entry) + "\n" for entry in entries)
-    partial.rename(path)
 
 
 def write_json(path: Path, value: Any) -> None:
     """As write_jsonl, one indented document."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    partial.rename(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=1), encoding="utf-8")

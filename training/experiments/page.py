@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from phi3mobile.files import whole_file
 from phi3mobile.training.long_eval import plot_lines, plot_needles
 from phi3mobile.training.metrics import read_metrics
 
@@ -30,9 +31,8 @@ def write_page(folder: Path, page: Path, parts: list[str]) -> None:
                "quantization": _quantization, "longrope": _longrope, "smollm2": _smollm2}  # fmt: skip
     for name, result in found.items():
         text += [*writers[name](result, folder, plots), f"({result['seconds']} s)", ""]
-    partial = page.with_suffix(".partial")
-    partial.write_text("\n".join(text))
-    partial.rename(page)
+    with whole_file(page) as partial:
+        partial.write_text("\n".join(text))
 
 
 def _data(result: dict[str, Any], folder: Path, plots: Path) -> list[str]:
