@@ -25,11 +25,14 @@ class Line:
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers that span low..high: steps of 1, 2 or 5 times a power of ten."""
-    if not high > low:
-        high = low + (abs(low) or 1.0)
+    size = max(abs(low), abs(high), 1e-300)  # below: floats too small to divide
+    if not high - low > 1e-9 * size:  # one value, up to rounding
+        high = low + (size if size > 1e-300 else 1.0)
     step = 10 ** math.floor(math.log10((high - low) / count))
     step *= next(times for times in (1, 2, 5, 10) if (high - low) / (step * times) <= count)
-    return [step * number for number in range(math.floor(low / step), math.ceil(high / step) + 1)]
+    first, last = math.floor(low / step), math.ceil(high / step)
+    first, last = first - (step * first > low), last + (step * last < high)  # the divisions round
+    return [step * number for number in range(first, last + 1)]
 
 
 def number(value: float) -> str:
