@@ -178,7 +178,7 @@ def test_preferences_share_a_row(tmp_path, tiny_checkpoint_folder):
 
 
 @pytest.mark.parametrize(("line", "message"), [
-    ("{", "1 is not JSON"), ("[]", "must be a JSON object"), ('{"messages": []}', '"messages" must be'),
+    ("{", "1 is not JSON"), ("[]", "give one JSON object a line"), ('{"messages": []}', '"messages" must be'),
     ('{"messages": [{"role": "bot", "content": "x"}]}', '"messages" must be'),
     ('{"messages": [{"role": "user", "content": "x"}]}', "nothing to learn"),
     (json.dumps({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y" * 900}]}), "a row 128"),
