@@ -66,7 +66,11 @@ class OnnxGenai:
         import onnxruntime_genai as genai
 
         config = genai.Config(str(path))
-        config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+        decoder = {"session_options": {"intra_op_num_threads": threads}}
+        if window := json.loads((path / "genai_config.json").read_text())["model"]["decoder"].get("sliding_window"):
+            # Room for every position: the operator that 0.18 calls refuses a cache that only holds the window once it is full.
+            decoder["sliding_window"] = {**window, "cache_slack": context}
+        config.overlay(json.dumps({"model": {"decoder": decoder}}))
         self._model = genai.Model(config)
         parameters = genai.GeneratorParams(self._model)
         parameters.set_search_options(max_length=context, do_sample=False, batch_size=1)
