@@ -17,6 +17,7 @@ LIBRARY = (
     "unicode_classes.py",
 )  # fmt: skip
 ENGINES = ("__init__.py", "android.py", "apple.py", "objc.py")
+BENCH = ("__init__.py", "memory.py", "request.py", "steps.py")  # the app is a benchmark of the phone too
 RETRIEVAL = ("__init__.py", "library.py", "answer.py", "embed.py", "wordpiece.py")
 MAIN = '''"""The assistant on a phone."""
 
@@ -34,6 +35,9 @@ def stage(folder: Path) -> list[Path]:
         (library / sub).mkdir(parents=True, exist_ok=True)
         for name in names:
             shutil.copy2(ROOT / "phi3mobile" / sub / name, library / sub / name)
+    (library / "bench").mkdir()
+    for name in BENCH:
+        shutil.copy2(ROOT / "bench" / name, library / "bench" / name)
     ignore = shutil.ignore_patterns("__pycache__", "make.py")
     shutil.copytree(ROOT / "apps" / "assistant", library / "assistant", ignore=ignore)
     (folder / "main.py").write_text(MAIN, "utf-8")

@@ -196,7 +196,10 @@ def energies(samples: Sequence[Sample], wh: float | None = None) -> tuple[list[E
     for method in (_by_current(samples), _by_ticks(samples, wh)):
         if method:
             found.append(method)
-    return found, "" if found else "no current reading, and less than two battery ticks: run longer (--sustain)"
+    if found:
+        return found, ""
+    known = "" if wh else "; for ticks give --battery-wh too"
+    return [], f"no current reading, and less than two battery ticks: run longer (--sustain){known}"
 
 
 def _by_rails(samples: Sequence[Sample], seconds: float) -> Energy | None:

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_argument("--sustain", type=float, metavar="MINUTES", help="decode so long at the end (preset phi3-report: 30)")
     flags.add_argument("-o", "--out", type=Path, help="record (default: results/<time>-<device>-<bundle>.jsonl)")
     flags.add_argument("--runner", type=Path, help="folder of p3m_bench and its libraries built for the phone")
-    flags.add_argument("--app", metavar="PACKAGE", help="run in this installed app instead")
+    flags.add_argument("--app", metavar="PACKAGE", help="run in this installed app instead (ours: org.phi3mobile.assistant)")
     flags.add_argument("--keep", action="store_true", help="leave bundle and runner on the phone")
     flags.add_argument("--battery-wh", type=float, help="energy of the full battery (default: what the phone says)")
     flags.add_argument("--threads", type=int, help="default: the runner's choice")
@@ -46,6 +46,8 @@ def wanted(args: argparse.Namespace) -> bool:
             raise InputError(f"--battery-wh {args.battery_wh:g}: a phone's is about 10 to 25; see its data sheet")
         if args.threads is not None and not 0 <= args.threads <= 256:
             raise InputError(f"--threads {args.threads}: give 0 (the runner's choice) to 256")
+        if args.threads and (args.device or "").partition(":")[0] == "ios":
+            raise InputError(f"--threads {args.threads}: ExecuTorch's Objective-C classes take none; leave it out")
         return True
     for flag in ("sustain", "out", "runner", "app", "keep", "battery_wh", "threads"):
         if getattr(args, flag) not in (None, False):
@@ -62,11 +64,14 @@ def open_device(name: str, runner: Path | None = None, app: str | None = None, k
         return Local()
     if kind == "adb":
         from phi3mobile.bench.adb import Adb
-        from phi3mobile.bench.android import Android
+        from phi3mobile.bench.android import Android, NativeRunner
+        from phi3mobile.bench.android_app import AppRunner
 
         adb = Adb(serial or None)
+        if app:
+            return Android(adb, AppRunner(app), keep)
         abi = adb.read("getprop ro.product.cpu.abi").strip()
-        return Android(adb, runner or NATIVE / f"android-{abi}", app, keep)
+        return Android(adb, NativeRunner(runner or NATIVE / f"android-{abi}"), keep)
     if kind == "ios":
         from phi3mobile.bench.ios import Ios
 

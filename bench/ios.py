@@ -1,14 +1,15 @@
 """An iPhone or iPad as a device of the protocol, through Xcode's `xcrun devicectl`. Unverified: no Mac has run this.
 
-The app does the steps itself (apps/ios): it is launched with the arguments --bench BUNDLE FILE OPTIONS STEP..., appends the
-lines of bench/steps.py to Documents/FILE in its data container, ends with a line of kind `exit` that holds its exit code,
-and writes its own samples (kind `sample`: battery level, thermal state) between them. Energy: battery ticks, over Wi-Fi.
+The app does the steps itself (apps/assistant/bench.py): it is launched with the argument `--bench REQUEST` (request.py) and
+writes lines to its Documents, among them its own samples (kind `sample`: battery level, thermal state), because devicectl
+reads neither. Energy: battery ticks, over Wi-Fi.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -19,13 +20,14 @@ from typing import Any
 
 from phi3mobile.bench.battery import Battery, Sample, Thermal
 from phi3mobile.bench.protocol import Plan, Progress, Run, RunFailed, bundle_hash
+from phi3mobile.bench.request import EXTRA, FOLDER, Request
 from phi3mobile.bundle import Bundle
 from phi3mobile.errors import InputError
 
 APP = "org.phi3mobile.assistant"
 # ProcessInfo.ThermalState -> the status of battery.STATUS
 THERMAL = {"nominal": 0, "fair": 1, "serious": 3, "critical": 4}
-_OUT = "Documents/bench.jsonl"
+_SHARED = "Documents"
 
 
 def parse_devices(document: Any) -> list[dict[str, str]]:
@@ -99,25 +101,21 @@ class Ios:
         ids = {str(one.get("bundleIdentifier")) for one in apps.get("result", {}).get("apps", []) if isinstance(one, dict)}
         if self._app not in ids:
             raise InputError(f"{self._app} is not on {self._about['udid']}: build and run it once from apps/ios")
-        self._remote = f"Documents/models/{bundle_hash(bundle)[:16]}"
+        self._model = bundle_hash(bundle)[:16]
         progress("copy", 0, 1)
-        self._call("device", "copy", "to", *self._container(), "--source", str(bundle.folder), "--destination", self._remote,
-                   device=True, timeout=3600)  # fmt: skip
-        self._model = bundle.manifest["model"]
+        self._call("device", "copy", "to", *self._container(), "--source", str(bundle.folder),
+                   "--destination", f"{_SHARED}/{FOLDER}/models/{self._model}", device=True, timeout=3600)  # fmt: skip
 
     def launch(self, run: Run, plan: Plan) -> Iterator[dict[str, Any]]:
         """Polls the app's file. Raises RunFailed: it did not start, or its file stopped growing."""
-        options = ",".join([f"threads={plan.threads}", f"cold={run.cold:d}", f"sample={plan.sample_s:g}"])
-        with contextlib.suppress(InputError):  # the last run's lines
-            self._call("device", "copy", "to", *self._container(), "--source", "/dev/null", "--destination", _OUT, device=True)
+        request = Request(_fresh(), self._model, run.steps, plan.threads, run.cold, plan.sample_s)
         try:
-            self._call("device", "process", "launch", "--terminate-existing", self._app, "--bench", self._remote, _OUT, options,
-                       *run.steps, device=True)  # fmt: skip
+            self._start(request)
         except InputError as error:
             raise RunFailed(f"the app did not start: {error}") from None
         seen, moved, told = 0, time.monotonic(), False
         while True:
-            lines = self._lines()
+            lines = self._lines(request)
             for line in lines[seen:]:
                 moved, told = time.monotonic(), told or line["kind"] == "error"
                 if line["kind"] == "exit":
@@ -134,26 +132,44 @@ class Ios:
             time.sleep(self._poll)
 
     def sample(self) -> Sample | None:
-        """devicectl reads neither battery nor heat: the app writes both while it runs."""
-        return None
+        """devicectl reads neither battery nor heat: the app is started to read them, for the thermal gate."""
+        told = self._ask(Request(_fresh(), sample_s=1.0))
+        return next((_sample(line) for line in told if line["kind"] == "sample"), None)
 
     def collected(self) -> list[Sample]:
         found, self._samples = self._samples, []
         return found
 
     def clean(self) -> None:
-        """devicectl can't delete in a container: the bundle stays until the app is removed or replaces it."""
+        """devicectl can't delete in a container: the app does it itself, in one more start."""
+        if not self._keep:
+            self._ask(Request(_fresh(), remove=True))  # unanswered: it stays until the app measures again or is removed
+
+    def _ask(self, request: Request, times: int = 15) -> list[dict[str, Any]]:
+        """Lines of a short request; what there is of them if the app does not start or end."""
+        lines: list[dict[str, Any]] = []
+        with contextlib.suppress(InputError):
+            self._start(request)
+            for _ in range(times):
+                lines = self._lines(request)
+                if any(line["kind"] == "exit" for line in lines):
+                    break
+                time.sleep(self._poll)
+        return lines
+
+    def _start(self, request: Request) -> None:
+        self._call("device", "process", "launch", "--terminate-existing", "--", self._app, f"--{EXTRA}", request.text(),
+                   device=True)  # fmt: skip
 
     def _container(self) -> list[str]:
         return ["--domain-type", "appDataContainer", "--domain-identifier", self._app]
 
-    def _lines(self) -> list[dict[str, Any]]:
+    def _lines(self, request: Request) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as scratch:
             local = Path(scratch) / "bench.jsonl"
             try:
-                self._call(
-                    "device", "copy", "from", *self._container(), "--source", _OUT, "--destination", str(local), device=True
-                )
+                self._call("device", "copy", "from", *self._container(), "--source", str(request.answer(Path(_SHARED))),
+                           "--destination", str(local), device=True)  # fmt: skip
                 rows = local.read_text("utf-8").split("\n")[:-1]
             except (InputError, OSError, UnicodeDecodeError):
                 return []
@@ -184,11 +200,15 @@ class Ios:
 
 
 def command_line(arguments: tuple[str, ...], answer: str, udid: str | None) -> list[str]:
-    """xcrun devicectl with its own flags before what goes to the app (which may look like flags)."""
+    """xcrun devicectl with its own flags before `--`: what follows is the app and its arguments, which look like flags."""
     words = list(arguments)
-    at = words.index("--terminate-existing") if "--terminate-existing" in words else len(words)
+    at = words.index("--") if "--" in words else len(words)
     flags = (["--device", udid] if udid else []) + ["--json-output", answer]
     return ["xcrun", "devicectl", *words[:at], *flags, *words[at:]]
+
+
+def _fresh() -> str:
+    return f"{secrets.token_hex(8)}.jsonl"
 
 
 def reason(document: dict[str, Any]) -> str:

@@ -59,7 +59,7 @@ def phones() -> dict[str, dict[str, Any]]:
 
 
 def published() -> dict[str, list[dict[str, Any]]]:
-    """published.toml: claim, peer."""
+    """published.toml: claim, peer, quality."""
     return tomllib.loads((HERE / "published.toml").read_text("utf-8"))
 
 

@@ -10,13 +10,14 @@ from phi3mobile.files import whole_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("records", nargs="+", type=Path, help=".jsonl that `phi3mobile bench --device` wrote")
+    parser.add_argument("records", nargs="+", type=Path, help=".jsonl that `phi3mobile bench --device` or `eval --out` wrote")
     parser.add_argument("-o", "--out", type=Path, required=True, help="report.html or report.md; an older one is replaced")
     parser.add_argument("--title", default="Phi-3 on devices")
     parser.add_argument("--fail-on-regression", action="store_true", help="exit code 1 if a figure became worse, for CI")
 
 
 def run(args: argparse.Namespace) -> int:
+    from phi3mobile.bench.evaluate.results import holds_results, quality_table, read_results
     from phi3mobile.bench.protocol import read_record
     from phi3mobile.bench.report_data import changes, comparable, summarize
     from phi3mobile.bench.report_page import markdown, page
@@ -26,9 +27,11 @@ def run(args: argparse.Namespace) -> int:
     write = {".html": page, ".md": markdown}.get(args.out.suffix)
     if write is None:
         raise InputError(f"-o {args.out}: give a name that ends in .html or .md")
-    records = sorted((_digest(path, read_record, summarize) for path in args.records), key=lambda one: one.head["t"])
+    quality = [line for path in args.records if holds_results(path) for line in read_results(path)]
+    digests = (_digest(path, read_record, summarize) for path in args.records if not holds_results(path))
+    records = sorted(digests, key=lambda one: one.head["t"])
     name_records(records)
-    text = write(records, args.title)
+    text = write(records, args.title, quality)
     try:
         with whole_file(args.out) as partial:
             partial.write_text(text, "utf-8")
@@ -39,10 +42,10 @@ def run(args: argparse.Namespace) -> int:
         old = next((one for one in reversed(records[:number]) if comparable(one, new)), None)
         if old is not None:
             worse += [f"{new.label}: {one.name} {one.ratio - 1:+.1%}" for one in changes(old, new) if one.verdict == "worse"]
-    table = headline(records)
+    table = headline(records) if records else quality_table(quality)
     print_card(str(args.out), {row[0].text: "; ".join(cell.text for cell in row[1:]) for row in table.rows}
                | {"worse": ", ".join(worse) or "nothing"})  # fmt: skip
-    print_json({"report": str(args.out), "records": len(records), "worse": worse})
+    print_json({"report": str(args.out), "records": len(records), "results": len(quality), "worse": worse})
     return 1 if worse and args.fail_on_regression else 0
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from phi3mobile.bench.measure import median, percentile
 
 RESAMPLES, COVERAGE = 2000, 0.95
+STRETCHES = 5  # of a sustained run: neighbouring blocks share their heat, so each is no round of its own
 WORSE_BY = 0.03  # smaller changes are not called regressions
 # key prefix -> larger is better
 BETTER_LARGER = {"decode": True, "prefill": True, "ttft": False, "load": False, "memory": False, "energy": False,
@@ -141,8 +142,8 @@ def _span(lines: Sequence[Mapping[str, Any]]) -> float:
 def _memory(found: Summary, by_kind: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Peak over all runs; and what is not file pages, by context: dirty pages count against a phone's limits."""
     lines = [*by_kind["load"], *by_kind["memory"]]
-    for name in ("peak", "anonymous", "pss", "dirty"):
-        values = [line[f"{name}_bytes"] for line in lines if f"{name}_bytes" in line]
+    for name in ("peak", "footprint", "anonymous", "pss", "dirty"):
+        values = [value for line in lines for key in (f"{name}_bytes", f"{name}_peak_bytes") if (value := line.get(key))]
         if values:
             _add(found, f"memory {name}", [max(values)])
     grown: dict[int, int] = {}
@@ -159,7 +160,7 @@ def _sustained(found: Summary, by_kind: Mapping[str, Sequence[Mapping[str, Any]]
         return
     found.sustained = [(line["elapsed"], line["tokens"] / line["seconds"]) for line in blocks if line["seconds"] > 0]
     last = [rate for t, rate in found.sustained if t >= _span(blocks) / 2]
-    _add(found, "sustained", last)
+    _add(found, "sustained", [median(part) for part in np.array_split(last, min(STRETCHES, len(last)))])
     start = blocks[0]["t"] - blocks[0]["elapsed"]
     samples = [line for line in by_kind["sample"] if line["run"] == blocks[0]["run"]]
     for line in samples:
@@ -176,7 +177,7 @@ def _sustained(found: Summary, by_kind: Mapping[str, Sequence[Mapping[str, Any]]
             ),
             None,
         )
-        if heat is not None and line["t"] >= start - 60:
+        if heat is not None and line["t"] >= start:
             found.heat.append((line["t"] - start, heat))
     worst = max((line["thermal"]["status"] or 0 for line in samples), default=0)
     if worst:
@@ -225,11 +226,12 @@ def _resampled(rounds: Sequence[float], generator: np.random.Generator) -> np.nd
 
 
 def comparable(one: Summary, other: Summary) -> bool:
-    """Two records of one device, with the same model, recipe, context and threads: the later is checked against the earlier."""
+    """Two records of one device, runner, model, recipe, context and threads: the later is checked against the earlier."""
 
     def key(record: Summary) -> tuple:
         bundle = record.head["bundle"]
         threads = record.head["plan"].get("threads")
-        return record.head["device"]["name"], bundle["name"], bundle["recipe"], bundle["model"]["context"], threads
+        device = record.head["device"]
+        return device["name"], device.get("runner"), bundle["name"], bundle["recipe"], bundle["model"]["context"], threads
 
     return key(one) == key(other)

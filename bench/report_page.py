@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
+from phi3mobile.bench.evaluate.results import quality_table
 from phi3mobile.bench.report_data import Summary
 from phi3mobile.bench.report_svg import Line, bars, plot
 from phi3mobile.bench.report_tables import (
@@ -33,6 +35,7 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font
 th,td{text-align:left;vertical-align:top;padding:7px 12px;border-top:1px solid var(--line);min-width:8.5em;
 overflow-wrap:anywhere}
 th:first-child,td:first-child{min-width:9em}thead th{border-top:0;background:var(--card);font-weight:600}
+td:first-child,th:first-child{position:sticky;left:0;background:var(--bg)}thead th:first-child{background:var(--card)}
 tbody td:first-child{color:var(--soft)}.good{color:var(--good);font-weight:600}.bad{color:var(--bad);font-weight:600}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:14px}
 figure{margin:0;padding:12px;border:1px solid var(--line);border-radius:8px;background:var(--card);min-width:0}
@@ -46,14 +49,23 @@ th:first-child,td:first-child{min-width:7em}svg text{font-size:18px}svg .axis{fo
 """
 
 
-def tables_of(records: Sequence[Summary]) -> list[Table]:
-    """All tables but the headline, in order."""
-    tables = [*regressions(records), figures_table(records), devices_table(records), peers_table()]
-    return [*tables, prediction_table(records)]
+Quality = Sequence[Mapping[str, Any]]
+
+
+def tables_of(records: Sequence[Summary], quality: Quality = ()) -> list[Table]:
+    """All tables, in order. quality: lines of read_results."""
+    found = [headline(records)] if records else []
+    found += [quality_table(quality)] if quality else []
+    if records:
+        found += [*regressions(records), figures_table(records), devices_table(records), peers_table()]
+        found.append(prediction_table(records))
+    return found
 
 
 def summary_line(records: Sequence[Summary]) -> str:
     """What is on the page, and what must not be missed."""
+    if not records:
+        return "Results of evaluation; no records of devices."
     count = f"{len(records)} record{'s' * (len(records) != 1)}"
     host = sum(one.head["device"]["kind"] == "host" for one in records)
     phones = f"{host} of a computer, not of a phone" if host else "all of phones"
@@ -67,13 +79,14 @@ def summary_line(records: Sequence[Summary]) -> str:
     return text
 
 
-def page(records: Sequence[Summary], title: str = "Phi-3 on devices") -> str:
+def page(records: Sequence[Summary], title: str = "Phi-3 on devices", quality: Quality = ()) -> str:
     """HTML; records in order of time."""
     figures = plots(records)
+    first, *others = tables_of(records, quality)
     parts = [
-        f"<h1>{escape(title)}</h1>", f'<p class="soft">{escape(summary_line(records))}</p>', _html(headline(records)),
+        f"<h1>{escape(title)}</h1>", f'<p class="soft">{escape(summary_line(records))}</p>', table_html(first),
         f'<h2>Plots</h2><div class="plots">{"".join(figures)}</div>' if figures else "",
-        *(_html(table) for table in tables_of(records)), _texts(records),
+        *(table_html(table) for table in others), _texts(records),
     ]  # fmt: skip
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
@@ -122,7 +135,8 @@ def _thinned(points: Sequence[tuple[float, float]], most: int = 200) -> list[tup
     return found
 
 
-def _html(table: Table) -> str:
+def table_html(table: Table) -> str:
+    """Title, rows and note."""
     head = "".join(f"<th>{escape(text)}</th>" for text in table.head)
     rows = "".join(f"<tr>{''.join(map(_td, row))}</tr>" for row in table.rows)
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
@@ -141,15 +155,18 @@ def _texts(records: Sequence[Summary]) -> str:
     return f"<h2>What they said</h2>{quotes}" if told else ""
 
 
-def markdown(records: Sequence[Summary], title: str = "Phi-3 on devices") -> str:
+def markdown(records: Sequence[Summary], title: str = "Phi-3 on devices", quality: Quality = ()) -> str:
     """The same tables; plots are for the page."""
     parts = [f"# {title}", _plain(summary_line(records))]
-    for table in (headline(records), *tables_of(records)):
-        rows = [table.head, ["---"] * len(table.head), *([cell.text for cell in row] for row in table.rows)]
-        parts += [f"## {_plain(table.title)}", "\n".join(f"| {' | '.join(map(_plain, row))} |" for row in rows)]
-        if table.note:
-            parts.append(_plain(table.note))
+    parts += [table_markdown(table) for table in tables_of(records, quality)]
     return "\n\n".join(parts) + "\n"
+
+
+def table_markdown(table: Table) -> str:
+    """The same as Markdown."""
+    rows = [table.head, ["---"] * len(table.head), *([cell.text for cell in row] for row in table.rows)]
+    parts = [f"## {_plain(table.title)}", "\n".join(f"| {' | '.join(map(_plain, row))} |" for row in rows)]
+    return "\n\n".join([*parts, _plain(table.note)] if table.note else parts)
 
 
 def _plain(text: str) -> str:

@@ -49,7 +49,7 @@ def plot(title: str, lines: Sequence[Line], x: str, y: str, from_zero: bool = Tr
         return ""
     xs = [point[0] for line in lines for point in line.points]
     ys = [point[1] for line in lines for point in line.points] + [v for line in lines for _, *pair in line.band for v in pair]
-    x_ticks = ticks(0 if min(xs) >= 0 else min(xs), max(xs))
+    x_ticks = ticks(0 if min(xs) >= 0 else min(xs), max(xs), count=7)
     y_ticks = ticks(0 if from_zero else min(ys), max(ys))
     to_x = _scale(x_ticks, LEFT, WIDTH - RIGHT)
     to_y = _scale(y_ticks, HEIGHT - BOTTOM, TOP)

@@ -155,13 +155,21 @@ def _change_table(old: Summary, new: Summary, found: list[Change]) -> Table:
     for one in sorted(found, key=lambda change: order[change.verdict]):
         scale, unit = unit_of(one.name)
         tone = {"worse": BAD, "better": GOOD}.get(one.verdict, NONE)
-        change = f"{one.ratio - 1:+.1%} ({one.low - 1:+.1%} to {one.high - 1:+.1%})"
+        change = _percent(one.ratio)
+        if one.high > one.low:  # one round has no interval
+            change += f" ({_percent(one.low)} to {_percent(one.high)})"
         values = f"{short(one.old * scale)} → {short(one.new * scale)} {unit}"
         rows.append([Cell(label(one.name)), Cell(one.verdict, tone), *_cells(change, values)])
     worse = sum(one.verdict == "worse" for one in found)
     state = f"{worse} worse" if worse else "no regression"
-    note = "Worse or better only where the whole interval lies beyond 3 %; figures of one round: beyond 10 %."
+    note = ("Worse or better only where the whole interval lies beyond 3 %; figures of one round: beyond 10 %. Intervals know "
+            "the rounds of one run, not what else differs between two runs of a phone: measure again before believing one.")
     return Table(f"{_short(old)} → {_short(new)}: {state}", ["", "", "change (95 % interval)", "old → new"], rows, note)
+
+
+def _percent(ratio: float) -> str:
+    text = f"{ratio - 1:+.1%}"
+    return "0.0%" if text in ("+0.0%", "-0.0%") else text
 
 
 def devices_table(records: Sequence[Summary]) -> Table:

@@ -6,7 +6,8 @@ Prints one JSON object a line. export/kernels/bench_main.cpp takes the same step
     decode:DEPTH:COUNT:ROUNDS    seconds of each greedy token after DEPTH filled positions, a line a round
     sustain:SECONDS:DEPTH:BLOCK  decode in blocks of BLOCK tokens until the time is over, a line a block
     text:COUNT:ID,ID,...         COUNT greedy tokens after a prompt
-Every line has `t`, seconds since 1970; memory follows each prefill and decode step.
+Every line has `t`, seconds since 1970; memory follows each prefill and decode step. The app on a phone does the same steps with
+`perform` (apps/assistant/bench.py).
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from phi3mobile.bench.measure import memory_now
+from phi3mobile.bench.memory import memory
 
 
 def seeded_tokens(count: int, vocab: int) -> list[int]:
@@ -121,16 +121,28 @@ class Steps:
         return last
 
 
-def memory() -> dict[str, int]:
-    """Bytes of this process: peak, resident, anonymous, and where /proc has them proportional share and dirty pages."""
-    now = memory_now()
-    found = {"peak_bytes": now.peak, "resident_bytes": now.resident, "anonymous_bytes": now.anonymous}
+Say = Callable[[dict[str, Any]], None]
+
+
+def perform(open_engine: Callable[[], Any], steps: Iterable[str], say: Say) -> int:
+    """Load, then the steps, line by line to `say`; exit code 1 and a line of kind `error` where one fails."""
+    from phi3mobile.errors import InputError
+
+    before, step = memory(), "load"
     try:
-        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
-    except OSError:
-        return found
-    fields = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
-    return found | {"pss_bytes": fields["Pss"], "dirty_bytes": fields["Private_Dirty"]}
+        start = time.perf_counter()
+        engine = open_engine()
+        took = time.perf_counter() - start
+        packed = getattr(engine, "packed_cache", "heap").partition(":")[0]
+        say({"kind": "load", "interpreter_bytes": before["resident_bytes"], "seconds": took, "packed": packed, **memory()})
+        doing = Steps(engine)
+        for step in steps:
+            for line in doing.run(step):
+                say(line)
+    except (InputError, ValueError, RuntimeError, MemoryError) as error:
+        say({"kind": "error", "step": step, "reason": " ".join(f"{error}".split())[:300]})
+        return 1
+    return 0
 
 
 def main(arguments: list[str]) -> int:
@@ -141,28 +153,23 @@ def main(arguments: list[str]) -> int:
     def say(line: dict[str, Any]) -> None:
         out.write(json.dumps(line | {"t": round(time.time(), 3)}) + "\n")
 
-    from phi3mobile.bundle import open_bundle
+    from phi3mobile.bundle import Bundle, open_bundle
     from phi3mobile.engines.native import open_native
     from phi3mobile.errors import InputError
 
     path, *rest = arguments
     options = dict(text.split("=") for text in rest if "=" in text)
-    before, step = memory_now(), "load"
-    try:
-        bundle = open_bundle(path)
+
+    def open_engine(bundle: Bundle) -> Any:
         native = bundle.manifest["recipe"].get("attention") == "native"
-        start = time.perf_counter()
-        engine = open_native(bundle, int(options.get("threads", 0))) if native else bundle.open_engine()
-        loaded = {"seconds": time.perf_counter() - start, "packed": getattr(engine, "packed_cache", "heap").partition(":")[0]}
-        say({"kind": "load", "interpreter_bytes": before.resident, **loaded, **memory()})
-        steps = Steps(engine)
-        for step in (text for text in rest if "=" not in text):
-            for line in steps.run(step):
-                say(line)
-    except (InputError, ValueError, RuntimeError, MemoryError) as error:
-        say({"kind": "error", "step": step, "reason": " ".join(f"{error}".split())[:300]})
+        return open_native(bundle, int(options.get("threads", 0))) if native else bundle.open_engine()
+
+    try:
+        bundle = open_bundle(path)  # hashing is no part of loading
+    except InputError as error:
+        say({"kind": "error", "step": "load", "reason": " ".join(f"{error}".split())[:300]})
         return 1
-    return 0
+    return perform(lambda: open_engine(bundle), [text for text in rest if "=" not in text], say)
 
 
 if __name__ == "__main__":

@@ -131,6 +131,42 @@ def find_class(name: str) -> Any:
     return {"Module": Module, "Tensor": Tensor, "EValue": EValue}[own]
 
 
+class Intent:
+    def __init__(self, extras: dict[str, str]) -> None:
+        self._extras = extras
+
+    def getStringExtra(self, name: str) -> str | None:
+        return self._extras.get(name)
+
+
+class File:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def getAbsolutePath(self) -> str:
+        return str(self._path)
+
+
+def java(shared: Path, extras: dict[str, str]) -> Any:
+    """jnius.autoclass in an app of python-for-android: its activity was started by an intent with `extras`."""
+
+    class Activity:
+        def getIntent(self) -> Intent:
+            return Intent(extras)
+
+        def getExternalFilesDir(self, kind: None) -> File:
+            shared.mkdir(parents=True, exist_ok=True)
+            return File(shared)
+
+        def getFilesDir(self) -> File:
+            return File(shared.parent)
+
+    class PythonActivity:
+        mActivity = Activity()
+
+    return lambda name: PythonActivity if name == "org.kivy.android.PythonActivity" else find_class(name)
+
+
 @dataclass
 class Instance:
     kind: str
@@ -251,6 +287,32 @@ class FakeObjectiveC:
         code = next(code for code, dtype in DTYPES.items() if dtype == array.dtype)
         handler(array.tobytes(), code)
         return 0
+
+
+class FakePhone(FakeObjectiveC):
+    """The same with UIDevice and NSProcessInfo: 80 %, unplugged, fair."""
+
+    def send(self, target: int | str, selector: str, *arguments: Any) -> int:
+        if isinstance(target, str) and selector in ("currentDevice", "processInfo"):
+            return self._new(target, autorelease=True)
+        return super().send(target, selector, *arguments)
+
+    def UIDevice_setBatteryMonitoringEnabled_(self, own: int, on: int) -> int:
+        self.objects[own].value = on
+        return 0
+
+    def UIDevice_valueForKey_(self, own: int, key: Any) -> int:
+        assert isinstance(key, ctypes.c_void_p) and self.objects[key.value].value == "batteryLevel"
+        return self._new("NSNumber", 0.8 if self.objects[own].value else -1.0, autorelease=True)
+
+    def UIDevice_batteryState(self, own: int) -> int:
+        return 1 if self.objects[own].value else 0
+
+    def NSNumber_stringValue(self, own: int) -> int:
+        return self.text(f"{self.objects[own].value:g}")
+
+    def NSProcessInfo_thermalState(self, own: int) -> int:
+        return 1
 
 
 def pte_of(bundle: Path) -> Path:

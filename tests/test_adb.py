@@ -6,8 +6,6 @@ import json
 import os
 import random
 import re
-import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -19,72 +17,22 @@ import pytest
 from adbd import Phone
 from hypothesis import given
 from hypothesis import strategies as st
+from phones import needs_adb, plugged, readings, record_of, server  # noqa: F401  fixtures
 
 from phi3mobile.bench.adb import Adb, ShellFailed, Unplugged, choose, parse_devices
 from phi3mobile.bench.adb import Phone as Listed
-from phi3mobile.bench.android import Android, activity_command
+from phi3mobile.bench.android import Android, NativeRunner
+from phi3mobile.bench.android_app import AppRunner
 from phi3mobile.bench.devices import NATIVE
-from phi3mobile.bench.protocol import Plan, Record, Run, bundle_hash, measure, read_record
+from phi3mobile.bench.protocol import Plan, Run, bundle_hash, read_record
 from phi3mobile.bench.report_data import summarize
 from phi3mobile.bundle import open_bundle
 from phi3mobile.cli import main
 from phi3mobile.errors import InputError
 
 FOLDER = "/data/local/tmp/phi3mobile"
-needs_adb = pytest.mark.skipif(shutil.which("adb") is None, reason="adb is not installed (Debian: apt install adb)")
 QUICK = Plan("test", prompts=(16, 100_000), depths=(32,), count=8, rounds=2, warm=1, sustain_s=1.0, text=12, threads=1,
              sample_s=0.1)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A server of adb's own, with keys of its own."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ANDROID_ADB_SERVER_PORT", str(port))
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        patch.delenv("ANDROID_SERIAL", raising=False)
-        yield
-        subprocess.run(["adb", "kill-server"], check=False)
-
-
-@pytest.fixture
-def plugged(server, tmp_path):
-    """Folder name -> a phone that the server knows; all are unplugged afterwards."""
-    phones: list[Phone] = []
-
-    def plug(name: str = "phone", wait: bool = True, **knobs) -> Phone:
-        phones.append(phone := Phone(tmp_path / name, **knobs))
-        command = ["adb", "connect", phone.serial]
-        if wait:
-            subprocess.run(command, check=True, capture_output=True, timeout=30)
-        else:  # adb waits ten seconds for a phone that says nothing, but lists it at once
-            threading.Thread(target=subprocess.run, args=(command,), kwargs={"capture_output": True}).start()
-            time.sleep(0.3)
-        return phone
-
-    yield plug
-    for phone in phones:
-        subprocess.run(["adb", "disconnect", phone.serial], capture_output=True, check=False)
-        phone.unplug()
-
-
-def readings(phone: Phone, level: int = 80) -> None:
-    """What a phone prints that runs on its battery, at half an ampere and four volts."""
-    phone.script("getprop", "case $1 in ro.product.model) echo Pixel X;; ro.product.manufacturer) echo Test;; "
-                            "ro.build.version.release) echo 15;; ro.product.cpu.abi) echo x86_64;; esac")  # fmt: skip
-    phone.script("dumpsys", f"""case "$1" in
-battery) printf 'Current Battery Service state:\\n  AC powered: false\\n  USB powered: false\\n  status: 3\\n'
-         printf '  level: {level}\\n  scale: 100\\n  voltage: 4000\\n  temperature: 301\\n';;
-thermalservice) printf 'Thermal Status: 0\\nCurrent temperatures from HAL:\\n'
-         printf '\\tTemperature{{mValue=33.5, mType=3, mName=skin, mStatus=0}}\\n';;
-batterystats) echo 9,0,l,bt,0,1,1,1,1,1700000000000,1,1,4500,4400,4600,0;;
-esac""")  # fmt: skip
-    power = phone.root / "sys/class/power_supply/battery"
-    power.mkdir(parents=True)
-    (power / "current_now").write_text("-500000\n")
-    (power / "voltage_now").write_text("4000000\n")
 
 
 # Which phone
@@ -122,7 +70,7 @@ def test_the_ready_phone_is_taken():
 
 
 @needs_adb
-def test_states_come_from_adb_itself(plugged):
+def test_states_come_from_adb_itself(plugged):  # noqa: F811
     locked, silent = plugged("locked", state="unauthorized"), plugged("silent", wait=False, state="offline")
     with pytest.raises(InputError, match="accept the dialog"):
         Adb(locked.serial)
@@ -137,7 +85,7 @@ def test_states_come_from_adb_itself(plugged):
 
 
 @needs_adb
-def test_the_shell_gives_output_errors_and_disconnection(plugged):
+def test_the_shell_gives_output_errors_and_disconnection(plugged):  # noqa: F811
     phone = plugged()
     adb = Adb()
     assert adb.shell("printf 'a\\303\\244'; echo no >&2").encode() == "aä".encode()
@@ -154,7 +102,7 @@ def test_the_shell_gives_output_errors_and_disconnection(plugged):
 
 @needs_adb
 @pytest.mark.parametrize("cut", [0, 1, 150_000, 249_999])
-def test_a_push_goes_on_where_the_cable_was_pulled(plugged, tmp_path, cut):
+def test_a_push_goes_on_where_the_cable_was_pulled(plugged, tmp_path, cut):  # noqa: F811
     phone, local = plugged(), tmp_path / "file"
     local.write_bytes(random.Random(0).randbytes(250_000))
     adb, remote = Adb(), "/data/local/tmp/file"
@@ -177,7 +125,7 @@ def replug(phone: Phone) -> None:
 
 
 @needs_adb
-def test_a_push_that_was_given_up_is_finished_by_the_next(plugged, tmp_path):
+def test_a_push_that_was_given_up_is_finished_by_the_next(plugged, tmp_path):  # noqa: F811
     phone, local, remote = plugged(), tmp_path / "file", "/data/local/tmp/file"
     local.write_bytes(random.Random(1).randbytes(250_000))
     adb = Adb()
@@ -194,7 +142,7 @@ def test_a_push_that_was_given_up_is_finished_by_the_next(plugged, tmp_path):
 
 
 @needs_adb
-def test_damage_is_found_and_sent_again(plugged, tmp_path):
+def test_damage_is_found_and_sent_again(plugged, tmp_path):  # noqa: F811
     phone, local, remote = plugged(), tmp_path / "file", "/data/local/tmp/file"
     local.write_bytes(b"x" * 1000)
     Path(phone.moved(f"{remote}.partial")).write_bytes(b"y" * 1000)
@@ -206,7 +154,7 @@ def test_damage_is_found_and_sent_again(plugged, tmp_path):
 
 
 @needs_adb
-def test_full_storage_is_the_users_to_fix(plugged, tmp_path):
+def test_full_storage_is_the_users_to_fix(plugged, tmp_path):  # noqa: F811
     phone, local = plugged(), tmp_path / "file"
     local.write_bytes(b"x" * 300_000)
     phone.room = 100_000
@@ -229,17 +177,11 @@ def bundle(bundle_of, runner):
     return open_bundle(bundle_of("tiny-gqa", "host"))
 
 
-def record_of(device, bundle, plan, path) -> list[dict]:
-    with path.open("w") as file:
-        measure(device, bundle, plan, Record(file), lambda stage, done, total: None, battery_wh=17.0)
-    return read_record(path)
-
-
 @needs_adb
-def test_a_whole_benchmark(plugged, bundle, runner, tmp_path):
+def test_a_whole_benchmark(plugged, bundle, runner, tmp_path):  # noqa: F811
     phone = plugged()
     readings(phone)
-    device = Android(Adb(), runner, poll=0.05)
+    device = Android(Adb(), NativeRunner(runner), poll=0.05)
     lines = record_of(device, bundle, QUICK, tmp_path / "record.jsonl")
     head = lines[0]
     assert head["device"]["name"] == "Test Pixel X" and head["device"]["capacity_mah"] == 4500
@@ -258,22 +200,22 @@ def test_a_whole_benchmark(plugged, bundle, runner, tmp_path):
 
 
 @needs_adb
-def test_the_runners_say_the_same_text(plugged, bundle, runner, tmp_path):
+def test_the_runners_say_the_same_text(plugged, bundle, runner, tmp_path):  # noqa: F811
     """Same tokens as the engine in Python, and the tokenizer's text of them in the record."""
     from phi3mobile.bench.local import Local
 
     plugged()
     plan = Plan(prompts=(), depths=(), cold=0, warm=0, text=12, threads=1)
     texts = [next(line["text"] for line in record_of(device, bundle, plan, tmp_path / name) if line["kind"] == "text")
-             for name, device in (("a", Android(Adb(), runner, poll=0.05)), ("b", Local()))]  # fmt: skip
+             for name, device in (("a", Android(Adb(), NativeRunner(runner), poll=0.05)), ("b", Local()))]  # fmt: skip
     assert texts[0] == texts[1]
 
 
 @needs_adb
-def test_a_run_goes_on_while_the_cable_is_out(plugged, bundle, runner, tmp_path):
+def test_a_run_goes_on_while_the_cable_is_out(plugged, bundle, runner, tmp_path):  # noqa: F811
     phone = plugged()
     readings(phone)
-    device = Android(Adb(), runner, poll=0.05, patience=20)
+    device = Android(Adb(), NativeRunner(runner), poll=0.05, patience=20)
     plan = Plan(prompts=(), depths=(32,), count=8, cold=0, warm=0, text=0, sustain_s=1.0, rounds=1, threads=1, sample_s=0.2)
     phone.cut_on = "tail -c +1 "  # the first look at the output
     threading.Thread(target=replug_after_a_look, args=(phone,), daemon=True).start()
@@ -283,9 +225,9 @@ def test_a_run_goes_on_while_the_cable_is_out(plugged, bundle, runner, tmp_path)
 
 
 @needs_adb
-def test_a_phone_that_stays_away_leaves_a_failed_run(plugged, bundle, runner, tmp_path):
+def test_a_phone_that_stays_away_leaves_a_failed_run(plugged, bundle, runner, tmp_path):  # noqa: F811
     phone = plugged()
-    device = Android(Adb(), runner, poll=0.05, patience=0.5)
+    device = Android(Adb(), NativeRunner(runner), poll=0.05, patience=0.5)
     plan = Plan(prompts=(16,), depths=(), cold=1, warm=0, text=0, threads=1)
     phone.cut_on = "tail -c +1 "
     lines = record_of(device, bundle, plan, tmp_path / "record.jsonl")
@@ -310,12 +252,12 @@ def replug_after_a_look(phone: Phone) -> None:
         ("kill -9 0", "vanished without a trace"),
     ],
 )
-def test_a_runner_that_dies_is_explained(plugged, bundle, tmp_path, program, says):
+def test_a_runner_that_dies_is_explained(plugged, bundle, tmp_path, program, says):  # noqa: F811
     plugged()
     folder = tmp_path / "runner"
     folder.mkdir()
     (folder / "p3m_bench").write_text(f"#!/bin/sh\n{program}\n")
-    device = Android(Adb(), folder, poll=0.05)
+    device = Android(Adb(), NativeRunner(folder), poll=0.05)
     plan = Plan(prompts=(), depths=(), cold=1, warm=0, text=0)
     lines = record_of(device, bundle, plan, tmp_path / "record.jsonl")
     (reason,) = {line["reason"] for line in lines if line["kind"] == "failed" and line["run"] == "cold 1"}
@@ -323,30 +265,30 @@ def test_a_runner_that_dies_is_explained(plugged, bundle, tmp_path, program, say
 
 
 @needs_adb
-def test_a_hot_phone_is_waited_for(plugged, bundle, runner, tmp_path):
+def test_a_hot_phone_is_waited_for(plugged, bundle, runner, tmp_path):  # noqa: F811
     phone = plugged()
     phone.script("dumpsys", 'echo x >> "$0.count"; [ "$1" = thermalservice ] || exit 0\n'
                  '[ $(wc -l < "$0.count") -lt 6 ] && echo "Thermal Status: 2" || echo "Thermal Status: 0"')  # fmt: skip
     plan = Plan(prompts=(), depths=(), cold=1, warm=0, text=0, threads=1, sample_s=0.05, load_only=True)
-    lines = record_of(Android(Adb(), runner, poll=0.05), bundle, plan, tmp_path / "record.jsonl")
+    lines = record_of(Android(Adb(), NativeRunner(runner), poll=0.05), bundle, plan, tmp_path / "record.jsonl")
     assert next(line for line in lines if line["kind"] == "cooldown")["seconds"] > 0 and lines[-1]["status"] == "done"
     phone.script("dumpsys", "echo Thermal Status: 4")
     plan = Plan(prompts=(), depths=(), cold=1, warm=0, threads=1, sample_s=0.05, cooldown_s=0.1, load_only=True)
-    lines = record_of(Android(Adb(), runner, poll=0.05), bundle, plan, tmp_path / "hot.jsonl")
+    lines = record_of(Android(Adb(), NativeRunner(runner), poll=0.05), bundle, plan, tmp_path / "hot.jsonl")
     assert "still at thermal status 4" in next(line for line in lines if line["kind"] == "failed")["reason"]
 
 
 @needs_adb
-def test_space_is_asked_for_before_anything_is_pushed(plugged, bundle, runner):
+def test_space_is_asked_for_before_anything_is_pushed(plugged, bundle, runner):  # noqa: F811
     phone = plugged()
     phone.script("df", "echo Filesystem 1K-blocks Used Available Use% Mounted; echo /dev/dm-42; echo 100 99 1000 99% /data")
     with pytest.raises(InputError, match=r"0\.0 GB free, 0\.\d GB are needed"):
-        Android(Adb(), runner).install(bundle, lambda *_: None)
+        Android(Adb(), NativeRunner(runner)).install(bundle, lambda *_: None)
     assert phone.received == 0
 
 
 @needs_adb
-def test_the_command_line(plugged, bundle, runner, tmp_path, capsys):
+def test_the_command_line(plugged, bundle, runner, tmp_path, capsys):  # noqa: F811
     phone = plugged()
     readings(phone)
     record = tmp_path / "record.jsonl"
@@ -360,29 +302,13 @@ def test_the_command_line(plugged, bundle, runner, tmp_path, capsys):
     assert main(command) == 2 and "exists" in capsys.readouterr().err
 
 
-def test_the_activitys_command():
-    run = Run("speed", ("prefill:16:3", "decode:128:8:2"))
-    command = activity_command("org.x.app", "/m/b's", run, ["threads=2"], "/sdcard/f")
-    assert "am start -W -S -n org.x.app/.BenchActivity" in command and "--es steps 'prefill:16:3 decode:128:8:2'" in command
+def test_the_activitys_command(bundle_of):
+    runner = AppRunner("org.x.app", "/sdcard/it's")
+    run = Run("speed", ("prefill:16:3", "text:8:1,2"))
+    command = runner.work("/m/abc", open_bundle(bundle_of("tiny-gqa")), run, Plan(threads=2))
+    assert "am start -W -S -n org.x.app/org.kivy.android.PythonActivity --es bench '{" in command
+    assert '"steps":["prefill:16:3","text:8:1,2"],"threads":2' in command and runner.out.startswith("/sdcard/it's/bench/run/")
     assert subprocess.run(["sh", "-n", "-c", command], check=False).returncode == 0
-
-
-@needs_adb
-def test_the_apps_activity_is_started_and_its_result_read(plugged, bundle, tmp_path):
-    """`am` of the phone stands for the app: it writes what the activity is asked to."""
-    phone = plugged()
-    app = "org.phi3mobile.assistant"
-    phone.script(
-        "am",
-        """while [ $# -gt 0 ]; do [ "$2" = out ] && out=$3; shift; done
-[ -n "$out" ] || exit 0
-echo '{"kind": "load", "seconds": 1.5, "t": 1}' > $out; echo 0 > $(dirname $out)/rc""",
-    )
-    device = Android(Adb(), app=app, poll=0.05)
-    plan = Plan(prompts=(), depths=(), cold=1, warm=0, load_only=True)
-    lines = record_of(device, bundle, plan, tmp_path / "record.jsonl")
-    assert [line["seconds"] for line in lines if line["kind"] == "load"] == [1.5] and lines[-1]["status"] == "done"
-    assert Path(os.fspath(phone.root / f"sdcard/Android/data/{app}/files/models")).is_dir()
 
 
 @pytest.mark.parametrize(
@@ -395,6 +321,7 @@ echo '{"kind": "load", "seconds": 1.5, "t": 1}' > $out; echo 0 > $(dirname $out)
         (["--device", "host", "--sustain", "-1"], "0 to 1440 minutes"),
         (["--device", "host", "--battery-wh", "0"], "10 to 25"),
         (["--device", "host", "--threads", "-2"], "--threads -2"),
+        (["--device", "ios:x", "--threads", "2"], "leave it out"),
         (["--preset", "fast"], "invalid choice"),
         (["--device", "host", "--rounds", "0"], "--rounds 0"),
     ],
@@ -406,7 +333,7 @@ def test_wrong_flags(flags, says, capsys):
 
 @pytest.mark.slow
 @needs_adb
-def test_the_runner_for_arm64_under_qemu(plugged, bundle, tmp_path):
+def test_the_runner_for_arm64_under_qemu(plugged, bundle, tmp_path):  # noqa: F811
     """A whole benchmark with the cross-built runner; needs what `make test-arm64` fetches."""
     arm = Path(__file__).parents[1] / "build" / "arm64"
     if not (arm / "ready").exists():
@@ -426,7 +353,7 @@ def test_the_runner_for_arm64_under_qemu(plugged, bundle, tmp_path):
     )
     plugged()
     plan = replace(QUICK, sustain_s=0.2)
-    lines = record_of(Android(Adb(), folder, poll=0.2), bundle, plan, tmp_path / "record.jsonl")
+    lines = record_of(Android(Adb(), NativeRunner(folder), poll=0.2), bundle, plan, tmp_path / "record.jsonl")
     found = summarize(lines)
     assert found.status == "done" and {"decode 32", "prefill 16", "load cold"} <= found.figures.keys(), found.failed
     (text,) = [line["tokens"] for line in lines if line["kind"] == "text"]

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from phi3mobile.bench.ios import APP, Ios, choose, command_line, parse_devices, reason
 from phi3mobile.bench.protocol import Plan, Record, measure, read_record
 from phi3mobile.bench.report_data import summarize
+from phi3mobile.bench.request import parse_request
 from phi3mobile.bundle import open_bundle
 from phi3mobile.cli import main
 from phi3mobile.errors import InputError
@@ -65,7 +66,10 @@ elif words[1:4] == ["device", "process", "launch"]:
     if (here / "locked").exists():
         document = json.loads((here / "locked").read_text())
     else:
-        (here / "container/Documents/bench.jsonl").write_text((here / "lines").read_text())
+        request = json.loads(words[words.index("--bench") + 1])
+        answer = here / "container/Documents/bench/run" / request["out"]
+        answer.parent.mkdir(parents=True, exist_ok=True)
+        answer.write_text((here / ("lines" if request["bundle"] else "reading")).read_text())
 out.write_text(json.dumps(document))
 sys.exit(0 if document["info"]["outcome"] == "success" else 1)
 '''
@@ -78,6 +82,7 @@ def xcrun(tmp_path, monkeypatch) -> Path:
     (folder / "xcrun").write_text(FAKE.format(python=sys.executable, app=APP))
     (folder / "xcrun").chmod(0o755)
     (folder / "devices.json").write_text(json.dumps(answer(listed())))
+    (folder / "reading").write_text("".join(json.dumps(line) + "\n" for line in (LINES[1], LINES[3])))
     monkeypatch.setenv("PATH", str(folder), prepend=":")
     return folder
 
@@ -112,9 +117,9 @@ def test_what_is_wrong_with_the_device_is_said(devices, udid, says):
 
 
 def test_the_apps_arguments_come_last():
-    words = command_line(("device", "process", "launch", "--terminate-existing", "app", "--bench", "x"), "a.json", "U")
-    assert words == ["xcrun", "devicectl", "device", "process", "launch", "--device", "U", "--json-output", "a.json",
-                     "--terminate-existing", "app", "--bench", "x"]  # fmt: skip
+    words = command_line(("device", "process", "launch", "--terminate-existing", "--", "app", "--bench", "x"), "a.json", "U")
+    assert words == ["xcrun", "devicectl", "device", "process", "launch", "--terminate-existing", "--device", "U",
+                     "--json-output", "a.json", "--", "app", "--bench", "x"]  # fmt: skip
 
 
 LINES = [
@@ -134,7 +139,7 @@ def record_of(device, bundle, plan, path) -> list[dict]:
 def test_a_whole_benchmark(xcrun, bundle_of, tmp_path):
     (xcrun / "lines").write_text("".join(json.dumps(line) + "\n" for line in LINES) + '{"kind": "half')
     bundle = open_bundle(bundle_of("tiny-gqa", "host"))
-    plan = Plan(prompts=(), depths=(32,), count=8, cold=1, warm=0, text=0, rounds=1)
+    plan = Plan(prompts=(), depths=(32,), count=8, cold=1, warm=0, text=0, rounds=1, warmest=1)
     lines = record_of(Ios(poll=0.01), bundle, plan, tmp_path / "record.jsonl")
     found = summarize(lines)
     assert found.status == "done" and found.figures["decode 32"].value == pytest.approx(10)
@@ -146,13 +151,24 @@ def test_a_whole_benchmark(xcrun, bundle_of, tmp_path):
         and samples[0]["thermal"]["status"] == 1
     )
     launches = [call for line in (xcrun / "calls").read_text().splitlines() if "launch" in (call := json.loads(line))]
-    assert launches[1][-1] == "decode:32:8:1" and launches[0][-1] == "threads=0,cold=1,sample=10" and UDID in launches[0]
-    assert (xcrun / "container/Documents/models").is_dir()
+    requests = [parse_request(call[-1]) for call in launches]
+    assert [one.steps for one in requests if one.bundle] == [(), ("decode:32:8:1",)] and UDID in launches[0]
+    assert [one.cold for one in requests if one.bundle] == [True, False] and requests[-1].remove  # it cleans up after itself
+    assert len({one.out for one in requests}) == len(requests)
+    assert (xcrun / "container/Documents/bench/models").is_dir()
+
+
+def test_a_hot_iphone_is_waited_for(xcrun, bundle_of, tmp_path):
+    hot = LINES[1] | {"thermal": "serious"}
+    (xcrun / "reading").write_text("".join(json.dumps(line) + "\n" for line in (hot, LINES[3])))
+    plan = Plan(prompts=(), depths=(), cold=1, warm=0, load_only=True, sample_s=0.01, cooldown_s=0.03, warmest=1)
+    lines = record_of(Ios(poll=0.01), open_bundle(bundle_of("tiny-gqa", "host")), plan, tmp_path / "record.jsonl")
+    assert "still at thermal status 3" in next(line for line in lines if line["kind"] == "failed")["reason"]
 
 
 def test_what_ends_a_run_is_kept(xcrun, bundle_of, tmp_path):
     bundle = open_bundle(bundle_of("tiny-gqa", "host"))
-    plan = Plan(prompts=(), depths=(), cold=1, warm=0, load_only=True)
+    plan = Plan(prompts=(), depths=(), cold=1, warm=0, load_only=True, warmest=1)
     (xcrun / "lines").write_text(json.dumps(LINES[0]) + "\n")  # and then nothing: jetsam
     lines = record_of(Ios(poll=0.01, patience=0.3), bundle, plan, tmp_path / "a.jsonl")
     assert "iOS may have ended it" in next(line for line in lines if line["kind"] == "failed")["reason"]

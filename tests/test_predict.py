@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -27,14 +28,12 @@ def changed(**sections) -> dict:
 
 def test_the_tables_are_whole():
     for phone in phones().values():
-        assert (
-            phone["source"]
-            and 0 < phone["bandwidth_gb_s"] < 200
-            and phone["os"] in ("android", "ios")
-            and peak_ops(phone) > 1e11
-        )
+        assert phone["sources"] and phone["os"] in ("android", "ios") and peak_ops(phone) > 1e11
+        rate = int(phone["memory"].rpartition("-")[2])  # transfers a second, in millions; 64 bit each
+        assert phone["bandwidth_gb_s"] == pytest.approx(rate * 8 / 1000, abs=0.1)
     peers = published()["peer"]
     assert {peer["device"] for peer in peers} <= phones().keys() and all(peer["source"] for peer in peers)
+    assert all("read_from" in peer for peer in peers if "model_gb" in peer)
     assert [claim["name"] for claim in published()["claim"]] == ["decode", "memory", "TTFT", "battery"]
     assert all(0 < share < 1 for share in decode_shares(peers))  # nothing reads faster than its memory
 
@@ -71,11 +70,18 @@ def test_what_fits():
 
 
 def test_its_errors_are_those_of_leaving_one_out():
-    found = {(one.device, one.published): one for one in errors()}
+    found = {(one.device, one.model, one.runtime): one for one in errors()}
     assert len(found) == sum(bool(peer.get("cpu")) for peer in published()["peer"])
     executorch = [abs(one.error) for one in found.values() if "ExecuTorch" in one.runtime]
-    assert sorted_median(executorch) < 0.35 and max(executorch) < 1  # as the card says
+    assert sorted_median(executorch) < 0.15 and max(executorch) > 1  # as the card says: a wrapper reached a third of it
     assert "missed published figures of ExecuTorch by" in card_rows(MINI)["how sure"]
+
+
+def test_the_documents_table_of_errors_is_the_predictors():
+    text = (Path(__file__).parents[1] / "docs" / "devices.md").read_text("utf-8")
+    for one in errors():
+        row = f"| {one.device} | {one.model} | {one.runtime} | {one.published:.4g} | {one.predicted:.1f} | {one.error:+.0%} |"
+        assert row.replace("%", " %") in text
 
 
 def test_the_card_of_inspect_shows_it(tiny_bundle, capsys):

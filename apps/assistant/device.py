@@ -18,8 +18,11 @@ def device() -> str:
     return "ios" if sys.platform == "ios" else "desktop"
 
 
-def open_engine(bundle: Any) -> Any:
-    """Raises InputError: not enough memory (before anything is loaded), or a bundle that this device can't run."""
+def open_engine(bundle: Any, threads: int = 0) -> Any:
+    """Raises InputError: not enough memory (before anything is loaded), or a bundle that this device can't run.
+
+    `threads`: for Android, 0 leaves the number to ExecuTorch.
+    """
     where = device()
     if where == "desktop":
         return bundle.open_engine()  # checks the memory itself
@@ -31,7 +34,7 @@ def open_engine(bundle: Any) -> Any:
     if where == "android":
         from phi3mobile.engines.android import AndroidEngine
 
-        return AndroidEngine(bundle.program, bundle.info)
+        return AndroidEngine(bundle.program, bundle.info, threads)
     from phi3mobile.engines.apple import AppleEngine
 
     return AppleEngine(bundle.program, bundle.info)

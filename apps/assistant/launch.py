@@ -6,12 +6,13 @@ import os
 import sys
 from pathlib import Path
 
-from phi3mobile.assistant import problems
+from phi3mobile.assistant import bench, problems
 from phi3mobile.assistant.device import device
 from phi3mobile.assistant.places import Places, places
 from phi3mobile.assistant.state import State
 from phi3mobile.assistant.store import Store
 from phi3mobile.assistant.worker import Worker
+from phi3mobile.bench.request import Request
 from phi3mobile.errors import InputError
 
 
@@ -23,6 +24,9 @@ def launch(
     size: tuple[int, int] | None = None,
 ) -> None:
     """Run until the window is closed. `bundle` and `library` are opened instead of the last ones."""
+    if device() != "desktop" and (asked := bench.requested()):
+        _measure(*asked)
+        return
     _configure(size)
     sys.setswitchinterval(0.001)  # the window's thread waits no longer than this for the model's Python
     from phi3mobile.assistant.ui.app import AssistantApp  # opens the window
@@ -45,7 +49,21 @@ def launch(
     AssistantApp(state, where).run()
 
 
-def _configure(size: tuple[int, int] | None) -> None:
+def _measure(request: Request, shared: Path) -> None:
+    """The host started the app for one run of a benchmark."""
+    _configure(None, frames=5)  # the model gets the cores
+    from phi3mobile.assistant.ui.bench import BenchApp
+
+    reading = None
+    if device() == "ios":
+        from phi3mobile.engines.objc import Runtime
+
+        objc = Runtime()
+        reading = lambda: bench.apple_reading(objc)  # noqa: E731
+    BenchApp(request, shared, reading).run()
+
+
+def _configure(size: tuple[int, int] | None, frames: int = 60) -> None:
     """Kivy reads these when it is imported."""
     os.environ.setdefault("KIVY_NO_ARGS", "1")
     os.environ.setdefault("KIVY_NO_FILELOG", "1")
@@ -60,7 +78,7 @@ def _configure(size: tuple[int, int] | None) -> None:
     Logger.addFilter(lambda record: "Cutbuffer" not in str(record.msg))
     Config.set("kivy", "exit_on_escape", "0")
     Config.set("input", "mouse", "mouse,disable_multitouch")  # no red dots on a right click
-    Config.set("graphics", "maxfps", "60")
+    Config.set("graphics", "maxfps", str(frames))
     if size:
         Config.set("graphics", "width", str(size[0]))
         Config.set("graphics", "height", str(size[1]))
