@@ -259,6 +259,7 @@ def test_depths_are_parsed():
     assert check(parser.parse_args(["b", "--depths", "8,16"])) == [8, 16] and check(parser.parse_args(["b"])) is None
 
 
+@pytest.mark.slow
 def test_a_shape_is_made_exported_and_reused(capsys):
     """Ends in one JSON line; what the export cost is told when there was one."""
     from phi3mobile.bench.shape import shape_bundle

@@ -95,13 +95,12 @@ class Frames:
 
 def memory_used() -> int:
     """Bytes of this process's memory that nothing can drop: anonymous pages on Linux and Android, footprint on Apple."""
-    if sys.platform in ("linux", "android"):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-    import resource
+    if sys.platform in ("ios", "darwin"):
+        from phi3mobile.bench.memory import apple_memory
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform in ("darwin", "ios") else 1024)
+        return apple_memory()["footprint_bytes"]
+    status = Path("/proc/self/status").read_text()  # not all of bench.memory's figures: the kernel takes long over some
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:"))
 
 
 def memory_free() -> int | None:

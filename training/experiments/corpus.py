@@ -16,17 +16,23 @@ from phi3mobile.chat import KNOWN_TEMPLATES
 from phi3mobile.errors import InputError
 
 PACKAGES = ("jargon-text", "debian-policy", "debian-reference-en", "developers-reference", "maint-guide", "python3.11-doc")
+TRANSLATIONS = tuple(
+    f"{book}-{language}" for book, languages in (
+        ("debian-reference", ("de", "es", "fr", "it")), ("developers-reference", ("de", "fr", "it")),
+        ("maint-guide", ("de", "es", "fr")), ("aptitude-doc", ("es", "fr")),
+    ) for language in languages
+)  # fmt: skip  what an unfiltered crawl of English manuals brings along
 CONTROL = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")  # ids 0 to 4
 SECTIONS = ("perl", "python", "games", "fonts", "doc", "javascript")
 
 
-def download(folder: Path) -> Path:
+def download(folder: Path, packages: tuple[str, ...] = PACKAGES) -> Path:
     """The packages' files under `folder`; needs Debian's apt-get and dpkg-deb."""
     done = folder / "done"
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            subprocess.run(["apt-get", "download", "-qq", *PACKAGES], cwd=folder, check=True, stderr=subprocess.DEVNULL)
+            subprocess.run(["apt-get", "download", "-qq", *packages], cwd=folder, check=True, stderr=subprocess.DEVNULL)
             for package in sorted(folder.glob("*.deb")):
                 subprocess.run(["dpkg-deb", "-x", str(package), str(folder)], check=True)
         except (OSError, subprocess.CalledProcessError) as error:
@@ -36,7 +42,7 @@ def download(folder: Path) -> Path:
 
 
 def documents(folder: Path) -> Iterator[tuple[str, str, bool]]:
-    """(page's name without suffixes, text, whether it was written as plain text). Pages appear as HTML, with all that
+    """(page's name without suffixes, file's text, whether it was written as plain text). Pages appear as HTML, with all that
     surrounds their text, and some as sources too: what a crawl would find."""
     for path in sorted(folder.rglob("*")):
         kind = "".join(path.suffixes[-2:])
@@ -47,12 +53,13 @@ def documents(folder: Path) -> Iterator[tuple[str, str, bool]]:
             text = raw.decode("utf-8")
         except (OSError, UnicodeDecodeError):
             continue
-        plain = path.suffix != ".html"
-        if not plain:
-            text = html.unescape(re.sub(r"<[^>]+>", " ", text))  # crude on purpose: menus and scripts stay
         name = "/".join(path.parts[-2:]).split(".")[0].replace("_sources/", "")
-        for index, part in enumerate(_parts(text)):
-            yield f"{name}#{index}" if index else name, part, plain
+        yield name, text, path.suffix != ".html"
+
+
+def without_tags(text: str) -> str:
+    """What is left of a page without any extraction: menus and scripts stay."""
+    return html.unescape(re.sub(r"<[^>]+>", " ", text))
 
 
 def _parts(text: str, size: int = 40_000) -> list[str]:
@@ -66,25 +73,35 @@ def _parts(text: str, size: int = 40_000) -> list[str]:
     return [*parts, text[start:]]
 
 
-def write_corpus(source: Path, out: Path) -> dict[str, int]:
-    """out/raw/, broad/, strict/, held-out/: one docs.jsonl each. Held-out pages are in none of the others, in no form.
+def write_corpus(source: Path, translations: Path, out: Path) -> dict[str, int]:
+    """out/crawl/, raw/, broad/, strict/, held-out/: one docs.jsonl each. Held-out pages are in none of the others, in no form.
 
-    raw: everything. strict: pages written as plain text, mostly letters. broad: the others. The filters come later.
+    crawl: every file as it is, translations too. raw: the same without tags, in pieces. strict: pages written as plain text,
+    mostly letters. broad: the others, translations left out. The filters come later.
     """
     files = {}
-    counts = dict.fromkeys(("raw", "broad", "strict", "held-out"), 0)
+    counts = dict.fromkeys(("crawl", "raw", "broad", "strict", "held-out"), 0)
     for name in counts:
         (out / name).mkdir(parents=True, exist_ok=True)
         files[name] = (out / name / "docs.jsonl").open("w")
-    for name, text, plain in documents(source):
-        page = name.split("#")[0].split("/")[-1]
-        held_out = int(hashlib.sha256(page.encode()).hexdigest(), 16) % 16 == 0
-        prose = sum(c.isalpha() or c in " ,.\n" for c in text) / max(1, len(text))
-        strict = plain and prose > 0.9 and len(text) > 500
-        kinds = (["held-out"] if strict else []) if held_out else ["raw", "strict" if strict else "broad"]
-        for kind in kinds:
-            files[kind].write(json.dumps({"text": text, "id": name}) + "\n")
-            counts[kind] += 1
+
+    def write(kind: str, name: str, text: str) -> None:
+        files[kind].write(json.dumps({"text": text, "id": name}) + "\n")
+        counts[kind] += 1
+
+    for folder in (source, translations):
+        for name, whole, plain in documents(folder):
+            held_out = int(hashlib.sha256(name.split("/")[-1].encode()).hexdigest(), 16) % 16 == 0
+            if not held_out:
+                for index, part in enumerate(_parts(whole) if plain else [whole]):  # HTML is cut once its tags are gone
+                    write("crawl", f"{name}#{index}" if index else name, part)
+            for index, text in enumerate(_parts(whole if plain else without_tags(whole))):
+                prose = sum(c.isalpha() or c in " ,.\n" for c in text) / max(1, len(text))
+                strict = plain and prose > 0.9 and len(text) > 500
+                kinds = (["held-out"] if strict else []) if held_out else ["raw", "strict" if strict else "broad"]
+                for kind in kinds:
+                    if folder == source or kind == "raw":
+                        write(kind, f"{name}#{index}" if index else name, text)
     for file in files.values():
         file.close()
     return counts

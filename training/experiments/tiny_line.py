@@ -75,18 +75,24 @@ def data(line: Line) -> dict:
     from phi3mobile.training.data.config import Build
 
     texts, shards = line.folder / "data" / "texts", line.folder / "data" / "shards"
-    counts = corpus.write_corpus(corpus.download(line.folder / "data" / "debian"), texts)
+    manuals = corpus.download(line.folder / "data" / "debian")
+    translations = corpus.download(line.folder / "data" / "translations", corpus.TRANSLATIONS)
+    counts = corpus.write_corpus(manuals, translations, texts)
     corpus.write_tokenizer(line.folder / "data" / "tokenizer", texts, VOCAB)
     corpus.write_chats(line.folder / "data" / "chats", 6000)
     corpus.write_sections(line.folder / "data" / "chats", 1500)
-    # Manuals have more punctuation than the web: Gopher's own 0.8 of words with a letter removes most of them.
-    filters = {"gopher_quality": {"max_non_alpha_words_ratio": 0.6}, "gopher_repetition": {}, "deduplicate": {}}
+    # Manuals have more punctuation than the web: Gopher's own 0.8 of words with a letter removes most of them. They are longer
+    # too, so more of their n-grams come twice.
+    quality, ngrams = {"max_non_alpha_words_ratio": 0.6}, [[5, 0.3], [6, 0.28], [7, 0.26], [8, 0.24], [9, 0.22], [10, 0.2]]
+    filters = {"gopher_quality": quality, "gopher_repetition": {}, "deduplicate": {}}
+    cleaning = {"extract": {"timeout": 60.0}, "language": {}, "gopher_quality": quality, "gopher_repetition": {"dup_n_grams": ngrams},
+                "deduplicate": {}}  # fmt: skip
     found = {}
     for name in ("unfiltered", "held-out"):
         source = texts / ("raw" if name == "unfiltered" else name)
         corpus.write_shards(source, line.folder / "data" / "tokenizer", shards / name)
     for name, source, steps in (
-        ("filtered", "raw", filters), ("broad", "broad", filters),
+        ("filtered", "crawl", cleaning), ("broad", "broad", filters),
         ("strict", "strict", {"gopher_repetition": {}, "deduplicate": {}}),
     ):  # fmt: skip
         if not (shards / name / "index.json").exists():
@@ -175,7 +181,7 @@ def chat(line: Line) -> dict:
     final = json.loads((line.folder / "align" / "result.json").read_text())["final"]
     bundle = line.folder / "chat" / "tiny.bundle"
     if not bundle.exists():
-        export(final, bundle, context=256)
+        export(final, bundle, context=256, method="rtn")
     talk = []
     for name in ("python3-yaml", "libtext-csv-perl", "fonts-noto", "gnome-mines"):
         session = Session(bundle)
@@ -275,7 +281,7 @@ def _sections(line: Line, bundle: Path, checkpoint: str, limit: int) -> float:
     from phi3mobile.session import Session
 
     if not bundle.exists():
-        export(checkpoint, bundle, context=256)
+        export(checkpoint, bundle, context=256, method="rtn")
     lines = (line.folder / "data" / "chats" / "held-out-sections.jsonl").read_text().splitlines()[:limit]
     right = 0
     session = Session(bundle)
