@@ -27,9 +27,9 @@ phi3mobile/native/.built: .venv/.installed $(wildcard export/kernels/*)
 	$(BIN)/cmake --install build/native
 	touch $@
 
-# What the rooms beyond `make demo` need: Core ML, training, the app, retrieval. A test whose package is missing says so.
+# What the rooms beyond `make demo` need: Core ML, training, the app, retrieval, evaluation. A test whose package is missing says so.
 .venv/.rooms: .venv/.installed
-	$(BIN)/python -m pip install -q -e ".[test,coreml,train,app,library]"
+	$(BIN)/python -m pip install -q -e ".[test,coreml,litert,train,app,library,eval]"
 	touch $@
 
 test: setup lint .venv/.rooms
@@ -47,5 +47,5 @@ lint: setup
 	$(BIN)/ruff check .
 
 bench: demo
-	$(BIN)/python -m pip install -q -e ".[peers]"
+	$(BIN)/python -m pip install -q -e ".[peers,litert]"
 	$(BIN)/phi3mobile bench "$$(ls -td build/demo/*.bundle | head -1)" --peers --rounds 5

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from phi3mobile.bench.worker import Worker, WorkerDied
-from phi3mobile.bundle import Bundle
+from phi3mobile.bundle import Bundle, open_bundle
 from phi3mobile.errors import InputError
 from phi3mobile.files import new_folder
 from phi3mobile.models.config import Phi3SmallConfig
@@ -22,8 +22,11 @@ from phi3mobile.models.config import Phi3SmallConfig
 if TYPE_CHECKING:
     from phi3mobile.models.weights import Checkpoint
 
-LLAMA, GENAI = "llama.cpp", "onnxruntime-genai"
-PACKAGES = {LLAMA: ("llama-cpp-python", "llama_cpp"), GENAI: ("onnxruntime-genai", "onnxruntime_genai")}
+LLAMA, GENAI, LITERT = "llama.cpp", "onnxruntime-genai", "LiteRT"
+PACKAGES = {
+    LLAMA: ("llama-cpp-python", "llama_cpp"), GENAI: ("onnxruntime-genai", "onnxruntime_genai"),
+    LITERT: ("ai-edge-litert", "ai_edge_litert"),
+}  # fmt: skip
 # Bytes a weight as each format stores it: block of 32 with its scale.
 GGUF_TABLE = {4: 18 / 32, 8: 34 / 32}
 GENAI_TABLE = {4: 0.5 + 4 / 32, 8: 1 + 4 / 32}
@@ -59,6 +62,8 @@ def decode_bytes(bundle: Bundle) -> int:
     """Weight bytes that one decoded token reads: all but the embedding table, of which it reads one row."""
     recipe, model = bundle.manifest["recipe"], bundle.manifest["model"]
     table = model["vocab"] * model["hidden"] * recipe["embedding_bits"] // 8
+    if bundle.manifest["runtime"].get("one_table"):  # which the head reads
+        table = 0
     return bundle.manifest["memory"]["weights"] - table
 
 
@@ -80,13 +85,15 @@ def prepare_peers(
     if checkpoint.config.rope_scaling or checkpoint.config.rotary_dim != checkpoint.config.head_dim:
         missing[LLAMA] = "our GGUF writer knows plain, full rope only"
     if isinstance(checkpoint.config, Phi3SmallConfig):
-        missing |= dict.fromkeys((LLAMA, GENAI), "its model is made from phi3 checkpoints only")
-    bits = bundle.manifest["recipe"]["head_bits"]
-    for runtime, prepare in ((LLAMA, _llama_entry), (GENAI, _genai_entry)):
+        missing |= dict.fromkeys((LLAMA, GENAI, LITERT), "its model is made from phi3 checkpoints only")
+    prepared = {LLAMA: _llama_entry, GENAI: _genai_entry, LITERT: _litert_entry}
+    if bundle.manifest["runtime"]["kind"] == "litert":
+        del prepared[LITERT]
+    for runtime, prepare in prepared.items():
         if runtime in missing:
             continue
         try:
-            column, entry = prepare(checkpoint, bits, progress)
+            column, entry = prepare(checkpoint, bundle, progress)
             entries[column] = entry
         except WorkerDied as died:
             missing[runtime] = f"its model can't be made here: {died}"
@@ -95,7 +102,8 @@ def prepare_peers(
     return entries, missing
 
 
-def _llama_entry(checkpoint: Checkpoint, bits: int, progress: Progress) -> tuple[str, Entry]:
+def _llama_entry(checkpoint: Checkpoint, bundle: Bundle, progress: Progress) -> tuple[str, Entry]:
+    bits = bundle.manifest["recipe"]["head_bits"]
     table = {4: "Q4_0", 8: "Q8_0"}[bits]
     path = _beside(checkpoint, f"Q4_0-{table}.gguf")
     if not path.exists():
@@ -115,8 +123,9 @@ def _gguf_entry(checkpoint: Checkpoint, path: Path, table_bits: int) -> Entry:
     return Entry(LLAMA, path, path.stat().st_size - _table(checkpoint, unread), 2 * _kv_values(checkpoint))
 
 
-def _genai_entry(checkpoint: Checkpoint, bits: int, progress: Progress) -> tuple[str, Entry]:
+def _genai_entry(checkpoint: Checkpoint, bundle: Bundle, progress: Progress) -> tuple[str, Entry]:
     """Built by onnxruntime-genai's own model builder: blocks of 32, int8 activations, rtn, its defaults for CPUs."""
+    bits = bundle.manifest["recipe"]["head_bits"]
     path = _beside(checkpoint, f"ort{version('onnxruntime-genai')}-int4-head{bits}")
     if not path.exists():
         progress(GENAI, 0, 1)
@@ -136,6 +145,19 @@ def _genai_entry(checkpoint: Checkpoint, bits: int, progress: Progress) -> tuple
     unread = 0 if config.tie_word_embeddings else GENAI_TABLE[bits]
     kv = 4 * _kv_values(checkpoint)
     return "onnxruntime-genai int4", Entry(GENAI, path, weights - _table(checkpoint, unread), kv, config.sliding_window)
+
+
+def _litert_entry(checkpoint: Checkpoint, bundle: Bundle, progress: Progress) -> tuple[str, Entry]:
+    """Our own program for LiteRT, in our engine over it: recipe litert, rounded to nearest as the other peers."""
+    context = bundle.info.max_context
+    path = _beside(checkpoint, f"litert{version('ai-edge-litert')}-{context}.bundle")
+    if not path.exists():
+        worker = Worker()
+        try:
+            worker.ask("export", progress, source=str(checkpoint.folder), out=str(path), recipe="litert", context=context)
+        finally:
+            worker.close()
+    return "LiteRT int4", our_entry(open_bundle(path))
 
 
 def _beside(checkpoint: Checkpoint, suffix: str) -> Path:

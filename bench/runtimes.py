@@ -26,6 +26,10 @@ class Ours:
             from phi3mobile.engines.native import open_native
 
             self._engine = open_native(bundle, threads)
+        elif bundle.manifest["runtime"]["kind"] == "litert":
+            from phi3mobile.engines.litert import open_litert
+
+            self._engine = open_litert(bundle, threads)
         else:
             self._engine = bundle.open_engine()  # has no setting for threads: takes the physical cores
         info, forward = self._engine.info, getattr(self._engine, "forward_view", self._engine.forward)

@@ -122,7 +122,7 @@ class _Runner:
         """A bundle: seconds it took and this process's peak memory in bytes."""
         from phi3mobile.export.build import export
 
-        took = seconds(lambda: export(source, out, recipe, context, progress=self._report))
+        took = seconds(lambda: export(source, out, recipe, context, method="rtn", progress=self._report))
         return {"export_s": took, "export_peak_bytes": memory_now().peak}
 
     def gguf(self, source: str, out: str, kind: str, table_kind: str) -> None:

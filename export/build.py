@@ -6,9 +6,10 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from phi3mobile.bundle import write_manifest
@@ -17,17 +18,21 @@ from phi3mobile.errors import InputError
 from phi3mobile.files import new_folder, refuse_existing, require_space
 from phi3mobile.hub import resolve
 from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
-from phi3mobile.models.weights import open_checkpoint
-from phi3mobile.tokenizer import load_tokenizer
+from phi3mobile.models.weights import Checkpoint, expected_tensors, open_checkpoint
+from phi3mobile.tokenizer import Tokenizer, load_tokenizer
 
-from .packed import PackedModel
+from .packed import EMBEDDING, HEAD, PackedModel
 from .recipe import DEFAULT_RECIPE, Recipe, find_recipe
+from .solve.build import METHODS, forms_for, refuse_loss, solve_into
+from .solve.calibration import calibration_of
+from .solve.folder import Solved, is_solved
 
 if TYPE_CHECKING:
     from .to_coreml import Program as CoremlProgram
     from .to_executorch import Program as ExecutorchProgram
+    from .to_litert import Program as LitertProgram
 
-    Program = ExecutorchProgram | CoremlProgram
+    Program = ExecutorchProgram | CoremlProgram | LitertProgram
 
 DEFAULT_CONTEXT = 2048
 PROGRAM = "model.pte"
@@ -42,44 +47,62 @@ def export(
     recipe: str = DEFAULT_RECIPE,
     context: int | None = None,
     *,
+    method: str | None = None,
+    calibration: str | Path | None = None,
+    bits: float | None = None,
+    accept_quality: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> Path:
-    """Make a bundle at `out` from a checkpoint folder or hub id.
+    """Make a bundle at `out` from a checkpoint folder, a folder of `quantize`, or hub id.
 
-    `context`: positions of the KV cache, default min(2048, what the model takes). Nothing is left behind if it fails.
-    Raises InputError for a source that is no checkpoint, an unknown recipe, an existing `out`, a disk too small.
+    `context`: positions of the KV cache, default min(2048, what the model takes). `method`: "gptq" or "rtn", default the
+    recipe's; a quantized folder has had its own. `calibration`, `bits`: see export.solve.build.quantize_checkpoint.
+    `accept_quality`: ship it even if the quality card shows more loss than MOST_LOSS there. Nothing is left if it fails.
+    Raises InputError for a source that is no checkpoint, an unknown recipe, an existing `out`, a disk too small, too much loss.
     """
     chosen, out = find_recipe(recipe), Path(out)
     refuse_existing(out)
     folder = resolve(source)
     if folder.is_file():
         raise InputError(f"{folder} is a file; make a checkpoint folder of it first: phi3mobile import {folder} FOLDER")
-    checkpoint = open_checkpoint(folder)
+    checkpoint = Solved(folder) if is_solved(folder) else open_checkpoint(folder)
     checkpoint.check()
+    chosen, method = _as_made(checkpoint, chosen, method, calibration, bits)
     config, eos = checkpoint.config, stop_ids(folder, checkpoint.config)
     context = min(DEFAULT_CONTEXT, config.max_position_embeddings) if context is None else context
     if type(context) is not int or not 1 <= context <= config.max_position_embeddings:
         raise InputError(f"context {context}: this model takes 1 to {config.max_position_embeddings}")
     if chosen.target == "coreml":
         require_coremltools()
+    if chosen.target == "litert":
+        from .litert.package import require_packages
+
+        require_packages()
     if chosen.max_context is not None and context > chosen.max_context:
         raise InputError(f"context {context}: recipe {chosen.name} takes 1 to {chosen.max_context}")
-    widths = (config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim)
-    if uneven := [width for width in widths if chosen.bits == 4 and width % (chosen.group or 2)]:
-        raise InputError(f"recipe {chosen.name} takes {chosen.group} columns a scale: {uneven[0]} columns don't divide so")
+    chosen.check(config)
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model {config.vocab_size}: files of two models?"
         )
     chat = chat_section(folder)
-    require_space(out, 2 * packed_bytes(config, chosen) + (64 << 20))
+    copies = 4 if chosen.target == "litert" else 2  # two programs, and one of them in a package
+    require_space(out, copies * packed_bytes(config, chosen) + (64 << 20))
     with new_folder(out) as partial:
-        packed = PackedModel(checkpoint, chosen)
-        program, runtime = _write_program(packed, partial, context, eos, progress)
+        with TemporaryDirectory(dir=partial, prefix=".solved-") as scratch:  # gone before the manifest lists the files
+            packed, quality = _packed(checkpoint, chosen, method, tokenizer, calibration, bits, Path(scratch), progress)
+            if quality is not None and not accept_quality:
+                refuse_loss(quality, config.vocab_size)
+            program, runtime = _write_program(packed, partial, context, eos, progress)
         for pattern in TOKENIZER_FILES:
             for path in filter(Path.is_file, folder.glob(pattern)):
                 shutil.copyfile(path, partial / path.name)
+        if chosen.target == "litert":
+            from .litert.package import write_package
+            from .to_litert import FIXED
+
+            write_package(partial, partial / FIXED, chat["template"], eos, min(context, config.original_context or context))
         progress("hash", 0, 1)
         written = partial / runtime["program"]
         weights = sum(path.stat().st_size for path in (written, *written.rglob("*")) if path.is_file())
@@ -92,11 +115,45 @@ def export(
             "tokens": {"bos": config.bos_token_id, "eos": eos},
             "chat": chat,
             "memory": memory_section(program, context, weights),
-            "quality": None,
+            "quality": quality,
             "provenance": {"source": str(source), "source_hash": checkpoint.source_hash(), "tool": version("phi3mobile")},
             "license": license_of(folder),
         })  # fmt: skip
     return out
+
+
+def _as_made(
+    checkpoint: Checkpoint | Solved, recipe: Recipe, method: str | None, calibration: str | Path | None, bits: float | None
+) -> tuple[Recipe, str]:
+    """The recipe and method of what is exported: a quantized folder's tables and method are what they are."""
+    if isinstance(checkpoint, Solved):
+        if (method, calibration, bits) != (None, None, None):
+            raise InputError(f"{checkpoint.folder} is quantized already: it takes no --method, --calibration or --bits")
+        whole_rows = checkpoint.bits_of(first := "model.layers.0.mlp.down_proj.weight") == (4, checkpoint.shape(first)[1])
+        if (recipe.group == 0) != whole_rows:
+            raise InputError(f"recipe {recipe.name} has other groups of columns; quantize again with --recipe {recipe.name}")
+        tables = {"embedding_bits": checkpoint.bits_of(EMBEDDING)[0], "head_bits": checkpoint.bits_of(HEAD)[0]}
+        return replace(recipe, **tables), checkpoint.about["quality"]["method"]
+    method = recipe.method if method is None else method
+    if method not in METHODS:
+        raise InputError(f"method {method!r} is not known; take one of: {', '.join(METHODS)}")
+    if method == "rtn" and (calibration, bits) != (None, None):
+        raise InputError("method rtn reads no calibration text; leave out --calibration and --bits or take gptq")
+    return replace(recipe, method=method), method
+
+
+def _packed(
+    checkpoint: Checkpoint | Solved, recipe: Recipe, method: str, tokenizer: Tokenizer, calibration: str | Path | None,
+    bits: float | None, scratch: Path, progress: Progress,
+) -> tuple[PackedModel, dict[str, object] | None]:  # fmt: skip
+    """The integers, solved into `scratch` if they have to be, and the quality card if there is one."""
+    if isinstance(checkpoint, Solved):
+        return PackedModel(checkpoint, recipe), checkpoint.about["quality"]
+    if method == "rtn":
+        return PackedModel(checkpoint, recipe), None
+    text = calibration_of(tokenizer, checkpoint.config, calibration)
+    about = solve_into(scratch, checkpoint, recipe, text, progress, forms_for(checkpoint, recipe, text, bits, progress))
+    return PackedModel(Solved(scratch), recipe), about["quality"]
 
 
 def require_coremltools() -> None:
@@ -115,6 +172,11 @@ def _write_program(
 
         program = to_coreml(packed, folder, context, chunk, progress)
         return program, {"kind": "coreml", "version": version("coremltools"), **program.runtime}
+    if packed.recipe.target == "litert":
+        from .to_litert import to_litert
+
+        program = to_litert(packed, folder, context, chunk, progress)
+        return program, {"kind": "litert", "version": version("ai-edge-litert"), **program.runtime}
     from .to_executorch import to_executorch
 
     program = to_executorch(packed, folder / PROGRAM, context, chunk, eos, progress)
@@ -134,18 +196,17 @@ def stop_ids(folder: Path, config: Phi3Config) -> list[int]:
 
 
 def packed_bytes(config: Phi3Config, recipe: Recipe) -> int:
-    """Bytes of the packed weights, from the shapes: for the disk estimate."""
-
-    def matrix(values: int, width: int, bits: int) -> int:
-        return values * bits // 8 + (values // (recipe.group or width) * 2 if bits == 4 else values // width * 4)
-
-    vocabulary = config.vocab_size * config.hidden_size
-    tied = vocabulary if config.tie_word_embeddings else 2 * vocabulary
-    return (
-        matrix(config.parameters() - tied, config.hidden_size, recipe.bits)
-        + matrix(vocabulary, config.hidden_size, recipe.embedding_bits)
-        + matrix(vocabulary, config.hidden_size, recipe.head_bits)
-    )
+    """Bytes of the packed weights and float32 vectors, from the shapes."""
+    shapes = expected_tensors(config)
+    total = 0
+    for name, (rows, *columns) in (shapes | {HEAD: shapes[EMBEDDING]}).items():
+        if not columns:
+            total += 4 * rows
+            continue
+        bits, group = recipe.bits_of(name, columns[0])
+        scale = 2 if bits == 4 and name != EMBEDDING else 4  # the embedding's operators take float32
+        total += rows * (columns[0] * bits // 8 + columns[0] // group * scale)
+    return total
 
 
 def chat_section(folder: Path) -> dict[str, object]:

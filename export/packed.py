@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -13,16 +14,18 @@ from phi3mobile.models.registry import new_model
 from phi3mobile.models.weights import Checkpoint
 
 from .quantize import quantize
-from .recipe import Recipe
-
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+from .recipe import EMBEDDING, HEAD, Recipe
+from .solve.folder import Solved
 
 
 class PackedModel:
-    """Quantizes on demand and keeps nothing, so that a 3.8B model never stands in memory as floats."""
+    """Reads solved integers, or rounds floats to nearest on demand, and keeps nothing: a 3.8B model never stands in memory."""
 
-    def __init__(self, checkpoint: Checkpoint, recipe: Recipe) -> None:
-        self.checkpoint, self.recipe = checkpoint, recipe
+    def __init__(
+        self, checkpoint: Checkpoint | Solved, recipe: Recipe, forms: Mapping[str, tuple[int, int]] | None = None
+    ) -> None:
+        """forms: (bits, group) of the matrices that have others than the recipe's."""
+        self.checkpoint, self.recipe, self._forms = checkpoint, recipe, forms or {}
         self._names = frozenset(checkpoint.names())
 
     @property
@@ -31,10 +34,11 @@ class PackedModel:
 
     def bits_of(self, name: str) -> tuple[int, int] | None:
         """(bits, group) of a tensor; None for norms and biases, which stay float32. The group of 8 bit is the whole row."""
+        if isinstance(self.checkpoint, Solved):
+            return self.checkpoint.bits_of(name)
         if name.endswith(("norm.weight", ".bias")):
             return None
-        bits = {EMBEDDING: self.recipe.embedding_bits, HEAD: self.recipe.head_bits}.get(name, self.recipe.bits)
-        return bits, self.recipe.group or self.shape(name)[1]
+        return self._forms.get(name) or self.recipe.bits_of(name, self.shape(name)[1])
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.checkpoint.shape(self._source(name))
@@ -42,7 +46,19 @@ class PackedModel:
     def tensor(self, name: str) -> Packed | torch.Tensor:
         """A matrix packed, with its bias; or a vector in float32. A tied head is packed from the embedding by its own rule."""
         weight, bits = self.checkpoint.tensor(self._source(name)), self.bits_of(name)
-        return weight.float() if bits is None else replace(quantize(weight, *bits), bias=self._bias(name))
+        if bits is None:
+            return weight.float()
+        return replace(weight if isinstance(weight, Packed) else quantize(weight, *bits), bias=self._bias(name))
+
+    def bits_per_weight(self) -> float:
+        """Of the layers' matrices, scales included; embedding and head are not among them."""
+        bits = values = 0
+        for name in self.checkpoint.names():
+            if name.startswith("model.layers.") and (form := self.bits_of(name)):
+                rows, width = self.shape(name)
+                values += rows * width
+                bits += rows * (width * form[0] + (width // form[1] * 16 if form[0] == 4 else 32))
+        return round(bits / values, 4)
 
     def has_bias(self, name: str) -> bool:
         """Whether the matrix `name` has a bias. A head whose model masks ids does: the mask."""
@@ -58,7 +74,8 @@ class PackedModel:
         return bias
 
     def _source(self, name: str) -> str:
-        return EMBEDDING if name == HEAD and self.config.tie_word_embeddings else name
+        tied = self.config.tie_word_embeddings and not isinstance(self.checkpoint, Solved)  # which has the head's own integers
+        return EMBEDDING if name == HEAD and tied else name
 
 
 def _bias_name(name: str) -> str:

@@ -7,7 +7,7 @@ import torch
 from phi3mobile.errors import InputError
 from phi3mobile.models.quantized import Packed, pack_nibbles
 
-GROUPS = (32, 64, 128)
+GROUPS = (32, 64, 128, 256)
 SMALLEST_SCALE = 2.0**-17  # below it a bfloat16 scale is not exact in float16
 _CHUNK = 1 << 20  # values searched at once: their intermediates stay in cache
 

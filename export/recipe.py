@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from phi3mobile.errors import InputError
+
+if TYPE_CHECKING:
+    from phi3mobile.models.config import Phi3Config
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+SMALLEST_GROUP = 32
 
 
 @dataclass(frozen=True)
@@ -13,20 +20,44 @@ class Recipe:
 
     attention: "stock" = ExecuTorch's llama::* operators; "native" = our phi3mobile::* kernels (export/kernels), which the
     phone's binary must contain. In Core ML: "states" = KV cache in the model's states; "read-only" = it goes in, new rows
-    come out; "delegate" = states, inside a .pte. kv_bits: 32, 8 = int8 per token and head (native only), 16 (Core ML).
+    come out; "delegate" = states, inside a .pte. In LiteRT: "in-out" = KV cache goes in and comes out, updated in place.
+    kv_bits: 32, 8 = int8 per token and head (native only), 16 (Core ML).
     """
 
     name: str
     about: str
     attention: str
     bits: int = 4  # of the decoder's linears
-    group: int = 32  # columns per 4-bit scale; 0: the whole row
+    group: int = 32  # columns per 4-bit scale; 0: the whole row; fewer where a matrix's width asks for it
+    down_group: int | None = None  # of the MLPs' second matrices, the widest ones; None: as the others
     embedding_bits: int = 8
     head_bits: int = 8
     kv_bits: int = 32
-    target: str = "executorch"  # or "coreml"
+    target: str = "executorch"  # or "coreml", "litert"
     max_context: int | None = None  # None: as much as the model takes
+    method: str = "gptq"  # how the integers are chosen: "gptq" or "rtn", see export/solve
     chunk: int = 128  # tokens of one prefill step: enough to be compute bound, small enough for 16 MB of mini's logits
+
+    def bits_of(self, name: str, width: int) -> tuple[int, int]:
+        """(bits, group) of the matrix `name` with rows of `width`. The group of 8 bit is the whole row."""
+        bits = {EMBEDDING: self.embedding_bits, HEAD: self.head_bits}.get(name, self.bits)
+        group = self.down_group if self.down_group is not None and name.endswith("down_proj.weight") else self.group
+        while group > SMALLEST_GROUP and width % group:
+            group //= 2
+        return bits, width if bits == 8 or not group else group
+
+    def check(self, config: Phi3Config) -> None:
+        """InputError if no group of columns divides a matrix, or the target can't express its layers."""
+        sparse = [layer for layer in range(config.num_hidden_layers) if config.blocksparse(layer)]
+        if self.target == "litert" and (sparse or config.source_model_type == "phi3small"):
+            raise InputError(
+                f"recipe {self.name} has no operator for block-sparse attention (phi3small, layer {min(sparse, default=0)}); "
+                "take host, android-cpu or ios-gpu"
+            )
+        widths = (config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim)
+        step = SMALLEST_GROUP if self.group else 2
+        if uneven := [width for width in widths if self.bits == 4 and width % step]:
+            raise InputError(f"recipe {self.name} takes {step} columns a scale: {uneven[0]} columns don't divide so")
 
 
 RECIPES = {
@@ -34,8 +65,8 @@ RECIPES = {
     for recipe in (
         Recipe("android-cpu", "4 bit, XNNPACK, only operators of the prebuilt ExecuTorch packages", "stock"),
         Recipe(
-            "android-small", "android-cpu with 4-bit embedding and head: smaller, a little less exact", "stock",
-            embedding_bits=4, head_bits=4,
+            "android-small", "android-cpu with fewer scales, 4-bit embedding and head: smaller, less exact", "stock",
+            group=128, down_group=256, embedding_bits=4, head_bits=4,
         ),
         Recipe("host", "4 bit, XNNPACK, our attention kernels, int8 KV cache: this machine, or an app that links them",
                "native", kv_bits=8),
@@ -47,6 +78,8 @@ RECIPES = {
                "read-only", group=0, kv_bits=16, target="coreml", max_context=4096, chunk=64),
         Recipe("ios-executorch", "4 bit .pte for ExecuTorch's Core ML delegate; its XNNPACK fallback is ios-cpu", "delegate",
                embedding_bits=4, kv_bits=16, target="coreml", max_context=4096),
+        Recipe("litert", "4 bit .tflite for Google's LiteRT, and a .litertlm package for LiteRT-LM, float32 KV cache", "in-out",
+               target="litert"),
         Recipe("ios-cpu", "android-cpu's program, for ExecuTorch with XNNPACK on the CPU of an iPhone", "stock"),
     )
 }  # fmt: skip

@@ -74,16 +74,22 @@ def _hash(tensor: torch.Tensor) -> str:
     return hashlib.sha256(_bytes(tensor)).hexdigest()
 
 
-def stand_ins(packed: PackedModel, kind: str) -> dict[str, Packed]:
+def structure(packed: PackedModel, kind: str, layer: int) -> tuple:
+    """What two segments must share to be stamped from one template: their kind and their matrices' bits and groups."""
+    parts = segment_parts(packed.config, kind, packed.recipe.attention).values()
+    return kind, *(packed.bits_of(part.name(layer)) for part in parts)
+
+
+def stand_ins(packed: PackedModel, kind: str, layer: int = 0) -> dict[str, Packed]:
     """Random matrices of a segment's shapes, all different."""
     generator = torch.Generator().manual_seed(1)
     matrices = {}
     for name, part in segment_parts(packed.config, kind, packed.recipe.attention).items():
-        (height, width), (bits, group) = packed.shape(part.name(0)), packed.bits_of(part.name(0))
+        (height, width), (bits, group) = packed.shape(part.name(layer)), packed.bits_of(part.name(layer))
         rows = height if part.rows is None else torch.arange(height)[part.rows].numel()
         codes = torch.randint(0, 255, (rows, width * bits // 8), generator=generator, dtype=torch.uint8)
         scales = torch.rand(rows, width // group if bits == 4 else 1, generator=generator) * 0.01 + 1e-3
-        bias = torch.rand(rows, generator=generator) if packed.has_bias(part.name(0)) else None
+        bias = torch.rand(rows, generator=generator) if packed.has_bias(part.name(layer)) else None
         if bits == 4:
             matrices[name] = Packed(4, group, codes, scales.bfloat16(), bias)
         else:
@@ -91,9 +97,9 @@ def stand_ins(packed: PackedModel, kind: str) -> dict[str, Packed]:
     return matrices
 
 
-def lower(packed: PackedModel, kind: str, chunk: int) -> Template:
-    """Lower one segment, T dynamic in [1, chunk], to a single delegate."""
-    config, attention, matrices = packed.config, packed.recipe.attention, stand_ins(packed, kind)
+def lower(packed: PackedModel, kind: str, chunk: int, layer: int = 0) -> Template:
+    """Lower one segment of the structure that it has at `layer`, T dynamic in [1, chunk], to a single delegate."""
+    config, attention, matrices = packed.config, packed.recipe.attention, stand_ins(packed, kind, layer)
     inputs = example_inputs(config, kind, attention, min(3, chunk))
     length = torch.export.Dim("T", min=1, max=chunk)
     first, *rest = [{0: length} if moves else None for _, moves in inputs]

@@ -143,19 +143,19 @@ class StampedSegment(nn.Module):
 
 
 def lowered_segments(packed: PackedModel, chunk: int, scratch: Path, progress: Callable[[str, int, int], None]):
-    """Every segment of the model in order, graph work done once per kind."""
+    """Every segment of the model in order, graph work done once per structure."""
     config, layers = packed.config, packed.config.num_hidden_layers
     kinds = ["start"] + ["middle"] * (layers - 1) + ["end"]
-    templates: dict[str, stamp.Template] = {}
+    templates: dict[tuple, stamp.Template] = {}
     modules = []
     for index, kind in enumerate(kinds):
         layer = max(index - 1, 0)
         progress("layers", index, len(kinds))
-        if kind not in templates:
-            templates[kind] = stamp.lower(packed, kind, chunk)
-        matrices = stamp.segment_matrices(packed, kind, layer)
-        lowered = stamp.stamp(templates[kind], config, matrices, scratch)
-        modules.append(StampedSegment(lowered, templates[kind].order, segment_vectors(packed, kind, layer)))
+        if (structure := stamp.structure(packed, kind, layer)) not in templates:
+            templates[structure] = stamp.lower(packed, kind, chunk, layer)
+        template, matrices = templates[structure], stamp.segment_matrices(packed, kind, layer)
+        lowered = stamp.stamp(template, config, matrices, scratch)
+        modules.append(StampedSegment(lowered, template.order, segment_vectors(packed, kind, layer)))
     progress("layers", len(kinds), len(kinds))
     return modules
 

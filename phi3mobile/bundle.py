@@ -87,8 +87,22 @@ SCHEMA: dict[str, Callable[[Any], bool]] = {
     "license": _or_null(_text),
 }  # fmt: skip
 
+
+def _quality(value: Any) -> bool:
+    """A quality card: what it was made with, and the measures of the quantized model against the float one."""
+    measures = ("bits_per_weight", "tokens", "perplexity_float", "perplexity", "ratio", "kl", "top1")
+    return (
+        isinstance(value, dict)
+        and _text(value.get("method"))
+        and all(_number(value.get(key)) for key in measures)
+        and isinstance(value.get("calibration"), dict)
+        and isinstance(value.get("layers_db"), list)
+        and all(type(decibels) in (int, float) for decibels in value["layers_db"])
+    )
+
+
 # The same of what older bundles lack.
-LATER: dict[str, Callable[[Any], bool]] = {"model.back": _or_null(_whole(0))}
+LATER: dict[str, Callable[[Any], bool]] = {"model.back": _or_null(_whole(0)), "quality": _or_null(_quality)}
 
 
 @dataclass(frozen=True)
@@ -147,8 +161,14 @@ class Bundle:
             from phi3mobile.engines.mil import open_mil
 
             return open_mil(self)
+        if kind == "litert":
+            from phi3mobile.engines.litert import open_litert
+
+            return open_litert(self)
         if kind != "executorch":
-            raise InputError(f"{self.folder} is for the runtime {kind!r}; this phi3mobile runs executorch, coreml: upgrade it")
+            raise InputError(
+                f"{self.folder} is for the runtime {kind!r}; this phi3mobile runs executorch, coreml, litert: upgrade it"
+            )
         from phi3mobile.engines.phone import phone_engine
 
         if phone := phone_engine():

@@ -14,6 +14,7 @@ VERBS = {
     "demo": ("phi3mobile.verbs.demo", "the whole line on a real small model: import, export, answer, measure"),
     "import": ("phi3mobile.verbs.import_", "GGUF file or Llama-layout folder -> Phi-3-layout checkpoint folder"),
     "export": ("phi3mobile.verbs.export", "checkpoint folder or hub id -> 4-bit bundle"),
+    "quantize": ("phi3mobile.verbs.quantize", "checkpoint -> folder of 4-bit integers: the slow part of export, once"),
     "inspect": ("phi3mobile.verbs.inspect", "card of a bundle or checkpoint: shapes, sizes, memory"),
     "verify": ("phi3mobile.verbs.verify", "a bundle's program against the torch model, in dB; exit code 1 below a gate"),
     "run": ("phi3mobile.verbs.run", "answer one prompt"),
@@ -21,7 +22,9 @@ VERBS = {
     "app": ("phi3mobile.verbs.app", "the offline assistant in a window"),
     "index": ("phi3mobile.verbs.index", "documents -> a library that answers are looked up in; one file, for the phone too"),
     "bench": ("phi3mobile.bench.verb", "measure a bundle on this machine or a phone"),
-    "report": ("phi3mobile.bench.report", "records of `bench --device` -> one page: speed, memory, energy, heat, regressions"),
+    "eval": ("phi3mobile.bench.evaluate.verb", "MMLU, GSM8K, HumanEval, MT-bench, your tasks: on the file that ships"),
+    "ablate": ("phi3mobile.export.ablate.verb", "what widths, groups, methods, activations and KV caches cost a model"),
+    "report": ("phi3mobile.bench.report", "results of `bench --device` and `eval` -> one page: speed, memory, heat, quality"),
     "data": ("phi3mobile.training.data.verb", "raw text to filtered, packed token shards; synthetic data; ablations"),
     "train": ("phi3mobile.training.verb", "pretrain, SFT, DPO, safety rounds, QAT, LongRoPE: TOML config in, HF folder out"),
 }

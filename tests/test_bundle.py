@@ -195,8 +195,8 @@ def test_a_bundle_that_needs_unknown_operators_does_not_open(copy):
 
 
 def test_a_bundle_of_another_runtime_does_not_open(copy):
-    edit(copy, lambda manifest: put(manifest, "runtime.kind", "litert"))
-    with pytest.raises(InputError, match="runtime 'litert'; this phi3mobile runs executorch, coreml"):
+    edit(copy, lambda manifest: put(manifest, "runtime.kind", "abacus"))
+    with pytest.raises(InputError, match="runtime 'abacus'; this phi3mobile runs executorch, coreml, litert"):
         Session(copy)
 
 

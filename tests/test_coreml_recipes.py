@@ -62,7 +62,7 @@ def test_parts_joined_compute_what_one_does(checkpoint_of, bundle_of, monkeypatc
     limit = sum(ane._bytes(packed, name) for name in packed.checkpoint.names()) // 2
     assert [part.last - part.first for part in ane.parts(packed)] == [3]
     monkeypatch.setattr(ane.parts, "__defaults__", (limit,))
-    bundle = open_bundle(export(checkpoint_of("tiny-partial"), tmp_path / "bundle", "ios-ane"))
+    bundle = open_bundle(export(checkpoint_of("tiny-partial"), tmp_path / "bundle", "ios-ane", method="rtn"))
     assert len(bundle.manifest["runtime"]["packages"]) > 1
     same_logits(open_ane(bundle), reference_model(packed, 256, half=True), 70)
 
@@ -190,7 +190,7 @@ def test_the_demo_models_golden_text_is_the_ptes(demo_checkpoint, demo_bundle, t
     """Greedy, in float16 as the phone rounds, on sentences whose second best token is far behind; see test_parity_ladder."""
     from test_parity_ladder import GOLDEN, REPEAT
 
-    bundle = open_bundle(export(demo_checkpoint, tmp_path / "bundle", "ios-gpu", 256))
+    bundle = open_bundle(export(demo_checkpoint, tmp_path / "bundle", "ios-gpu", 256, method="rtn"))
     engines = open_bundle(demo_bundle).open_engine(), open_mil(bundle, half=True)
     for sentence in GOLDEN:
         texts = [

@@ -46,7 +46,7 @@ def demo_host(demo_checkpoint, tmp_path_factory):
     from phi3mobile.verbs.demo import bundle_path, make_bundle
 
     path = bundle_path(tmp_path_factory.mktemp("host"), "host")
-    make_bundle(demo_checkpoint, path, "host")
+    make_bundle(demo_checkpoint, path, "host", method="rtn")
     return path
 
 

@@ -43,7 +43,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bundle(checkpoint):
     """One sparse and one dense layer; the sparse one's cache keeps every second remote block."""
-    return open_bundle(export(checkpoint, checkpoint.parent / "bundle", "host", CONTEXT))
+    return open_bundle(export(checkpoint, checkpoint.parent / "bundle", "host", CONTEXT, method="rtn"))
 
 
 @needs_kernels

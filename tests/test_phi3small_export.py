@@ -118,7 +118,7 @@ def test_within_the_local_blocks_programs_are_plain_causal(tmp_path):
     zeroed = {name: tensor * 0 if "mlp" in name and name.endswith("bias") else tensor for name, tensor in tensors.items()}
     save_file(zeroed, checkpoint / "model.safetensors")  # equal constants share their bytes in the program
     local, recipe = 24, find_recipe("android-cpu")
-    bundle = open_bundle(export(checkpoint, tmp_path / "bundle", context=local))
+    bundle = open_bundle(export(checkpoint, tmp_path / "bundle", context=local, method="rtn"))
     packed = PackedModel(open_checkpoint(checkpoint), recipe)
     engines = EagerEngine(load_packed(packed, local)), bundle.open_engine()
     same_logits(engines, some_tokens(engines[1], local))

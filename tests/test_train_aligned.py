@@ -206,7 +206,7 @@ def test_what_qat_trained_is_what_the_program_computes(tmp_path, start):
 
     result = qat(from_table(qat_table(tmp_path, start, quant={"distill": 1.0}), Qat, "config"))
     model = add_fake_quant(load_hf(result["out"])[0], find_recipe("android-cpu")).eval()
-    bundle = open_bundle(export(result["out"], tmp_path / "bundle", context=64))
+    bundle = open_bundle(export(result["out"], tmp_path / "bundle", context=64, method="rtn"))
     engine = bundle.open_engine()
     tokens = random_tokens(open_checkpoint(result["out"]).config, 28)
     with torch.no_grad():

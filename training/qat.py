@@ -75,14 +75,12 @@ def add_fake_quant(model: nn.Module, recipe: Recipe, bits: int | None = None) ->
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear | nn.Embedding):
             continue
-        if isinstance(module, nn.Embedding):
-            module.__class__, module.bits = FakeQuantEmbedding, recipe.embedding_bits
-        else:
-            own = recipe.head_bits if name == "lm_head" else bits or recipe.bits
-            module.__class__, module.bits = FakeQuantLinear, own
-        module.group = recipe.group
-        if module.bits < 8 and module.weight.shape[1] % recipe.group:
-            raise InputError(f"{name} has {module.weight.shape[1]} columns; recipe {recipe.name} takes {recipe.group} a scale")
+        width = module.weight.shape[1]
+        module.__class__ = FakeQuantEmbedding if isinstance(module, nn.Embedding) else FakeQuantLinear
+        own, module.group = recipe.bits_of(f"{name}.weight", width)
+        module.bits = bits if bits and name.startswith("model.layers.") else own
+        if module.bits < 8 and width % module.group:
+            raise InputError(f"{name} has {width} columns; recipe {recipe.name} takes {module.group} a scale")
     return model
 
 

@@ -11,10 +11,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from phi3mobile.export.recipe import DEFAULT_RECIPE, RECIPES
 
     about = "; ".join(f"{recipe.name}: {recipe.about}" for recipe in RECIPES.values())
-    parser.add_argument("source", help="checkpoint folder, or hub id such as microsoft/Phi-3-mini-4k-instruct")
+    parser.add_argument("source", help="folder of a checkpoint or of `quantize`, or hub id: microsoft/Phi-3-mini-4k-instruct")
     parser.add_argument("-o", "--out", type=Path, help="the bundle's folder (default: NAME.RECIPE.bundle here)")
     parser.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"{about} (default: %(default)s)")
     parser.add_argument("--context", type=int, help="positions of the KV cache (default: 2048 or what the model takes)")
+    parser.add_argument("--method", help="gptq: better, with a quality card; rtn: fast (default: the recipe's)")
+    parser.add_argument("--calibration", type=Path, help="UTF-8 text that gptq solves on (default: one that ships)")
+    parser.add_argument("--bits", type=float, help="per layer weight, at most: the most sensitive matrices get more")
+    parser.add_argument("--accept-quality", action="store_true", help="make the bundle even if its quality card is bad")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -28,8 +32,12 @@ def run(args: argparse.Namespace) -> None:
     with progress_bar(f"Export {args.source}") as report, quiet():
         from phi3mobile.export.build import export
 
-        export(args.source, out, args.recipe, args.context, progress=report)
+        export(
+            args.source, out, args.recipe, args.context, method=args.method, calibration=args.calibration,
+            bits=args.bits, accept_quality=args.accept_quality, progress=report,
+        )  # fmt: skip
     seconds = time.perf_counter() - start
     bundle = open_bundle(out)
     print_card(str(out), bundle_card(bundle) | {"export": f"{seconds:.1f} s"})
-    print_json({"bundle": str(out), "bytes": bundle.program_bytes, "export_s": round(seconds, 2)})
+    print_json({"bundle": str(out), "bytes": bundle.program_bytes, "export_s": round(seconds, 2),
+                "quality": bundle.manifest["quality"]})  # fmt: skip

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from phi3mobile.models.config import Phi3Config
     from phi3mobile.models.weights import Checkpoint
 
-RUNTIMES = defaultdict(lambda: "unknown", executorch="ExecuTorch", coreml="Core ML, made by coremltools")
+RUNTIMES = defaultdict(lambda: "unknown", executorch="ExecuTorch", coreml="Core ML, made by coremltools", litert="LiteRT")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +34,9 @@ def run(args: argparse.Namespace) -> None:
         main = next(iter(placement.values()), None)
         print_card(str(path), bundle_card(bundle) | (main.rows() if main else {}) | card_rows(bundle.manifest))
         shown = ("name", "runtime", "recipe", "model", "tokens", "memory", "license")
+        quality = {"quality": bundle.manifest.get("quality")}
         reports = {"placement": {name: found.report() for name, found in placement.items()}} if placement else {}
-        print_json({"bundle": str(path)} | {key: bundle.manifest[key] for key in shown} | reports)
+        print_json({"bundle": str(path)} | {key: bundle.manifest[key] for key in shown} | quality | reports)
         return
     from phi3mobile.hub import resolve
     from phi3mobile.models.weights import open_checkpoint
@@ -56,6 +57,7 @@ def bundle_card(bundle: Bundle) -> dict[str, str]:
         "model": f"{model['parameters']:,} parameters, {model['layers']} layers x {model['hidden']}, "
         f"{model['heads']}/{model['kv_heads']} heads x {model['head_dim']}, vocabulary {model['vocab']}",
         "file": f"{size(bundle.program_bytes)}, {model['bits_per_weight']:.2f} bits per weight",
+        "quality": quality_line(manifest.get("quality")),
         "context": f"{model['context']} of {model['max_context']}{switch}",
         "memory at context": ", ".join(f"{tokens}: {size(peak)}" for tokens, peak in memory["peak"].items()),
         "KV cache per token": size(memory["kv_per_token"]),
@@ -64,6 +66,18 @@ def bundle_card(bundle: Bundle) -> dict[str, str]:
         "runtime": f"{RUNTIMES[runtime['kind']]} {runtime['version']}, {len(runtime['operators'])} operators",
         "license": manifest["license"] or "not stated by the checkpoint",
     }
+
+
+def quality_line(quality: dict[str, Any] | None) -> str:
+    """The quality card on one line."""
+    if quality is None:
+        return "not measured"
+    worst = min(quality["layers_db"], default=0.0)
+    return (
+        f"{quality['method']}, {quality['bits_per_weight']:.2f} bits per layer weight; perplexity {quality['perplexity']:.2f}, "
+        f"{quality['ratio']:.3f} x float's; KL {quality['kl']:.4f}, same top token {quality['top1']:.1%}, "
+        f"worst layer {worst:.1f} dB"
+    )
 
 
 def _eviction(manifest: dict[str, Any]) -> str:

@@ -91,7 +91,7 @@ def write_corpus(source: Path, translations: Path, out: Path) -> dict[str, int]:
 
     for folder in (source, translations):
         for name, whole, plain in documents(folder):
-            held_out = int(hashlib.sha256(name.split("/")[-1].encode()).hexdigest(), 16) % 16 == 0
+            held_out = _held_out(name)
             if not held_out:
                 for index, part in enumerate(_parts(whole) if plain else [whole]):  # HTML is cut once its tags are gone
                     write("crawl", f"{name}#{index}" if index else name, part)
@@ -105,6 +105,25 @@ def write_corpus(source: Path, translations: Path, out: Path) -> dict[str, int]:
     for file in files.values():
         file.close()
     return counts
+
+
+def write_pages(source: Path, out: Path) -> int:
+    """OUT/docs.jsonl: the HTML forms of held-out pages as people read them, taken out of the HTML by trafilatura."""
+    from trafilatura import extract
+
+    out.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with (out / "docs.jsonl").open("w") as file:
+        for name, text, plain in documents(source):
+            if not plain and _held_out(name) and len(readable := extract(text, favor_precision=True) or "") > 500:
+                file.write(json.dumps({"text": readable[:40_000], "id": name}) + "\n")
+                count += 1
+    return count
+
+
+def _held_out(name: str) -> bool:
+    """One page in 16, by its name: every form of it."""
+    return int(hashlib.sha256(name.split("/")[-1].encode()).hexdigest(), 16) % 16 == 0
 
 
 def write_tokenizer(folder: Path, corpus: Path, vocab: int) -> None:

@@ -61,12 +61,12 @@ class Line:
                 "max_position_embeddings": context, "original_max_position_embeddings": context, "bos_token_id": 0,
                 "eos_token_id": 0, "pad_token_id": 0, "tie_word_embeddings": True}  # fmt: skip
 
-    def held_out_loss(self, folder: str, length: int = 256, rows: int = 64) -> float:
+    def held_out_loss(self, folder: str, shards: str = "held-out", length: int = 256, rows: int = 64) -> float:
         from phi3mobile.training.loop import mean_loss
         from phi3mobile.training.model import load_hf
         from phi3mobile.training.sources import held_out
 
-        return mean_loss(load_hf(folder)[0], held_out(self.path("data", "shards", "held-out"), length, rows))
+        return mean_loss(load_hf(folder)[0], held_out(self.path("data", "shards", shards), length, rows))
 
 
 def data(line: Line) -> dict:
@@ -78,6 +78,7 @@ def data(line: Line) -> dict:
     manuals = corpus.download(line.folder / "data" / "debian")
     translations = corpus.download(line.folder / "data" / "translations", corpus.TRANSLATIONS)
     counts = corpus.write_corpus(manuals, translations, texts)
+    counts["held-out-pages"] = corpus.write_pages(manuals, texts / "held-out-pages")
     corpus.write_tokenizer(line.folder / "data" / "tokenizer", texts, VOCAB)
     corpus.write_chats(line.folder / "data" / "chats", 6000)
     corpus.write_sections(line.folder / "data" / "chats", 1500)
@@ -85,10 +86,10 @@ def data(line: Line) -> dict:
     # too, so more of their n-grams come twice.
     quality, ngrams = {"max_non_alpha_words_ratio": 0.6}, [[5, 0.3], [6, 0.28], [7, 0.26], [8, 0.24], [9, 0.22], [10, 0.2]]
     filters = {"gopher_quality": quality, "gopher_repetition": {}, "deduplicate": {}}
-    cleaning = {"extract": {"timeout": 60.0}, "language": {}, "gopher_quality": quality, "gopher_repetition": {"dup_n_grams": ngrams},
-                "deduplicate": {}}  # fmt: skip
+    cleaning = {"extract": {"timeout": 60.0}, "language": {}, "gopher_quality": quality,
+                "gopher_repetition": {"dup_n_grams": ngrams}, "deduplicate": {}}  # fmt: skip
     found = {}
-    for name in ("unfiltered", "held-out"):
+    for name in ("unfiltered", "held-out", "held-out-pages"):
         source = texts / ("raw" if name == "unfiltered" else name)
         corpus.write_shards(source, line.folder / "data" / "tokenizer", shards / name)
     for name, source, steps in (
@@ -99,7 +100,7 @@ def data(line: Line) -> dict:
             table = {"out": str(shards / name), "tokenizer": line.path("data", "tokenizer"), **steps,
                      "inputs": [{"path": str(texts / source), "format": "jsonl", "limit": line.documents()}]}  # fmt: skip
             build(from_table(table, Build, name))
-    for name in ("unfiltered", "filtered", "broad", "strict", "held-out"):
+    for name in ("unfiltered", "filtered", "broad", "strict", "held-out", "held-out-pages"):
         from phi3mobile.training.data.shards import open_shards
 
         opened = open_shards(shards / name)
@@ -116,14 +117,14 @@ def phases(line: Line, *sources: tuple[str, float]) -> dict:
 
 
 def filters(line: Line) -> dict:
-    """Equal tokens of unfiltered and of filtered text; loss on held-out pages."""
+    """Equal tokens of unfiltered and of filtered text; loss on held-out pages, as their sources and as people read them."""
     steps, found = line.steps(500), {}
     for name in ("unfiltered", "filtered"):
         result = line.train(
             "pretrain", f"filters/{name}", steps, 3e-3, 16, 256, decay=0.1, data=phases(line, (name, 0)),
             model={"shape": line.shape(128, 4, 512), "tokenizer": line.path("data", "tokenizer")},
         )  # fmt: skip
-        found[name] = line.held_out_loss(result["out"])
+        found[name] = {kind: line.held_out_loss(result["out"], kind) for kind in ("held-out", "held-out-pages")}
     return {"tokens_each": steps * 16 * 256, "held_out_loss": found}
 
 

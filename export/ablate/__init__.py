@@ -1,0 +1,1 @@
+"""What each choice of quantization costs: widths, groups, methods, activations, KV cache. Nothing is exported."""

@@ -1,0 +1,131 @@
+"""Checkpoint -> folder of solved integers, that `phi3mobile export` takes for every target: the slow part, once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from phi3mobile.errors import InputError
+from phi3mobile.export.packed import PackedModel
+from phi3mobile.export.recipe import DEFAULT_RECIPE, Recipe, find_recipe
+from phi3mobile.files import refuse_existing, require_space
+from phi3mobile.hub import resolve
+from phi3mobile.models.weights import Checkpoint, companion_files, open_checkpoint
+from phi3mobile.tokenizer import load_tokenizer
+
+from .budget import TOKENS, choose, measure_classes
+from .calibration import Calibration, calibration_of, card_tokens
+from .checkpoint import solve_checkpoint
+from .folder import is_solved, write_about
+
+METHODS = {
+    "gptq": "GPTQ on calibration text, with a quality card",
+    "rtn": "round to nearest: fast, no text needed, less exact",
+}
+MOST_LOSS = 1.10  # perplexity of the quantized model over the float one's, above which a bundle is refused
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+
+def quantize_checkpoint(
+    source: str | Path,
+    out: str | Path,
+    recipe: str = DEFAULT_RECIPE,
+    *,
+    calibration: str | Path | None = None,
+    bits: float | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Path:
+    """Solve the checkpoint folder or hub id `source` into the folder `out` by GPTQ, and return it.
+
+    A killed run leaves `.NAME.unfinished` beside `out`; the same call goes on from there. `calibration`: a UTF-8 text file.
+    `bits`: per weight of the layers, at most, scales included: the most sensitive matrices get more (default: the recipe's
+    form for all).
+    Raises InputError for a source that is no float checkpoint, an existing `out`, a calibration text that is too short.
+    """
+    chosen, out, folder = find_recipe(recipe), Path(out), resolve(source)
+    refuse_existing(out)
+    if is_solved(folder):
+        raise InputError(f"{folder} is quantized already; give the float checkpoint that it was made from")
+    checkpoint = open_checkpoint(folder)
+    checkpoint.check()
+    chosen.check(checkpoint.config)
+    text = calibration_of(load_tokenizer(folder), checkpoint.config, calibration)
+    require_space(out, checkpoint.config.parameters() + (64 << 20))
+    partial = out.absolute().with_name(f".{out.name}.unfinished")
+    settings = [checkpoint.source_hash(), asdict(chosen), text.sha256, bits, version("phi3mobile")]
+    _begin(partial, hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest())
+    forms = forms_for(checkpoint, chosen, text, bits, progress)
+    solve_into(partial, checkpoint, chosen, text, progress, forms, str(source))
+    for path in companion_files(folder):
+        shutil.copyfile(path, partial / path.name)
+    (partial / _SETTINGS).unlink()
+    partial.rename(out)
+    return out
+
+
+def forms_for(
+    checkpoint: Checkpoint, recipe: Recipe, text: Calibration, bits: float | None, progress: Progress
+) -> dict[str, tuple[int, int]]:
+    """(bits, group) of each layer matrix for a budget of `bits` per weight; {} without a budget. InputError: impossible."""
+    if bits is None:
+        return {}
+    if not recipe.group:
+        raise InputError(f"recipe {recipe.name} has one scale a row: it takes no --bits")
+    return choose(measure_classes(checkpoint, text.tokens[:1, :TOKENS], progress), bits)
+
+
+def solve_into(
+    folder: Path, checkpoint: Checkpoint, recipe: Recipe, text: Calibration, progress: Progress,
+    forms: dict[str, tuple[int, int]], source: str = "",
+) -> dict[str, Any]:  # fmt: skip
+    """A solved model in `folder`, but for the tokenizer's files; returns what was written about it."""
+    wanted, config = PackedModel(checkpoint, recipe, forms), checkpoint.config
+    card = card_tokens(load_tokenizer(checkpoint.folder), config)
+    measured = solve_checkpoint(checkpoint, folder, wanted.bits_of, text.tokens, card, progress)
+    (folder / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n")
+    about = {
+        "source": source or str(checkpoint.folder),
+        "source_hash": checkpoint.source_hash(),
+        "recipe": recipe.name,
+        "tool": version("phi3mobile"),
+        "quality": {
+            "method": "gptq",
+            "bits_per_weight": wanted.bits_per_weight(),
+            "calibration": {"text": text.name, "sha256": text.sha256, "tokens": text.tokens.numel()},
+            **measured,
+        },
+    }
+    write_about(folder, about)
+    return about
+
+
+def refuse_loss(quality: dict[str, Any], vocab: int) -> None:
+    """InputError if the card shows more loss than a bundle may have. An untrained model guesses: its ratio says nothing."""
+    if quality["ratio"] > MOST_LOSS and quality["perplexity_float"] < vocab / 2:
+        raise InputError(
+            f"quantized, the model's perplexity is {quality['ratio']:.3f} times the float model's ({quality['perplexity']:.2f} "
+            f"against {quality['perplexity_float']:.2f}); at most {MOST_LOSS:.2f} ships: take more bits or another "
+            "calibration text, or --accept-quality"
+        )
+
+
+_SETTINGS = "unfinished.txt"
+
+
+def _begin(partial: Path, settings: str) -> None:
+    """An empty folder, or what a run with the same settings left."""
+    mark = partial / _SETTINGS
+    if partial.exists() and not (mark.is_file() and mark.read_text() == settings):
+        shutil.rmtree(partial)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{partial} can't be made ({error.strerror}); write elsewhere") from None
+    mark.write_text(settings)

@@ -1,0 +1,74 @@
+"""The quality card: what quantization does to the model's answers on a text that it was not solved on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
+from phi3mobile.models.quantized import Packed
+
+from .stream import rounded, run_layer
+
+_TOKENS = 256  # of logits at once
+
+
+class Card:
+    """Two streams of hidden states of the same tokens int64 [B, T]: through the float model and through the quantized one."""
+
+    def __init__(self, config: Phi3Config, tokens: torch.Tensor, exact: torch.Tensor, quantized: torch.Tensor) -> None:
+        """exact, quantized: embedded tokens [B, T, D]."""
+        self.config, self.tokens = config, tokens
+        self.exact, self.quantized = exact * config.embedding_multiplier, quantized * config.embedding_multiplier
+        self.layers_db: list[float] = []
+
+    def through_float(self, layer: nn.Module, index: int) -> None:
+        self.exact = run_layer(self.config, layer, index, self.exact)
+
+    def through_quantized(self, layer: nn.Module, index: int) -> None:
+        self.quantized = run_layer(self.config, layer, index, self.quantized)
+        self.layers_db.append(round(signal_to_noise(self.exact, self.quantized), 2))
+
+    def finish(self, norm: nn.Module, head: torch.Tensor, packed: Packed) -> dict[str, Any]:
+        """Perplexity of both, mean KL divergence (nats) of the quantized from the float model, how often both have the same
+        most likely next token, and for each layer the median token's signal-to-noise ratio of its hidden state in dB."""
+        exact, quantized = norm(self.exact), rounded(norm(self.quantized))
+        table, count = packed.dequantized(), self.tokens[:, 1:].numel()
+        nll, quantized_nll, kl, same = 0.0, 0.0, 0.0, 0
+        following = self.tokens[:, 1:].reshape(-1, 1)
+        both = zip(*(x[:, :-1].flatten(0, 1).split(_TOKENS) for x in (exact, quantized)), following.split(_TOKENS), strict=True)
+        for x, y, target in both:
+            told, tells = log_probabilities(self.config, x, head), log_probabilities(self.config, y, table)
+            nll -= told.gather(1, target).double().sum().item()
+            quantized_nll -= tells.gather(1, target).double().sum().item()
+            kl += functional.kl_div(tells, told, reduction="none", log_target=True).double().sum().item()
+            same += int((told.argmax(-1) == tells.argmax(-1)).sum())
+        float_perplexity, perplexity = math.exp(nll / count), math.exp(quantized_nll / count)
+        return {
+            "tokens": count,
+            "perplexity_float": round(float_perplexity, 4),
+            "perplexity": round(perplexity, 4),
+            "ratio": round(perplexity / float_perplexity, 4),
+            "kl": round(max(0.0, kl / count), 5),
+            "top1": round(same / count, 4),
+            "layers_db": self.layers_db,
+        }
+
+
+def log_probabilities(config: Phi3Config, x: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+    """Of the next token, behind the final norm: x [..., D], head [V, D] -> [..., V]."""
+    logits = functional.linear(x, head)
+    if isinstance(config, Phi3SmallConfig):
+        logits = logits / config.mup_width_multiplier
+    logits[..., list(config.masked_ids)] = torch.finfo(torch.float32).min / 2
+    return logits.log_softmax(-1)
+
+
+def signal_to_noise(exact: torch.Tensor, quantized: torch.Tensor) -> float:
+    """Median over tokens of |exact|^2 / |quantized - exact|^2 in dB, both [B, T, D]."""
+    noise = (quantized - exact).square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
+    return float((10 * (exact.square().sum(-1) / noise).log10()).median())

@@ -1,0 +1,123 @@
+"""A float checkpoint solved into a folder of packed integers, layer after layer, with a quality card from the same pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from phi3mobile.errors import InputError
+from phi3mobile.export.quantize import quantize
+from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
+from phi3mobile.models.quantized import Packed, QuantizedEmbedding, QuantizedLinear
+from phi3mobile.models.weights import Checkpoint
+
+from .balance import balance
+from .card import Card
+from .folder import HEAD, read_part, write_part
+from .gptq import solve
+from .stream import load_layer, load_norm, products, rounded, run_layer, run_watched, solve_layer
+
+EMBEDDING = "model.embed_tokens.weight"
+Progress = Callable[[str, int, int], None]  # stage, done, total
+BitsOf = Callable[[str], tuple[int, int]]  # a matrix's name -> (bits, group)
+
+
+@torch.no_grad()
+def solve_checkpoint(
+    checkpoint: Checkpoint,
+    folder: Path,
+    bits_of: BitsOf,
+    tokens: torch.Tensor,
+    card_tokens: torch.Tensor,
+    progress: Progress = lambda stage, done, total: None,
+) -> dict[str, Any]:
+    """Solve every matrix on calibration `tokens` int64 [B, T], write `folder` (which exists) and measure the quality card.
+
+    Parts that are in the folder already are taken over: a killed run goes on. Raises InputError for weights or hidden states
+    that are not finite, naming the tensor or layer.
+    """
+    config, layers = checkpoint.config, checkpoint.config.num_hidden_layers
+    weights = partial(finite_tensor, checkpoint)
+    table = weights(EMBEDDING)
+    packed = _kept(folder / "packed-embedding.safetensors", lambda: {EMBEDDING: quantize(table, *bits_of(EMBEDDING))})
+    embed = QuantizedEmbedding(packed[EMBEDDING])
+    card = Card(config, card_tokens, functional.embedding(card_tokens, table), embed(card_tokens))
+    exact = functional.embedding(tokens, table) * config.embedding_multiplier
+    x = embed(tokens) * config.embedding_multiplier
+    for index in range(layers):
+        progress("solve", index, layers + 1)
+        layer, path = load_layer(config, index, weights), folder / f"packed-layer-{index:03}.safetensors"
+        card.through_float(layer, index)
+        exact, inputs = run_watched(config, layer, index, exact)
+        if not path.exists() and (trained := on_grid(layer, index, bits_of)):
+            write_part(path, _vectors(layer, index) | trained)
+        if path.exists():
+            take_over(layer, index, read_part(path))
+            x = run_layer(config, layer, index, x)
+        else:
+            balance(config, layer, inputs)
+            matrices, x = solve_layer(config, layer, index, x, inputs, lambda name, *given: solve(*given, *bits_of(name)))
+            write_part(path, _vectors(layer, index) | matrices)
+        card.through_quantized(layer, index)
+    progress("solve", layers, layers + 1)
+    norm, head = load_norm(config, weights), weights(HEAD)
+    vectors = {f"{_norm_name(config)}.{key}": value.data for key, value in norm.named_parameters()}
+
+    def end() -> dict[str, Packed | torch.Tensor]:
+        seen = rounded(norm(x))
+        return vectors | {HEAD: solve(head, products(seen, seen, torch.ones(1)), *bits_of(HEAD))}
+
+    packed = _kept(folder / "packed-end.safetensors", end)
+    return card.finish(norm, head, packed[HEAD])
+
+
+def _kept(path: Path, make: Callable[[], dict[str, Packed | torch.Tensor]]) -> dict[str, Packed | torch.Tensor]:
+    """What is in the file; made and written if there is none."""
+    if not path.exists():
+        write_part(path, make())
+    return read_part(path)
+
+
+def _vectors(layer: nn.Module, index: int) -> dict[str, torch.Tensor]:
+    return {f"model.layers.{index}.{key}": value.data for key, value in layer.named_parameters() if value.dim() == 1}
+
+
+def on_grid(layer: nn.Module, index: int, bits_of: BitsOf) -> dict[str, Packed]:
+    """The layer's integers if its floats are on the grid already, as training/qat.py leaves them: they must stay. Else {}."""
+    found = {}
+    for key, module in layer.named_modules():
+        if isinstance(module, nn.Linear):
+            name = f"model.layers.{index}.{key}.weight"
+            packed = quantize(module.weight, *bits_of(name))
+            if not torch.allclose(packed.dequantized(), module.weight, rtol=1e-4, atol=1e-7):
+                return {}
+            found[name] = packed
+    return found
+
+
+def take_over(layer: nn.Module, index: int, packed: dict[str, Packed | torch.Tensor]) -> None:
+    """Give a float layer the integers of an earlier run."""
+    for name, linear in list(layer.named_modules()):
+        if isinstance(linear, nn.Linear):
+            owner, _, attribute = name.rpartition(".")
+            module = QuantizedLinear(packed[f"model.layers.{index}.{name}.weight"])
+            module.bias = linear.bias
+            setattr(layer.get_submodule(owner), attribute, module)
+
+
+def finite_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """A tensor in float32; InputError with its name if a value is NaN or infinite."""
+    tensor = checkpoint.tensor(name)
+    if not torch.isfinite(tensor).all():
+        raise InputError(f"{name} has values that are not finite (NaN or infinity): the checkpoint is damaged")
+    return tensor
+
+
+def _norm_name(config: Phi3Config) -> str:
+    return "model.final_layernorm" if isinstance(config, Phi3SmallConfig) else "model.norm"

@@ -1,0 +1,138 @@
+"""A folder of solved weights: packed integers, one safetensors file a layer, and what they were made with.
+
+`phi3mobile export` takes it like a checkpoint, for every target. Files are written whole, so a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from phi3mobile.errors import InputError
+from phi3mobile.files import whole_file
+from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.quantized import Packed
+from phi3mobile.models.weights import expected_tensors
+
+FORMAT = 1
+ABOUT = "packed.json"
+HEAD = "lm_head.weight"
+
+
+def is_solved(folder: Path) -> bool:
+    return (folder / ABOUT).is_file()
+
+
+def write_part(path: Path, tensors: dict[str, Packed | torch.Tensor]) -> None:
+    """One file of packed matrices and float32 vectors, by name."""
+    flat: dict[str, torch.Tensor] = {}
+    for name, value in tensors.items():
+        if isinstance(value, Packed):
+            flat |= {f"{name}.codes": value.codes, f"{name}.scales": value.scales}
+        else:
+            flat[name] = value.float()
+    with whole_file(path) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in flat.items()}, partial, metadata={"format": "pt"})
+
+
+def read_part(path: Path) -> dict[str, Packed | torch.Tensor]:
+    """What write_part wrote."""
+    part = _Part(path)
+    return {name: part.tensor(name) for name in part.names()}
+
+
+class _Part:
+    """An open file of write_part's."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = safe_open(path, framework="pt")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(f"{path} is truncated or damaged ({' '.join(str(error).split())}); quantize again") from None
+        self._keys = set(self._file.keys())
+
+    def names(self) -> list[str]:
+        return sorted({key.removesuffix(".codes").removesuffix(".scales") for key in self._keys})
+
+    def form(self, name: str) -> tuple[tuple[int, ...], tuple[int, int] | None]:
+        """Shape, and (bits, group) of a matrix."""
+        if name in self._keys:
+            return tuple(self._file.get_slice(name).get_shape()), None
+        codes = self._file.get_slice(f"{name}.codes")
+        (rows, width), groups = codes.get_shape(), self._file.get_slice(f"{name}.scales").get_shape()[1]
+        bits, width = (8, width) if codes.get_dtype() == "I8" else (4, 2 * width)
+        return (rows, width), (bits, width // groups)
+
+    def tensor(self, name: str) -> Packed | torch.Tensor:
+        if name in self._keys:
+            return self._file.get_tensor(name)
+        _, (bits, group) = self.form(name)
+        return Packed(bits, group, self._file.get_tensor(f"{name}.codes"), self._file.get_tensor(f"{name}.scales"))
+
+
+class Solved:
+    """An opened folder. Names are those of a checkpoint, and the head's own: tied or not, it is packed by itself."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.about = folder, _read_about(folder)
+        self.config = Phi3Config.from_hf(_read_json(folder / "config.json"))
+        parts = [_Part(path) for path in sorted(folder.glob("packed-*.safetensors"))]
+        self._where = {name: part for part in parts for name in part.names()}
+        if missing := [name for name in (*self.names(), HEAD) if name not in self._where]:
+            raise InputError(f"{folder} lacks {', '.join(missing[:6])}; quantize again")
+
+    def names(self) -> list[str]:
+        return list(expected_tensors(self.config))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._where[name].form(name)[0]
+
+    def bits_of(self, name: str) -> tuple[int, int] | None:
+        return self._where[name].form(name)[1]
+
+    def tensor(self, name: str) -> Packed | torch.Tensor:
+        """A matrix packed, without its bias, or a vector in float32."""
+        return self._where[name].tensor(name)
+
+    def check(self) -> None:
+        """InputError for tensors of other shapes than the config's."""
+        for name, shape in expected_tensors(self.config).items():
+            if self.shape(name) != shape:
+                raise InputError(f"{self.folder}: {name} has shape {list(self.shape(name))}, expected {list(shape)}")
+
+    def source_hash(self) -> str:
+        """Of the checkpoint that the integers were made from."""
+        return self.about["source_hash"]
+
+
+def write_about(folder: Path, about: dict[str, Any]) -> None:
+    """What the weights were made with, and their quality card; written last: a folder without it is not finished."""
+    with whole_file(folder / ABOUT) as partial:
+        partial.write_text(json.dumps({"format": FORMAT, **about}, indent=2) + "\n", "utf-8")
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    about = _read_json(folder / ABOUT)
+    if about.get("format") != FORMAT:
+        raise InputError(f"{folder / ABOUT} has format {about.get('format')!r}, this phi3mobile reads {FORMAT}: quantize again")
+    for key in ("source", "source_hash", "recipe"):
+        if not isinstance(about.get(key), str):
+            raise InputError(f"{folder / ABOUT} lacks {key}; quantize again")
+    if not isinstance(about.get("quality"), dict):
+        raise InputError(f"{folder / ABOUT} lacks quality; quantize again")
+    return about
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} can't be read ({error}); quantize again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} must hold a JSON object; quantize again")
+    return value

@@ -1,0 +1,157 @@
+"""The pass over the layers: calibration tokens as the phone will see them, and each matrix solved when they reach it.
+
+Only one layer's weights are in memory. The hidden states x [B, T, D] go through layers whose matrices become integers on the
+way. A matrix is solved on the inputs that the already quantized ones before it make, int8 activations included, to give what
+it gives in the float model: so later matrices make good what earlier ones spoilt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from phi3mobile.errors import InputError
+from phi3mobile.models import phi3, phi3small
+from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
+from phi3mobile.models.quantized import Packed
+from phi3mobile.models.rope import rope_tables
+
+from .gptq import matched
+
+_ROWS = 4096  # activations rounded or multiplied at once
+
+Solve = Callable[[str, torch.Tensor, torch.Tensor], Packed]  # name, weight [N, K], hessian [K, K] -> packed
+Weights = Callable[[str], torch.Tensor]
+
+
+class Solving(nn.Module):
+    """A linear that is solved on the first inputs that it gets, x [B, T, K], and computes as the phone does with the rest.
+
+    `exact` [B, T, K]: what it sees in the float model.
+    """
+
+    def __init__(self, name: str, linear: nn.Linear, exact: torch.Tensor, solve: Solve, power: Power) -> None:
+        super().__init__()
+        self.name, self.linear, self.exact, self.solve, self.power = name, linear, exact, solve, power
+        self.packed: Packed | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.isfinite(x).all():
+            raise InputError(f"what {self.name} multiplies is not finite (NaN or infinity): the checkpoint is damaged")
+        x = rounded(x)
+        if self.packed is None:
+            hessian = products(x, x, self.power.weights)
+            weight = matched(self.linear.weight, hessian, products(x, self.exact - x, self.power.weights))
+            self.packed = self.solve(self.name, weight, hessian)
+            self.weight, self.linear.weight, self.exact = self.packed.dequantized(), None, None
+        return nn.functional.linear(x, self.weight, self.linear.bias)
+
+
+class Power:
+    """Weight of each token, [B, T]: what a norm that follows divides its errors by. Kept by a hook on a layer's norms.
+
+    Without it a handful of tokens with enormous hidden states would decide how all others are rounded.
+    """
+
+    def __init__(self) -> None:
+        self.weights = torch.ones(1)
+
+    def __call__(self, norm: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        power = inputs[0].square().mean(-1)
+        self.weights = power.mean() / power.clamp(min=power.median() * 1e-3 + torch.finfo(torch.float32).tiny)
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    """models.quantized.quantize_activation in two passes over x [B, T, K]: int8 per token, asymmetric."""
+    tokens = x.flatten(0, -2)
+    low, high = tokens.amin(-1).clamp_(max=0), tokens.amax(-1).clamp_(min=0)
+    scale = ((high - low) / 255).clamp_(min=torch.finfo(torch.float32).eps)
+    zero = (-128 - torch.round(low / scale)).clamp_(-128, 127).to(torch.int32)
+    return torch.fake_quantize_per_channel_affine(tokens, scale, zero, 0, -128, 127).view_as(x)
+
+
+def products(x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """sum over tokens of weight * x y^T, both [B, T, K], weights [B, T] or [1] -> [K, K]. With y = x, the Hessian."""
+    share = (weights / weights.mean()).expand(x.shape[:2]).reshape(-1, 1)
+    total = torch.zeros(x.shape[-1], y.shape[-1])
+    for left, right, own in zip(*(part.split(_ROWS) for part in (x.flatten(0, 1), y.flatten(0, 1), share)), strict=True):
+        total.addmm_((left * own).t(), right)
+    return total
+
+
+def load_layer(config: Phi3Config, index: int, weights: Weights) -> nn.Module:
+    """Layer `index` in float32."""
+    with torch.device("meta"):
+        small = isinstance(config, Phi3SmallConfig)
+        layer = phi3small.SmallDecoderLayer(config, index) if small else phi3.DecoderLayer(config)
+    for name, _ in list(layer.named_parameters()):
+        module, _, attribute = name.rpartition(".")
+        value = nn.Parameter(weights(f"model.layers.{index}.{name}"), requires_grad=False)
+        setattr(layer.get_submodule(module), attribute, value)
+    return layer.eval()
+
+
+def load_norm(config: Phi3Config, weights: Weights) -> nn.Module:
+    """The final norm in float32."""
+    if isinstance(config, Phi3SmallConfig):
+        norm, name = nn.LayerNorm(config.hidden_size, config.rms_norm_eps), "model.final_layernorm"
+    else:
+        norm, name = phi3.RMSNorm(config.hidden_size, config.rms_norm_eps), "model.norm"
+    for part, _ in list(norm.named_parameters()):
+        setattr(norm, part, nn.Parameter(weights(f"{name}.{part}"), requires_grad=False))
+    return norm
+
+
+def run_layer(config: Phi3Config, layer: nn.Module, index: int, x: torch.Tensor) -> torch.Tensor:
+    """x [B, T, D] -> [B, T, D], every sequence from position 0."""
+    cos, sin = rope_tables(config, x.shape[1])
+    q, k, v = layer.attention_inputs(x, cos[: x.shape[1]], sin[: x.shape[1]])
+    rows = zip(q.split(1), k.split(1), v.split(1), strict=True)
+    return layer.attention_output(x, torch.cat([_attend(config, index, *row) for row in rows]))
+
+
+def _attend(config: Phi3Config, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    if isinstance(config, Phi3SmallConfig):
+        return phi3small.attend(q, k, v, 0, config.attention_scale, config.blocksparse(index))
+    return phi3.attend(q, k, v, 0, config.sliding_window)
+
+
+def run_watched(
+    config: Phi3Config, layer: nn.Module, index: int, x: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """As run_layer, and what each linear of the layer sees, by name."""
+    inputs: dict[str, torch.Tensor] = {}
+    linears = [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
+    hooks = [
+        linear.register_forward_pre_hook(lambda module, given, name=name: inputs.update({name: given[0]}))
+        for name, linear in linears
+    ]
+    x = run_layer(config, layer, index, x)
+    for hook in hooks:
+        hook.remove()
+    return x, inputs
+
+
+def solve_layer(
+    config: Phi3Config, layer: nn.Module, index: int, x: torch.Tensor, exact: dict[str, torch.Tensor], solve: Solve
+) -> tuple[dict[str, Packed], torch.Tensor]:
+    """Solve a float layer in place on hidden states x [B, T, D]: its matrices by name, and the hidden states behind it.
+
+    `exact`: what its linears see in the float model. The layer computes with its integers from then on.
+    """
+    power = Power()
+    for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+        norm.register_forward_pre_hook(power)
+    solving = {}
+    for name, linear in list(layer.named_modules()):
+        if isinstance(linear, nn.Linear):
+            full = f"model.layers.{index}.{name}.weight"
+            owner, _, attribute = name.rpartition(".")
+            solving[full] = Solving(full, linear, exact.pop(name), solve, power)
+            setattr(layer.get_submodule(owner), attribute, solving[full])
+    x = run_layer(config, layer, index, x)
+    if not torch.isfinite(x).all():
+        raise InputError(f"the hidden states behind layer {index} are not finite (NaN or infinity): the checkpoint is damaged")
+    return {name: module.packed for name, module in solving.items()}, x
