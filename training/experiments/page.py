@@ -22,14 +22,13 @@ def write_page(folder: Path, page: Path, parts: list[str]) -> None:
     text += ["Written by `training/experiments/tiny_line.py`; every number is a stage's own. "
              f"Parts: {', '.join(found)}. They took {minutes:.0f} minutes in all.", ""]  # fmt: skip
     if scales != [1.0]:
-        text += [f"**Reduced run**: steps were multiplied by {', '.join(f'{s:g}' for s in scales)}, on a shared "
-        "machine. It proves "
-                 "that every part works; the comparisons are noisy, and the whole run (`--scale 1`) decides "
-                 "them.", ""]  # fmt: skip
+        text += ["**Reduced run**, part by part: the full number of steps was multiplied by what stands behind each part, on a "
+                 "machine with other work. Where a comparison is close, the whole run (`--scale 1`) decides it.",
+                 ""]  # fmt: skip
     writers = {"data": _data, "filters": _filters, "pretrain": _pretrain, "align": _align, "chat": _chat,
                "quantization": _quantization, "longrope": _longrope, "smollm2": _smollm2}  # fmt: skip
     for name, result in found.items():
-        text += [*writers[name](result, folder, plots), f"({result['seconds']} s)", ""]
+        text += [*writers[name](result, folder, plots), f"({result['seconds']} s, steps times {result['scale']:g})", ""]
     with whole_file(page) as partial:
         partial.write_text("\n".join(text))
 
