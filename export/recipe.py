@@ -54,6 +54,8 @@ class Recipe:
                 f"recipe {self.name} has no operator for block-sparse attention (phi3small, layer {min(sparse, default=0)}); "
                 "take host, android-cpu or ios-gpu"
             )
+        if self.name in ("ios-ane", "ios-executorch") and config.source_model_type == "phi3small":
+            raise InputError(f"recipe {self.name} takes models of type phi3; for phi3small take ios-gpu")
         widths = (config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim)
         step = SMALLEST_GROUP if self.group else 2
         if uneven := [width for width in widths if self.bits == 4 and width % step]:

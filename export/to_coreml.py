@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from phi3mobile.errors import InputError
-from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
+from phi3mobile.models.config import Phi3Config
 from phi3mobile.models.rope import rope_tables, short_rows
 
 from .coreml import ane, decoder
@@ -76,7 +76,6 @@ def _states(packed: PackedModel, folder: Path, context: int, chunk: int, progres
 def _read_only(packed: PackedModel, folder: Path, context: int, chunk: int, progress: Progress) -> dict[str, Any]:
     """Several packages in one folder, and the table of RoPE rows that the host feeds them from."""
     config = packed.config
-    _refuse_small(packed)
     (folder / PACKAGES).mkdir()
     lengths, parts, operators = {"decode": 1, "prefill": chunk}, ane.parts(packed), set()
     for index, part in enumerate(parts):
@@ -99,7 +98,6 @@ def _read_only(packed: PackedModel, folder: Path, context: int, chunk: int, prog
 
 def _delegated(packed: PackedModel, folder: Path, context: int, chunk: int, progress: Progress) -> dict[str, Any]:
     """A .pte whose whole graph is one Core ML delegate."""
-    _refuse_small(packed)
     from importlib.metadata import version
 
     from .coreml.delegate import write_pte
@@ -110,11 +108,6 @@ def _delegated(packed: PackedModel, folder: Path, context: int, chunk: int, prog
         "kind": "executorch", "version": version("executorch"), "program": PTE, "operators": [], "backend": "CoreMLBackend",
         "functions": functions, "rows": context + chunk,
     }  # fmt: skip
-
-
-def _refuse_small(packed: PackedModel) -> None:
-    if isinstance(packed.config, Phi3SmallConfig):
-        raise InputError(f"recipe {packed.recipe.name} takes models of type phi3; for phi3small take ios-gpu")
 
 
 def activation_bytes(config: Phi3Config, rows: int, chunk: int) -> int:

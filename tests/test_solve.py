@@ -260,6 +260,16 @@ def test_the_card_says_what_the_quantized_model_does(solved, checkpoint_of):
     assert min(quality["layers_db"]) > 10
 
 
+def test_a_model_with_biases_is_solved_and_exported(checkpoint_of, text, tmp_path):
+    """phi-3-small's linears have biases: they stay as they are."""
+    source, checkpoint = tmp_path / "q", open_checkpoint(checkpoint_of("small-tiny"))
+    opened = Solved(quantize_checkpoint(checkpoint_of("small-tiny"), source, calibration=text))
+    biases = [name for name in checkpoint.names() if name.endswith(".bias")]
+    assert biases and all(torch.equal(opened.tensor(name).float(), checkpoint.tensor(name).float()) for name in biases)
+    bundle = open_bundle(export(source, tmp_path / "bundle", "host", context=64))
+    assert bundle.manifest["quality"]["ratio"] > 0.5
+
+
 def test_solving_beats_rounding_over_a_whole_model(solved, checkpoint_of):
     checkpoint = open_checkpoint(checkpoint_of("tiny-gqa"))
     recipe, tokens = find_recipe("android-cpu"), torch.tensor([load_tokenizer(solved).encode(words(5000, 5050))[:200]])

@@ -61,9 +61,10 @@ def solve_checkpoint(
             take_over(layer, index, read_part(path))
             x = run_layer(config, layer, index, x)
         else:
+            vectors = _vectors(layer, index)  # before the linears, whose biases are among them, are replaced
             balance(config, layer, inputs)
             matrices, x = solve_layer(config, layer, index, x, inputs, lambda name, *given: solve(*given, *bits_of(name)))
-            write_part(path, _vectors(layer, index) | matrices)
+            write_part(path, vectors | matrices)
         card.through_quantized(layer, index)
     progress("solve", layers, layers + 1)
     norm, head = load_norm(config, weights), weights(HEAD)
