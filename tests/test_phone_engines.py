@@ -77,11 +77,10 @@ def test_every_engine_keeps_the_contract(name, open_as):
 def test_a_phone_gets_what_the_computer_gets(name, preset, open_as):
     phone, computer = open_as(name, preset), open_as("executorch", preset)
     tokens = tokens_for(computer, 9)
-    for position, long in ((0, False), (9, False), (3, False), (0, True)):
-        expected = computer.forward(tokens, position, long)
-        assert np.array_equal(phone.forward(tokens, position, long), expected)
-    single = tokens[:1]
-    assert np.array_equal(phone.forward(single, 9, False), computer.forward(single, 9, False))
+    last_bits = {"rtol": 1e-5, "atol": 1e-5}  # ExecuTorch's attention adds in an order that follows where its buffers lie
+    for part, position, long in ((9, 0, False), (9, 9, False), (9, 3, False), (9, 0, True), (1, 9, False)):
+        expected = computer.forward(tokens[:part], position, long)
+        np.testing.assert_allclose(phone.forward(tokens[:part], position, long), expected, **last_bits)
 
 
 def test_a_longrope_model_is_told_the_regime(open_as):
@@ -89,7 +88,7 @@ def test_a_longrope_model_is_told_the_regime(open_as):
     if engine.info.original_context is None:
         pytest.skip("this preset has no LongRoPE switch")
     tokens = tokens_for(engine, 9)
-    assert not np.array_equal(engine.forward(tokens, 0, long=True), engine.forward(tokens, 0, long=False))
+    assert not np.allclose(engine.forward(tokens, 0, long=True), engine.forward(tokens, 0, long=False), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["android", "apple"])
