@@ -106,12 +106,7 @@ def _llama_entry(checkpoint: Checkpoint, bundle: Bundle, progress: Progress) -> 
     bits = bundle.manifest["recipe"]["head_bits"]
     table = {4: "Q4_0", 8: "Q8_0"}[bits]
     path = _beside(checkpoint, f"Q4_0-{table}.gguf")
-    if not path.exists():
-        worker = Worker()
-        try:
-            worker.ask("gguf", progress, source=str(checkpoint.folder), out=str(path), kind="Q4_0", table_kind=table)
-        finally:
-            worker.close()
+    _make(path, "gguf", progress, checkpoint, kind="Q4_0", table_kind=table)
     return "llama.cpp Q4_0", _gguf_entry(checkpoint, path, bits)
 
 
@@ -151,13 +146,19 @@ def _litert_entry(checkpoint: Checkpoint, bundle: Bundle, progress: Progress) ->
     """Our own program for LiteRT, in our engine over it: recipe litert, rounded to nearest as the other peers."""
     context = bundle.info.max_context
     path = _beside(checkpoint, f"litert{version('ai-edge-litert')}-{context}.bundle")
-    if not path.exists():
-        worker = Worker()
-        try:
-            worker.ask("export", progress, source=str(checkpoint.folder), out=str(path), recipe="litert", context=context)
-        finally:
-            worker.close()
+    _make(path, "export", progress, checkpoint, recipe="litert", context=context)
     return "LiteRT int4", our_entry(open_bundle(path))
+
+
+def _make(path: Path, do: str, progress: Progress, checkpoint: Checkpoint, **arguments: Any) -> None:
+    """`path` by a worker's action, whose memory goes with it; nothing if it is there."""
+    if path.exists():
+        return
+    worker = Worker()
+    try:
+        worker.ask(do, progress, source=str(checkpoint.folder), out=str(path), **arguments)
+    finally:
+        worker.close()
 
 
 def _beside(checkpoint: Checkpoint, suffix: str) -> Path:

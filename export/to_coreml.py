@@ -9,7 +9,6 @@ largest matrix. It runs on iPhones and Macs; here it is run by our interpreter (
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +21,13 @@ from phi3mobile.models.rope import rope_tables, short_rows
 from .coreml import ane, decoder
 from .coreml.package import Weights, write_package
 from .packed import PackedModel
+from .program import Program
 
 PROGRAM, PTE = "model.mlpackage", "model.pte"
 PACKAGES = "model"  # folder of a recipe with several
 ROPE = "rope.f16"  # cos and sin, float16 [2, rows, R]
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
-
-
-@dataclass(frozen=True)
-class Program:
-    """What was written: the manifest's `runtime` (but kind and version), bytes of activations (estimated), of KV per token."""
-
-    runtime: dict[str, Any]
-    activations: int
-    kv_per_token: int
-    back: int | None = None  # tokens that a position may go back; None: any number
-
-    def kv_bytes(self, tokens: int) -> int:
-        return self.kv_per_token * tokens
 
 
 def to_coreml(

@@ -9,34 +9,20 @@ largest matrix. The same integers as in every target, int8 activations by XNNPAC
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from phi3mobile.errors import InputError
 from phi3mobile.models.config import Phi3Config
 
 from .litert import decoder, program
 from .packed import PackedModel
+from .program import Program
 
 PROGRAM = "model.tflite"
 FIXED = ".fixed.tflite"  # the same for LiteRT-LM, until it is in the package
 SHORT = (8, 32)  # tokens of a forward that are padded to fewer than a chunk: a draft to verify, a turn of a chat
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
-
-
-@dataclass(frozen=True)
-class Program:
-    """What was written: the manifest's `runtime` (but kind and version), bytes of activations (estimated), of KV per token."""
-
-    runtime: dict[str, Any]
-    activations: int
-    kv_per_token: int
-    back: int | None = None  # tokens that a position may go back; None: any number
-
-    def kv_bytes(self, tokens: int) -> int:
-        return self.kv_per_token * tokens
 
 
 def to_litert(

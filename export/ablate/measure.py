@@ -15,18 +15,17 @@ from torch import nn
 from torch.nn import functional
 
 from phi3mobile.errors import InputError
-from phi3mobile.export.solve.folder import Solved
-from phi3mobile.export.solve.stream import load_layer, load_norm, run_layer
-from phi3mobile.models.config import Phi3SmallConfig
+from phi3mobile.export.solve.card import compare
+from phi3mobile.export.solve.checkpoint import EMBEDDING
+from phi3mobile.export.solve.folder import HEAD, Solved
+from phi3mobile.export.solve.stream import load_layer, load_norm, rounded, run_layer
 from phi3mobile.models.ops import quantize_rows
-from phi3mobile.models.quantized import Packed, quantize_activation
+from phi3mobile.models.quantized import Packed
 from phi3mobile.models.weights import Checkpoint
 
 from .rounding import fake_quantize
 from .settings import FLOAT, Setting, weigh
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_TOKENS = 256  # of logits at once
 _ROWS = 4096  # activations at once
 
 Progress = Callable[[str, int, int], None]
@@ -42,17 +41,12 @@ class FakeLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         setting = self.setting
-        x = _rounded(x) if setting.activations == "int8" else x
+        x = rounded(x) if setting.activations == "int8" else x
         if self.weight is None:
             hessian = _hessian(x) if setting.method == "gptq" and setting.bits != FLOAT else None
             self.weight = fake_quantize(self.linear.weight, setting.bits, setting.group, setting.method, hessian)
             self.linear.weight = None
         return functional.linear(x, self.weight, self.linear.bias)
-
-
-def _rounded(x: torch.Tensor) -> torch.Tensor:
-    """int8 activations as the phone rounds them, a part of the tokens at a time; x [B, T, K]."""
-    return torch.cat([quantize_activation(part) for part in x.flatten(0, -2).split(_ROWS)]).view_as(x)
 
 
 def _hessian(x: torch.Tensor) -> torch.Tensor:
@@ -187,24 +181,6 @@ def _compare(
     setting: Setting,
 ) -> dict[str, float]:  # fmt: skip
     """Figures of `hidden` against `exact`, both [B, T, D], through the heads `fake` and the checkpoint's own."""
-    config, head = checkpoint.config, _head(checkpoint)
-    following = tokens[:, 1:].reshape(-1, 1)
-    quantized = _rounded(hidden) if setting.activations == "int8" else hidden
-    nll = kl = same = 0.0
-    parts = zip(*(x[:, :-1].flatten(0, 1).split(_TOKENS) for x in (exact, quantized)), following.split(_TOKENS), strict=True)
-    for x, y, target in parts:
-        told, tells = _log_probabilities(config, x, head), _log_probabilities(config, y, fake)
-        nll -= tells.gather(1, target).double().sum().item()
-        kl += functional.kl_div(tells, told, reduction="none", log_target=True).double().sum().item()
-        same += int((told.argmax(-1) == tells.argmax(-1)).sum())
-    count = len(following)
-    return {"perplexity": math.exp(min(nll / count, 700)), "kl": max(0.0, kl / count), "top1": same / count}
-
-
-def _log_probabilities(config, x: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-    logits = functional.linear(x, head)
-    if isinstance(config, Phi3SmallConfig):
-        logits = logits / config.mup_width_multiplier
-    if config.masked_ids:
-        logits[:, list(config.masked_ids)] = torch.finfo(torch.float32).min / 2
-    return logits.log_softmax(-1)
+    seen = rounded(hidden) if setting.activations == "int8" else hidden
+    found = compare(checkpoint.config, tokens, exact, _head(checkpoint), seen, fake)
+    return {name: found[name] for name in ("perplexity", "kl", "top1")}

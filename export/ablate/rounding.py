@@ -9,13 +9,12 @@ import torch
 
 from phi3mobile.errors import InputError
 from phi3mobile.export.quantize import SMALLEST_SCALE
+from phi3mobile.export.solve.gptq import DAMPING, round_in_order
 
 from .settings import FLOAT
 
-DAMPING = 0.1  # of the mean input power, added to every column's
 _FRACTIONS = tuple(0.75 + step / 16 for step in range(13))  # of half the codes: which one a group's extreme gets
 _VALUES = 1 << 17  # of a weight at once
-_BLOCK = 64  # columns between two updates of all later ones
 
 
 def fake_quantize(
@@ -44,7 +43,7 @@ def fake_quantize(
     hessian = hessian + torch.eye(width) * (DAMPING * hessian.diagonal().mean()).clamp(min=1e-30)
     importance = hessian.diagonal().view(1, -1, group)
     scales = torch.cat([search_scales(part, importance, bits) for part in parts])
-    return gptq(weight.float(), hessian, scales.repeat_interleave(group, 1), bits)
+    return round_in_order(weight.float(), hessian, scales, group, bits) * scales.repeat_interleave(group, 1)
 
 
 def _nearest(groups: torch.Tensor, scales: torch.Tensor, bits: int) -> torch.Tensor:
@@ -74,25 +73,6 @@ def search_scales(groups: torch.Tensor, importance: torch.Tensor, bits: int) -> 
         better = error < best
         best, chosen = torch.where(better, error, best), torch.where(better, scale, chosen)
     return chosen
-
-
-def gptq(weight: torch.Tensor, hessian: torch.Tensor, scales: torch.Tensor, bits: int) -> torch.Tensor:
-    """Frantar et al., arXiv 2210.17323: columns are rounded one by one, those with the largest inputs first, and each error is
-    made good by the columns still to come. weight, scales [N, K], hessian [K, K]; the rounded weight."""
-    order = torch.argsort(hessian.diagonal(), descending=True)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order].double()))
-    factor = torch.linalg.cholesky(inverse, upper=True).float()
-    left, steps = weight.t()[order].contiguous(), scales.t()[order].contiguous()  # a column of the weight is a row here
-    rounded = torch.empty_like(left)
-    for start in range(0, len(left), _BLOCK):
-        end = min(len(left), start + _BLOCK)
-        errors = torch.empty(end - start, left.shape[1])
-        for at in range(start, end):
-            rounded[at] = codes_of(left[at], steps[at], bits) * steps[at]
-            errors[at - start] = (left[at] - rounded[at]) / factor[at, at]
-            left[at + 1 : end].addr_(factor[at, at + 1 : end], errors[at - start], alpha=-1)
-        left[end:].addmm_(factor[start:end, end:].t(), errors, alpha=-1)
-    return rounded[torch.argsort(order)].t().contiguous()
 
 
 def _whole_range(groups: torch.Tensor, bits: int) -> torch.Tensor:

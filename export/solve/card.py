@@ -37,26 +37,38 @@ class Card:
         """Perplexity of both, mean KL divergence (nats) of the quantized from the float model, how often both have the same
         most likely next token, and for each layer the median token's signal-to-noise ratio of its hidden state in dB."""
         exact, quantized = norm(self.exact), rounded(norm(self.quantized))
-        table, count = packed.dequantized(), self.tokens[:, 1:].numel()
-        nll, quantized_nll, kl, same = 0.0, 0.0, 0.0, 0
-        following = self.tokens[:, 1:].reshape(-1, 1)
-        both = zip(*(x[:, :-1].flatten(0, 1).split(_TOKENS) for x in (exact, quantized)), following.split(_TOKENS), strict=True)
-        for x, y, target in both:
-            told, tells = log_probabilities(self.config, x, head), log_probabilities(self.config, y, table)
-            nll -= told.gather(1, target).double().sum().item()
-            quantized_nll -= tells.gather(1, target).double().sum().item()
-            kl += functional.kl_div(tells, told, reduction="none", log_target=True).double().sum().item()
-            same += int((told.argmax(-1) == tells.argmax(-1)).sum())
-        float_perplexity, perplexity = math.exp(nll / count), math.exp(quantized_nll / count)
+        found = compare(self.config, self.tokens, exact, head, quantized, packed.dequantized())
         return {
-            "tokens": count,
-            "perplexity_float": round(float_perplexity, 4),
-            "perplexity": round(perplexity, 4),
-            "ratio": round(perplexity / float_perplexity, 4),
-            "kl": round(max(0.0, kl / count), 5),
-            "top1": round(same / count, 4),
+            "tokens": self.tokens[:, 1:].numel(),
+            "perplexity_float": round(found["perplexity_float"], 4),
+            "perplexity": round(found["perplexity"], 4),
+            "ratio": round(found["perplexity"] / found["perplexity_float"], 4),
+            "kl": round(found["kl"], 5),
+            "top1": round(found["top1"], 4),
             "layers_db": self.layers_db,
         }
+
+
+def compare(
+    config: Phi3Config, tokens: torch.Tensor, exact: torch.Tensor, head: torch.Tensor, other: torch.Tensor, table: torch.Tensor
+) -> dict[str, float]:
+    """A float model's final states `exact` [B, T, D] with its `head` [V, D] against another one's with `table`.
+
+    perplexity_float and perplexity (at most exp(700)), kl of the other from the float model (nats, mean over tokens), top1: how
+    often both have the same likeliest next token. tokens int64 [B, T]; each but a row's first is predicted.
+    """
+    following = tokens[:, 1:].reshape(-1, 1)
+    float_nll = nll = kl = same = 0.0
+    parts = zip(*(x[:, :-1].flatten(0, 1).split(_TOKENS) for x in (exact, other)), following.split(_TOKENS), strict=True)
+    for x, y, target in parts:
+        told, tells = log_probabilities(config, x, head), log_probabilities(config, y, table)
+        float_nll -= told.gather(1, target).double().sum().item()
+        nll -= tells.gather(1, target).double().sum().item()
+        kl += functional.kl_div(tells, told, reduction="none", log_target=True).double().sum().item()
+        same += int((told.argmax(-1) == tells.argmax(-1)).sum())
+    count = len(following)
+    return {"perplexity_float": math.exp(min(float_nll / count, 700)), "perplexity": math.exp(min(nll / count, 700)),
+            "kl": max(0.0, kl / count), "top1": same / count}  # fmt: skip
 
 
 def log_probabilities(config: Phi3Config, x: torch.Tensor, head: torch.Tensor) -> torch.Tensor:

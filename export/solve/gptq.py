@@ -69,9 +69,11 @@ def search_scales(weight: torch.Tensor, importance: torch.Tensor, group: int) ->
     return scales
 
 
-def round_in_order(weight: torch.Tensor, hessian: torch.Tensor, scales: torch.Tensor, group: int) -> torch.Tensor:
-    """GPTQ's codes float32 [N, K] for given scales."""
-    width = weight.shape[1]
+def round_in_order(
+    weight: torch.Tensor, hessian: torch.Tensor, scales: torch.Tensor, group: int, bits: int = 4
+) -> torch.Tensor:
+    """GPTQ's codes float32 [N, K] for given scales [N, K/group]."""
+    width, half = weight.shape[1], 2 ** (bits - 1)
     order = torch.argsort(hessian.diagonal(), descending=True)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order].double()))
     factor = torch.linalg.cholesky(inverse, upper=True).float()
@@ -82,7 +84,7 @@ def round_in_order(weight: torch.Tensor, hessian: torch.Tensor, scales: torch.Te
         end = min(width, start + _BLOCK)
         errors = torch.empty(end - start, left.shape[1])
         for at in range(start, end):
-            codes[at] = (left[at] / steps[at]).round_().clamp_(-8, 7)
+            codes[at] = (left[at] / steps[at]).round_().clamp_(-half, half - 1)
             errors[at - start] = (left[at] - codes[at] * steps[at]) / factor[at, at]
             left[at + 1 : end].addr_(factor[at, at + 1 : end], errors[at - start], alpha=-1)
         left[end:].addmm_(factor[start:end, end:].t(), errors, alpha=-1)

@@ -47,6 +47,17 @@ class Engine(Protocol):
         ...
 
 
+def check_forward(info: EngineInfo, tokens: np.ndarray, position: int) -> None:
+    """InputError for tokens or positions that the model can't take."""
+    count, end = len(tokens), position + len(tokens)
+    if not 0 < count <= info.max_chunk:
+        raise InputError(f"{count} tokens were given: 1..{info.max_chunk} fit one forward")
+    if position < 0 or end > info.max_context:
+        raise InputError(f"positions {position}..{end - 1} were given: the context has {info.max_context}")
+    if min(tokens) < 0 or max(tokens) >= info.vocab:
+        raise InputError(f"token {min(tokens)}..{max(tokens)} was given: the vocabulary has {info.vocab}")
+
+
 def check_version(exported: str, installed: str) -> None:
     """A .pte of 1.N runs on 1.N and 1.N+1 (ExecuTorch's promise, runtime/COMPATIBILITY.md), and on nothing older."""
     made, here = (tuple(int(part) for part in text.split(".")[:2]) for text in (exported, installed))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phi3mobile import packed_cache
-from phi3mobile.engines import LONG_REGIME, EngineInfo, check_memory
+from phi3mobile.engines import LONG_REGIME, EngineInfo, check_forward, check_memory
 from phi3mobile.errors import InputError
 from phi3mobile.files import whole_file
 
@@ -118,13 +118,8 @@ class LitertEngine:
         """See Engine.forward. The shortest signature that takes the tokens runs; what pads them is overwritten later."""
         if self._model is None:
             raise InputError("the engine is closed: open the model again")
+        check_forward(self.info, tokens, position)
         count, end = len(tokens), position + len(tokens)
-        if not 0 < count <= self.info.max_chunk:
-            raise InputError(f"{count} tokens were given: 1..{self.info.max_chunk} fit one forward")
-        if position < 0 or end > self.info.max_context:
-            raise InputError(f"positions {position}..{end - 1} were given: the context has {self.info.max_context}")
-        if min(tokens) < 0 or max(tokens) >= self.info.vocab:
-            raise InputError(f"token {min(tokens)}..{max(tokens)} was given: the vocabulary has {self.info.vocab}")
         length, name = next(item for item in self._lengths if item[0] >= count)
         padded, places = np.zeros(length, np.int32), np.full(length, position, np.int32)
         padded[:count], places[:count] = tokens, np.arange(position, end)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phi3mobile.engines import EngineInfo
+from phi3mobile.engines import EngineInfo, check_forward
 from phi3mobile.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,13 +48,8 @@ class MilEngine:
         """See Engine.forward. The shortest function that takes the tokens runs; what pads them is overwritten later."""
         if self._program is None:
             raise InputError("the engine is closed: open the model again")
+        check_forward(self.info, tokens, position)
         count, end = len(tokens), position + len(tokens)
-        if not 0 < count <= self.info.max_chunk:
-            raise InputError(f"{count} tokens were given: 1..{self.info.max_chunk} fit one forward")
-        if position < 0 or end > self.info.max_context:
-            raise InputError(f"positions {position}..{end - 1} were given: the context has {self.info.max_context}")
-        if min(tokens) < 0 or max(tokens) >= self.info.vocab:
-            raise InputError(f"token {min(tokens)}..{max(tokens)} was given: the vocabulary has {self.info.vocab}")
         length, function = next(item for item in self._lengths if item[0] >= count)
         padded = np.zeros((1, length), np.int32)
         padded[0, :count] = tokens
