@@ -21,7 +21,7 @@ from phi3mobile.export.build import export, packed_bytes
 from phi3mobile.export.packed import PackedModel, load_packed
 from phi3mobile.export.quantize import SMALLEST_SCALE, quantize
 from phi3mobile.export.recipe import EMBEDDING, HEAD, RECIPES, find_recipe
-from phi3mobile.export.solve.balance import balance
+from phi3mobile.export.solve.balance import balance, best_sizes
 from phi3mobile.export.solve.build import MOST_LOSS, quantize_checkpoint, refuse_loss
 from phi3mobile.export.solve.calibration import FEWEST, calibration_of, card_tokens
 from phi3mobile.export.solve.checkpoint import on_grid
@@ -128,7 +128,7 @@ def test_a_matched_weight_makes_good_what_was_spoilt_before_it():
     spoil[3, 5], spoil[7, 7] = 0.5, 0.7
     exact = torch.randn(3000, 32, generator=torch.Generator().manual_seed(2))
     x, unseen = (exact @ spoil)[:2000], exact[2000:]
-    better = matched(weight, x.t() @ x, x.t() @ (exact[:2000] - x))
+    better = matched(weight, x.t() @ x, x.t() @ (exact[:2000] - x), damping=0.1)
     spoilt, undone = (((unseen @ spoil) @ w.t() - unseen @ weight.t()).square().sum() for w in (weight, better))
     assert undone < 0.1 * spoilt
 
@@ -140,12 +140,32 @@ def test_balancing_changes_no_output(name, checkpoint_of):
     config, layer = checkpoint.config, load_layer(checkpoint.config, 0, checkpoint.tensor)
     x = torch.randn(2, 24, config.hidden_size, generator=torch.Generator().manual_seed(3))
     before, inputs = run_watched(config, layer, 0, x)
-    balance(config, layer, inputs)
+    balance(config, layer, inputs, lambda name, weight: quantize(weight, 4, 32).dequantized())
     after, seen = run_watched(config, layer, 0, x)
     assert torch.allclose(before, after, atol=1e-4)
     assert all(torch.allclose(inputs[key], seen[key], atol=1e-3, rtol=1e-3) for key in inputs)
     if not name.startswith("small"):
         assert not torch.equal(layer.mlp.down_proj.weight, checkpoint.tensor("model.layers.0.mlp.down_proj.weight"))
+
+
+def test_columns_are_made_alike_only_where_it_helps():
+    """One enormous column: int8 activations lose all others. Weights that rounding keeps exactly: any size spoils them."""
+    generator = torch.Generator().manual_seed(4)
+    x, weight = torch.randn(1, 200, 64, generator=generator), torch.randn(16, 64, generator=generator)
+    x[..., 5] *= 300
+    sizes = best_sizes(weight, x, lambda scaled: scaled)
+    assert sizes[5] > 4 * sizes.median()
+    plain, even = (((rounded(x / size) - x / size) @ (weight * size).t()).square().mean() for size in (1, sizes))
+    assert even < 0.5 * plain
+
+    x[..., 5] /= 100
+    exact = torch.randint(-8, 8, (16, 64), generator=generator).float()
+    exact[:, ::32] = -8
+    assert (best_sizes(exact, x, lambda scaled: quantize(scaled, 4, 32).dequantized()) == 1).all()
+
+    x = torch.randn(1, 200, 64, generator=generator) * torch.rand(64, generator=generator) * 50
+    shared = best_sizes(weight, x, lambda scaled: scaled, (2, 4, 8))
+    assert (shared.view(2, 4, 8) == shared.view(2, 4, 8)[:, :1]).all() and len(shared.unique()) > 4
 
 
 def test_a_layer_that_was_trained_on_the_grid_keeps_its_integers(checkpoint_of):
@@ -230,8 +250,8 @@ def test_a_quantized_folder_holds_every_tensor_as_its_recipe_says(solved, checkp
     assert is_solved(solved) and opened.config.hidden_size == checkpoint.config.hidden_size
     for name in (*checkpoint.names(), HEAD):
         assert packed.shape(name) == wanted.shape(name) and packed.bits_of(name) == wanted.bits_of(name)
-        if packed.bits_of(name) is None:
-            assert torch.equal(packed.tensor(name), wanted.tensor(name))
+        if packed.bits_of(name) is None:  # norms: divided by what the columns behind them were multiplied by
+            assert (packed.tensor(name) / wanted.tensor(name) > 0).all()
     assert {path.name for path in checkpoint.folder.glob("tokenizer*")} <= {path.name for path in solved.iterdir()}
     assert opened.source_hash() == checkpoint.source_hash()
 
@@ -264,7 +284,7 @@ def test_a_model_with_biases_is_solved_and_exported(checkpoint_of, text, tmp_pat
     """phi-3-small's linears have biases: they stay as they are."""
     source, checkpoint = tmp_path / "q", open_checkpoint(checkpoint_of("small-tiny"))
     opened = Solved(quantize_checkpoint(checkpoint_of("small-tiny"), source, calibration=text))
-    biases = [name for name in checkpoint.names() if name.endswith(".bias")]
+    biases = [name for name in checkpoint.names() if name.endswith(".bias") and "norm" not in name]
     assert biases and all(torch.equal(opened.tensor(name).float(), checkpoint.tensor(name).float()) for name in biases)
     bundle = open_bundle(export(source, tmp_path / "bundle", "host", context=64))
     assert bundle.manifest["quality"]["ratio"] > 0.5

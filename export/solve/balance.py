@@ -1,49 +1,94 @@
-"""Columns made alike before they are rounded: what a matrix multiplies is scaled in the rows of the matrix before it. Exact.
+"""Columns made alike before they are rounded: what a matrix multiplies is scaled where it comes from. Exact in float.
 
-down_proj sees silu(gate) * up, and o_proj sees averages of v: dividing a row of up or v by s and multiplying the column of
-down or o by s changes nothing but the sizes. Rows have scales of their own, so the division costs nothing; even columns lose
-less to int8 activations and to shared group scales (after AWQ, arXiv 2306.00978, and SmoothQuant, arXiv 2211.10438).
+down_proj sees silu(gate) * up, o_proj sees averages of v, the others see what a norm scales: dividing a row of up or v, or a
+weight of the norm, by s and multiplying the column behind it by s changes nothing but the sizes. Even columns lose less to int8
+activations, but may lose more to shared group scales. How far to go is tried out for each matrix (after AWQ, arXiv 2306.00978,
+and SmoothQuant, arXiv 2211.10438).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
+from torch.nn import functional
 
 from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
 
-POWER = 0.3  # 0: as they are; 1: all columns of one size
+from .stream import rounded
+
+POWERS = (0.0, 0.15, 0.3, 0.45, 0.6)  # tried. 0: as they are; 1: all columns of one size
+_TRIED = 1024  # tokens that a power is tried on
+
+Round = Callable[[str, torch.Tensor], torch.Tensor]  # a linear's name in its layer, weight [N, K] -> what rounding makes of it
 
 
-def balance(config: Phi3Config, layer: nn.Module, inputs: dict[str, torch.Tensor]) -> None:
+def balance(config: Phi3Config, layer: nn.Module, inputs: dict[str, torch.Tensor], round_weight: Round) -> None:
     """Scale a float layer in place, and `inputs` [B, T, K] of its linears by name with it.
 
-    phi-3-small's layers stay: gegelu adds 1 to its linear branch.
+    Of phi-3-small's layers only what follows norms: gegelu adds 1 to its linear branch.
     """
-    if isinstance(config, Phi3SmallConfig):
+
+    def scaled(name: str, shared: tuple[int, ...] | None = None) -> torch.Tensor:
+        linear = layer.get_submodule(name)
+        sizes = best_sizes(linear.weight, inputs[name], lambda weight: round_weight(name, weight), shared)
+        linear.weight = _times(linear.weight, sizes)
+        inputs[name] = inputs[name] / sizes
+        return sizes
+
+    small = isinstance(config, Phi3SmallConfig)
+    first, second = ("self_attn.query_key_value", "mlp.up_proj") if small else ("self_attn.qkv_proj", "mlp.gate_up_proj")
+    divide(layer.input_layernorm, scaled(first))
+    divide(layer.post_attention_layernorm, scaled(second))
+    if small:
         return
-    down = _sizes(inputs["mlp.down_proj"].flatten(0, 1).square().mean(0))
-    inner = config.intermediate_size
-    _scale(layer.mlp.gate_up_proj, torch.cat([torch.ones(inner), 1 / down])[:, None])
-    _scale(layer.mlp.down_proj, down)
-    inputs["mlp.down_proj"] = inputs["mlp.down_proj"] / down
+    up = torch.cat([torch.ones(config.intermediate_size), 1 / scaled("mlp.down_proj")])
+    layer.mlp.gate_up_proj.weight = _times(layer.mlp.gate_up_proj.weight, up[:, None])
 
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    power = inputs["self_attn.o_proj"].flatten(0, 1).square().mean(0).view(kv_heads, heads // kv_heads, dim).mean(1)
-    values = _sizes(power.flatten())
-    _scale(layer.self_attn.qkv_proj, torch.cat([torch.ones((heads + kv_heads) * dim), 1 / values])[:, None])
-    wide = values.view(kv_heads, 1, dim).expand(-1, heads // kv_heads, -1).flatten()
-    _scale(layer.self_attn.o_proj, wide)
-    inputs["self_attn.o_proj"] = inputs["self_attn.o_proj"] / wide
+    shared = (kv_heads, heads // kv_heads, dim)  # a head of v is averaged for a group of query heads
+    values = 1 / scaled("self_attn.o_proj", shared).view(shared)[:, 0].flatten()
+    rows = torch.cat([torch.ones((heads + kv_heads) * dim), values])
+    layer.self_attn.qkv_proj.weight = _times(layer.self_attn.qkv_proj.weight, rows[:, None])
 
 
-def _scale(linear: nn.Linear, factor: torch.Tensor) -> None:
-    """A new weight: the old one may be the checkpoint's own memory."""
-    linear.weight = nn.Parameter(linear.weight * factor, requires_grad=False)
+def divide(norm: nn.Module, sizes: torch.Tensor) -> None:
+    """What the norm gives, [..., K], by sizes [K]."""
+    for name, value in list(norm.named_parameters()):
+        setattr(norm, name, _times(value, 1 / sizes))
 
 
-def _sizes(power: torch.Tensor) -> torch.Tensor:
+def best_sizes(
+    weight: torch.Tensor, seen: torch.Tensor, round_weight: Callable[[torch.Tensor], torch.Tensor],
+    shared: tuple[int, ...] | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """The sizes [K] with the least error of weight [N, K] times `seen` [B, T, K] / sizes, when both are rounded.
+
+    `shared`: the columns as [A, B, C], where all of B must have one size.
+    """
+    sample = seen.flatten(0, 1)
+    power = sample.square().mean(0)
+    if shared:
+        power = power.view(shared).mean(1, keepdim=True).expand(shared).flatten()
+    sample = sample[:: -(-len(sample) // _TRIED)]
+    exact = functional.linear(sample, weight)
+    signal = exact.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
+    tried = []  # errors relative to each token's own output: a few tokens are enormous
+    for exponent in POWERS:
+        sizes = _sizes(power, exponent)
+        found = functional.linear(rounded(sample / sizes), round_weight(weight * sizes))
+        tried.append((float(((found - exact).square().sum(-1) / signal).mean()), sizes))
+    return min(tried, key=lambda one: one[0])[1]
+
+
+def _times(parameter: torch.Tensor, factor: torch.Tensor) -> nn.Parameter:
+    """A new one: the old may be the checkpoint's own memory."""
+    return nn.Parameter(parameter * factor, requires_grad=False)
+
+
+def _sizes(power: torch.Tensor, exponent: float) -> torch.Tensor:
     """A scale for each column, 1 on average, at most 1000 to 1."""
     size = power.sqrt()
-    size = (size / size.mean().clamp(min=torch.finfo(torch.float32).tiny)).clamp(min=1e-3) ** POWER
+    size = (size / size.mean().clamp(min=torch.finfo(torch.float32).tiny)).clamp(min=1e-3) ** exponent
     return size / size.mean()

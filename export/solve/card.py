@@ -33,10 +33,13 @@ class Card:
         self.quantized = run_layer(self.config, layer, index, self.quantized)
         self.layers_db.append(round(signal_to_noise(self.exact, self.quantized), 2))
 
-    def finish(self, norm: nn.Module, head: torch.Tensor, packed: Packed) -> dict[str, Any]:
+    def finish(self, norm: nn.Module, head: torch.Tensor, packed_norm: nn.Module, packed: Packed) -> dict[str, Any]:
         """Perplexity of both, mean KL divergence (nats) of the quantized from the float model, how often both have the same
-        most likely next token, and for each layer the median token's signal-to-noise ratio of its hidden state in dB."""
-        exact, quantized = norm(self.exact), rounded(norm(self.quantized))
+        most likely next token, and for each layer the median token's signal-to-noise ratio of its hidden state in dB.
+
+        norm, head: the float model's; packed_norm, packed: the quantized one's.
+        """
+        exact, quantized = norm(self.exact), rounded(packed_norm(self.quantized))
         found = compare(self.config, self.tokens, exact, head, quantized, packed.dequantized())
         return {
             "tokens": self.tokens[:, 1:].numel(),

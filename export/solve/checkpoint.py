@@ -17,11 +17,11 @@ from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
 from phi3mobile.models.quantized import Packed, QuantizedEmbedding, QuantizedLinear
 from phi3mobile.models.weights import Checkpoint
 
-from .balance import balance
+from .balance import balance, best_sizes, divide
 from .card import Card
 from .folder import HEAD, read_part, write_part
 from .gptq import solve
-from .stream import load_layer, load_norm, products, rounded, run_layer, run_watched, solve_layer
+from .stream import Weights, load_layer, load_norm, products, rounded, run_layer, run_watched, solve_layer
 
 EMBEDDING = "model.embed_tokens.weight"
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -61,21 +61,27 @@ def solve_checkpoint(
             take_over(layer, index, read_part(path))
             x = run_layer(config, layer, index, x)
         else:
+            balance(config, layer, inputs, partial(_nearest, index, bits_of))
             vectors = _vectors(layer, index)  # before the linears, whose biases are among them, are replaced
-            balance(config, layer, inputs)
             matrices, x = solve_layer(config, layer, index, x, inputs, lambda name, *given: solve(*given, *bits_of(name)))
             write_part(path, vectors | matrices)
         card.through_quantized(layer, index)
     progress("solve", layers, layers + 1)
-    norm, head = load_norm(config, weights), weights(HEAD)
+    head = weights(HEAD)
+    packed = _kept(folder / "packed-end.safetensors", lambda: _end(config, x, weights, head, bits_of(HEAD)))
+    return card.finish(load_norm(config, weights), head, load_norm(config, packed.__getitem__), packed[HEAD])
+
+
+def _end(
+    config: Phi3Config, x: torch.Tensor, weights: Weights, head: torch.Tensor, bits: tuple[int, int]
+) -> dict[str, Packed | torch.Tensor]:
+    """Final norm and head, solved on the hidden states x [B, T, D]."""
+    norm = load_norm(config, weights)
+    sizes = best_sizes(head, norm(x), lambda weight: quantize(weight, *bits).dequantized())
+    divide(norm, sizes)
+    seen = rounded(norm(x))
     vectors = {f"{_norm_name(config)}.{key}": value.data for key, value in norm.named_parameters()}
-
-    def end() -> dict[str, Packed | torch.Tensor]:
-        seen = rounded(norm(x))
-        return vectors | {HEAD: solve(head, products(seen, seen, torch.ones(1)), *bits_of(HEAD))}
-
-    packed = _kept(folder / "packed-end.safetensors", end)
-    return card.finish(norm, head, packed[HEAD])
+    return vectors | {HEAD: solve(head * sizes, products(seen, seen, torch.ones(1)), *bits)}
 
 
 def _kept(path: Path, make: Callable[[], dict[str, Packed | torch.Tensor]]) -> dict[str, Packed | torch.Tensor]:
@@ -87,6 +93,11 @@ def _kept(path: Path, make: Callable[[], dict[str, Packed | torch.Tensor]]) -> d
 
 def _vectors(layer: nn.Module, index: int) -> dict[str, torch.Tensor]:
     return {f"model.layers.{index}.{key}": value.data for key, value in layer.named_parameters() if value.dim() == 1}
+
+
+def _nearest(index: int, bits_of: BitsOf, key: str, weight: torch.Tensor) -> torch.Tensor:
+    """The weight of a layer's linear `key`, rounded to nearest."""
+    return quantize(weight, *bits_of(f"model.layers.{index}.{key}.weight")).dequantized()
 
 
 def on_grid(layer: nn.Module, index: int, bits_of: BitsOf) -> dict[str, Packed]:
@@ -103,7 +114,10 @@ def on_grid(layer: nn.Module, index: int, bits_of: BitsOf) -> dict[str, Packed]:
 
 
 def take_over(layer: nn.Module, index: int, packed: dict[str, Packed | torch.Tensor]) -> None:
-    """Give a float layer the integers of an earlier run."""
+    """Give a float layer the integers of an earlier run, and the norms that go with them."""
+    for name, vector in list(layer.named_parameters()):
+        if vector.dim() == 1:
+            vector.data = packed[f"model.layers.{index}.{name}"]
     for name, linear in list(layer.named_modules()):
         if isinstance(linear, nn.Linear):
             owner, _, attribute = name.rpartition(".")

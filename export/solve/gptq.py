@@ -12,7 +12,7 @@ import torch
 from phi3mobile.export.quantize import SMALLEST_SCALE, quantize
 from phi3mobile.models.quantized import Packed, pack_nibbles
 
-DAMPING = 0.1  # of the mean input power, added to every column's: a small text is not learned by heart
+DAMPING = 1.0  # of the mean input power, added to every column's: 20,000 tokens are not learned by heart
 _BLOCK = 64  # columns between two updates of all later ones
 _DIVISORS = tuple(6.5 + step / 2 for step in range(16))  # of a group's extreme: the scales tried
 _VALUES = 1 << 22  # float32 values of one temporary
@@ -35,13 +35,13 @@ def solve(weight: torch.Tensor, hessian: torch.Tensor, bits: int, group: int, da
     return Packed(4, group, pack_nibbles(codes.to(torch.int8)), scales.bfloat16())
 
 
-def matched(weight: torch.Tensor, hessian: torch.Tensor, drift: torch.Tensor) -> torch.Tensor:
+def matched(weight: torch.Tensor, hessian: torch.Tensor, drift: torch.Tensor, damping: float = DAMPING) -> torch.Tensor:
     """The float weight that makes of the quantized model's inputs x what `weight` makes of the float model's, y.
 
     hessian is sum x x^T, drift is sum x (y - x)^T, both [K, K]: least squares, damped (after GPTAQ, arXiv 2504.02692).
     """
     damped = hessian.clone()
-    damped.diagonal().add_(DAMPING * hessian.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny))
+    damped.diagonal().add_(damping * hessian.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny))
     return weight + torch.linalg.solve(damped, drift @ weight.t()).t()
 
 

@@ -38,8 +38,7 @@ class Solving(nn.Module):
         self.packed: Packed | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not torch.isfinite(x).all():
-            raise InputError(f"what {self.name} multiplies is not finite (NaN or infinity): the checkpoint is damaged")
+        require_finite(f"what {self.name} multiplies", x)
         x = rounded(x)
         if self.packed is None:
             hessian = products(x, x, self.power.weights)
@@ -61,6 +60,12 @@ class Power:
     def __call__(self, norm: nn.Module, inputs: tuple[torch.Tensor]) -> None:
         power = inputs[0].square().mean(-1)
         self.weights = power.mean() / power.clamp(min=power.median() * 1e-3 + torch.finfo(torch.float32).tiny)
+
+
+def require_finite(what: str, x: torch.Tensor) -> None:
+    """InputError that names it, if a value of x is NaN or infinite."""
+    if not torch.isfinite(x).all():
+        raise InputError(f"{what} is not finite (NaN or infinity): the checkpoint is damaged")
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:
@@ -121,7 +126,7 @@ def _attend(config: Phi3Config, index: int, q: torch.Tensor, k: torch.Tensor, v:
 def run_watched(
     config: Phi3Config, layer: nn.Module, index: int, x: torch.Tensor
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """As run_layer, and what each linear of the layer sees, by name."""
+    """As run_layer, and what each linear of the layer sees, by name. InputError if that is not finite."""
     inputs: dict[str, torch.Tensor] = {}
     linears = [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
     hooks = [
@@ -131,6 +136,8 @@ def run_watched(
     x = run_layer(config, layer, index, x)
     for hook in hooks:
         hook.remove()
+    for name, seen in inputs.items():
+        require_finite(f"what model.layers.{index}.{name}.weight multiplies", seen)
     return x, inputs
 
 
@@ -152,6 +159,5 @@ def solve_layer(
             solving[full] = Solving(full, linear, exact.pop(name), solve, power)
             setattr(layer.get_submodule(owner), attribute, solving[full])
     x = run_layer(config, layer, index, x)
-    if not torch.isfinite(x).all():
-        raise InputError(f"the hidden states behind layer {index} are not finite (NaN or infinity): the checkpoint is damaged")
+    require_finite(f"what layer {index} makes", x)
     return {name: module.packed for name, module in solving.items()}, x
