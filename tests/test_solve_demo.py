@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def solved_bundle(demo_checkpoint, tmp_path_factory):
-    return export(demo_checkpoint, tmp_path_factory.mktemp("solved") / "bundle", accept_quality=True)
+    return export(demo_checkpoint, tmp_path_factory.mktemp("solved") / "bundle")
 
 
 def test_the_card_beats_rounding_to_nearest(demo_checkpoint, solved_bundle):
