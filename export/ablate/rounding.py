@@ -9,12 +9,13 @@ import torch
 
 from phi3mobile.errors import InputError
 from phi3mobile.export.quantize import SMALLEST_SCALE
-from phi3mobile.export.solve.gptq import DAMPING, round_in_order
+from phi3mobile.export.solve.gptq import round_in_order
 
 from .settings import FLOAT
 
 _FRACTIONS = tuple(0.75 + step / 16 for step in range(13))  # of half the codes: which one a group's extreme gets
 _VALUES = 1 << 17  # of a weight at once
+_DAMPING = 0.1  # of the mean input power: the plain algorithm's; export/solve takes more
 
 
 def fake_quantize(
@@ -40,7 +41,7 @@ def fake_quantize(
         return torch.cat([_nearest(part, search_scales(part, equal, bits), bits) for part in parts])
     if hessian is None:
         raise ValueError("gptq needs the Hessian of the inputs")
-    hessian = hessian + torch.eye(width) * (DAMPING * hessian.diagonal().mean()).clamp(min=1e-30)
+    hessian = hessian + torch.eye(width) * (_DAMPING * hessian.diagonal().mean()).clamp(min=1e-30)
     importance = hessian.diagonal().view(1, -1, group)
     scales = torch.cat([search_scales(part, importance, bits) for part in parts])
     return round_in_order(weight.float(), hessian, scales, group, bits) * scales.repeat_interleave(group, 1)
