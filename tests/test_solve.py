@@ -290,6 +290,23 @@ def test_a_model_with_biases_is_solved_and_exported(checkpoint_of, text, tmp_pat
     assert bundle.manifest["quality"]["ratio"] > 0.5
 
 
+def test_a_tied_head_keeps_its_embeddings_integers(text, tmp_path):
+    opened = Solved(quantize_checkpoint(talking_checkpoint(tmp_path / "c", "tiny-tied"), tmp_path / "q", calibration=text))
+    head, table = opened.tensor(HEAD), opened.tensor(EMBEDDING)
+    assert torch.equal(head.codes, table.codes) and torch.equal(head.scales, table.scales)
+
+
+def test_a_head_that_was_trained_on_the_grid_keeps_its_integers(solved, checkpoint_of, text, tmp_path):
+    folder = shutil.copytree(checkpoint_of("tiny-gqa"), tmp_path / "c")
+    tensors = load_file(folder / "model.safetensors")
+    trained = quantize(tensors[HEAD], 8, tensors[HEAD].shape[1])
+    assert not torch.equal(Solved(solved).tensor(HEAD).codes, trained.codes), "a float head is scaled with its norm"
+    save_file(tensors | {HEAD: trained.dequantized()}, folder / "model.safetensors")
+    opened = Solved(quantize_checkpoint(folder, tmp_path / "q", calibration=text))
+    assert torch.equal(opened.tensor(HEAD).codes, trained.codes)
+    assert torch.equal(opened.tensor("model.norm.weight"), tensors["model.norm.weight"].float())
+
+
 def test_solving_beats_rounding_over_a_whole_model(solved, checkpoint_of):
     checkpoint = open_checkpoint(checkpoint_of("tiny-gqa"))
     recipe, tokens = find_recipe("android-cpu"), torch.tensor([load_tokenizer(solved).encode(words(5000, 5050))[:200]])

@@ -75,13 +75,20 @@ def solve_checkpoint(
 def _end(
     config: Phi3Config, x: torch.Tensor, weights: Weights, head: torch.Tensor, bits: tuple[int, int]
 ) -> dict[str, Packed | torch.Tensor]:
-    """Final norm and head, solved on the hidden states x [B, T, D]."""
-    norm = load_norm(config, weights)
-    sizes = best_sizes(head, norm(x), lambda weight: quantize(weight, *bits).dequantized())
-    divide(norm, sizes)
-    seen = rounded(norm(x))
-    vectors = {f"{_norm_name(config)}.{key}": value.data for key, value in norm.named_parameters()}
-    return vectors | {HEAD: solve(head * sizes, products(seen, seen, torch.ones(1)), *bits)}
+    """Final norm and head, solved on the hidden states x [B, T, D].
+
+    A head on the grid already keeps its integers, and a tied 8-bit one its embedding's: a target may store the table once.
+    """
+    norm, packed = load_norm(config, weights), quantize(head, *bits)
+    if not (_rounds_to(packed, head) or (config.tie_word_embeddings and bits[0] == 8)):
+        sizes = best_sizes(head, norm(x), lambda weight: quantize(weight, *bits).dequantized())
+        divide(norm, sizes)
+        if bits[0] == 4:
+            seen = rounded(norm(x))
+            packed = solve(head * sizes, products(seen, seen, torch.ones(1)), *bits)
+        else:
+            packed = quantize(head * sizes, *bits)
+    return {f"{_norm_name(config)}.{key}": value.data for key, value in norm.named_parameters()} | {HEAD: packed}
 
 
 def _kept(path: Path, make: Callable[[], dict[str, Packed | torch.Tensor]]) -> dict[str, Packed | torch.Tensor]:
@@ -107,10 +114,15 @@ def on_grid(layer: nn.Module, index: int, bits_of: BitsOf) -> dict[str, Packed]:
         if isinstance(module, nn.Linear):
             name = f"model.layers.{index}.{key}.weight"
             packed = quantize(module.weight, *bits_of(name))
-            if not torch.allclose(packed.dequantized(), module.weight, rtol=1e-4, atol=1e-7):
+            if not _rounds_to(packed, module.weight):
                 return {}
             found[name] = packed
     return found
+
+
+def _rounds_to(packed: Packed, weight: torch.Tensor) -> bool:
+    """Whether rounding changed nothing."""
+    return torch.allclose(packed.dequantized(), weight, rtol=1e-4, atol=1e-7)
 
 
 def take_over(layer: nn.Module, index: int, packed: dict[str, Packed | torch.Tensor]) -> None:
