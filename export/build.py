@@ -18,6 +18,7 @@ from phi3mobile.errors import InputError
 from phi3mobile.files import new_folder, refuse_existing, require_space
 from phi3mobile.hub import resolve
 from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
+from phi3mobile.models.form import Form
 from phi3mobile.models.weights import Checkpoint, expected_tensors, open_checkpoint
 from phi3mobile.tokenizer import Tokenizer, load_tokenizer
 
@@ -26,6 +27,7 @@ from .recipe import DEFAULT_RECIPE, Recipe, find_recipe
 from .solve.build import METHODS, forms_for, refuse_loss, solve_into
 from .solve.calibration import calibration_of
 from .solve.folder import Solved, is_solved
+from .solve.rotate import Rotated
 
 if TYPE_CHECKING:
     from .to_coreml import Program as CoremlProgram
@@ -50,13 +52,14 @@ def export(
     method: str | None = None,
     calibration: str | Path | None = None,
     bits: float | None = None,
+    rotate: bool = False,
     accept_quality: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> Path:
     """Make a bundle at `out` from a checkpoint folder, a folder of `quantize`, or hub id.
 
     `context`: positions of the KV cache, default min(2048, what the model takes). `method`: "gptq" or "rtn", default the
-    recipe's; a quantized folder has had its own. `calibration`, `bits`: see export.solve.build.quantize_checkpoint.
+    recipe's; a quantized folder has had its own. `calibration`, `bits`, `rotate`: see export.solve.build.quantize_checkpoint.
     `accept_quality`: ship it even if the quality card shows more loss than MOST_LOSS there. Nothing is left if it fails.
     Raises InputError for a source that is no checkpoint, an unknown recipe, an existing `out`, a disk too small, too much loss.
     """
@@ -67,7 +70,8 @@ def export(
         raise InputError(f"{folder} is a file; make a checkpoint folder of it first: phi3mobile import {folder} FOLDER")
     checkpoint = Solved(folder) if is_solved(folder) else open_checkpoint(folder)
     checkpoint.check()
-    chosen, method = _as_made(checkpoint, chosen, method, calibration, bits)
+    chosen, method = _as_made(checkpoint, chosen, method, calibration, bits, rotate)
+    checkpoint = Rotated(checkpoint) if rotate else checkpoint
     config, eos = checkpoint.config, stop_ids(folder, checkpoint.config)
     context = min(DEFAULT_CONTEXT, config.max_position_embeddings) if context is None else context
     if type(context) is not int or not 1 <= context <= config.max_position_embeddings:
@@ -123,13 +127,15 @@ def export(
 
 
 def _as_made(
-    checkpoint: Checkpoint | Solved, recipe: Recipe, method: str | None, calibration: str | Path | None, bits: float | None
+    checkpoint: Checkpoint | Solved, recipe: Recipe, method: str | None, calibration: str | Path | None, bits: float | None,
+    rotate: bool,
 ) -> tuple[Recipe, str]:
     """The recipe and method of what is exported: a quantized folder's tables and method are what they are."""
     if isinstance(checkpoint, Solved):
-        if (method, calibration, bits) != (None, None, None):
-            raise InputError(f"{checkpoint.folder} is quantized already: it takes no --method, --calibration or --bits")
-        whole_rows = checkpoint.bits_of(first := "model.layers.0.mlp.down_proj.weight") == (4, checkpoint.shape(first)[1])
+        if (method, calibration, bits, rotate) != (None, None, None, False):
+            refused = "--method, --calibration, --bits or --rotate"
+            raise InputError(f"{checkpoint.folder} is quantized already: it takes no {refused}")
+        whole_rows = checkpoint.bits_of(first := "model.layers.0.mlp.down_proj.weight") == Form(4, checkpoint.shape(first)[1])
         if (recipe.group == 0) != whole_rows:
             raise InputError(f"recipe {recipe.name} has other groups of columns; quantize again with --recipe {recipe.name}")
         tables = {"embedding_bits": checkpoint.bits_of(EMBEDDING)[0], "head_bits": checkpoint.bits_of(HEAD)[0]}
@@ -139,12 +145,14 @@ def _as_made(
         raise InputError(f"method {method!r} is not known; take one of: {', '.join(METHODS)}")
     if method == "rtn" and (calibration, bits) != (None, None):
         raise InputError("method rtn reads no calibration text; leave out --calibration and --bits or take gptq")
+    if method == "rtn" and rotate:
+        raise InputError("method rtn rounds the checkpoint as it is; leave out --rotate or take gptq")
     return replace(recipe, method=method), method
 
 
 def _packed(
-    checkpoint: Checkpoint | Solved, recipe: Recipe, method: str, tokenizer: Tokenizer, calibration: str | Path | None,
-    bits: float | None, scratch: Path, progress: Progress,
+    checkpoint: Checkpoint | Rotated | Solved, recipe: Recipe, method: str, tokenizer: Tokenizer,
+    calibration: str | Path | None, bits: float | None, scratch: Path, progress: Progress,
 ) -> tuple[PackedModel, dict[str, object] | None]:  # fmt: skip
     """The integers, solved into `scratch` if they have to be, and the quality card if there is one."""
     if isinstance(checkpoint, Solved):
@@ -203,7 +211,7 @@ def packed_bytes(config: Phi3Config, recipe: Recipe) -> int:
         if not columns:
             total += 4 * rows
             continue
-        bits, group = recipe.bits_of(name, columns[0])
+        bits, group, _ = recipe.bits_of(name, columns[0])
         scale = 2 if bits == 4 and name != EMBEDDING else 4  # the embedding's operators take float32
         total += rows * (columns[0] * bits // 8 + columns[0] // group * scale)
     return total

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.form import Form
 from phi3mobile.models.phi3 import Phi3ForCausalLM
 from phi3mobile.models.quantized import Packed, QuantizedEmbedding, QuantizedLinear
 from phi3mobile.models.registry import new_model
@@ -17,14 +19,17 @@ from .quantize import quantize
 from .recipe import EMBEDDING, HEAD, Recipe
 from .solve.folder import Solved
 
+if TYPE_CHECKING:
+    from .solve.rotate import Rotated
+
 
 class PackedModel:
     """Reads solved integers, or rounds floats to nearest on demand, and keeps nothing: a 3.8B model never stands in memory."""
 
     def __init__(
-        self, checkpoint: Checkpoint | Solved, recipe: Recipe, forms: Mapping[str, tuple[int, int]] | None = None
+        self, checkpoint: Checkpoint | Rotated | Solved, recipe: Recipe, forms: Mapping[str, Form] | None = None
     ) -> None:
-        """forms: (bits, group) of the matrices that have others than the recipe's."""
+        """forms: of the matrices that have others than the recipe's."""
         self.checkpoint, self.recipe, self._forms = checkpoint, recipe, forms or {}
         self._names = frozenset(checkpoint.names())
 
@@ -32,8 +37,8 @@ class PackedModel:
     def config(self) -> Phi3Config:
         return self.checkpoint.config
 
-    def bits_of(self, name: str) -> tuple[int, int] | None:
-        """(bits, group) of a tensor; None for norms and biases, which stay float32. The group of 8 bit is the whole row."""
+    def bits_of(self, name: str) -> Form | None:
+        """None for norms and biases, which stay float32. The group of 8 bit is the whole row."""
         if isinstance(self.checkpoint, Solved):
             return self.checkpoint.bits_of(name)
         if name.endswith(("norm.weight", ".bias")):
@@ -51,13 +56,13 @@ class PackedModel:
         return replace(weight if isinstance(weight, Packed) else quantize(weight, *bits), bias=self._bias(name))
 
     def bits_per_weight(self) -> float:
-        """Of the layers' matrices, scales included; embedding and head are not among them."""
+        """Of the layers' matrices, scales and offsets included; embedding and head are not among them."""
         bits = values = 0
         for name in self.checkpoint.names():
             if name.startswith("model.layers.") and (form := self.bits_of(name)):
                 rows, width = self.shape(name)
                 values += rows * width
-                bits += rows * (width * form[0] + (width // form[1] * 16 if form[0] == 4 else 32))
+                bits += rows * width * form.bits_per_weight(width)
         return round(bits / values, 4)
 
     def has_bias(self, name: str) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from phi3mobile.errors import InputError
+from phi3mobile.models.form import Form
 
 if TYPE_CHECKING:
     from phi3mobile.models.config import Phi3Config
@@ -38,13 +39,13 @@ class Recipe:
     method: str = "gptq"  # how the integers are chosen: "gptq" or "rtn", see export/solve
     chunk: int = 128  # tokens of one prefill step: enough to be compute bound, small enough for 16 MB of mini's logits
 
-    def bits_of(self, name: str, width: int) -> tuple[int, int]:
-        """(bits, group) of the matrix `name` with rows of `width`. The group of 8 bit is the whole row."""
+    def bits_of(self, name: str, width: int) -> Form:
+        """Of the matrix `name` with rows of `width`. The group of 8 bit is the whole row."""
         bits = {EMBEDDING: self.embedding_bits, HEAD: self.head_bits}.get(name, self.bits)
         group = self.down_group if self.down_group is not None and name.endswith("down_proj.weight") else self.group
         while group > SMALLEST_GROUP and width % group:
             group //= 2
-        return bits, width if bits == 8 or not group else group
+        return Form(bits, width if bits == 8 or not group else group)
 
     def check(self, config: Phi3Config) -> None:
         """InputError if no group of columns divides a matrix, or the target can't express its layers."""

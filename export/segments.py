@@ -20,12 +20,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
 from phi3mobile.models.phi3small import GELU_SLOPE
 from phi3mobile.models.quantized import Packed, quantize_activation
 
+from .layers import ConstantLinear, Gegelu, LayerNorm, Norm, Rounded, SwiGLU
 from .packed import PackedModel
 
 
@@ -122,74 +122,8 @@ def vector_sizes(config: Phi3Config, kind: str) -> list[int]:
     return norm if kind == "start" else [*norm, *([1] if small else []), *norm]
 
 
-class ConstantLinear(nn.Module):
-    """x [T, K], already rounded to int8 -> [T, N], with the weight as integers, scales and bias in the graph."""
-
-    def __init__(self, packed: Packed) -> None:
-        super().__init__()
-        self.group = packed.group
-        self.limits = (-8, 7) if packed.bits == 4 else (-128, 127)
-        self.register_buffer("codes", packed.unpacked())
-        self.register_buffer("scales", packed.scales.float())
-        self.register_buffer("zeros", torch.zeros_like(packed.scales, dtype=torch.int8))
-        self.register_buffer("bias", packed.bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = torch.ops.torchao.dequantize_affine.default(
-            self.codes, [1, self.group], self.scales, self.zeros, torch.int8, *self.limits
-        )
-        return functional.linear(x, weight, self.bias)
-
-
-class Norm(nn.Module):
-    """RMSNorm of x [T, K] by an input weight [K].
-
-    The mean is a product with 1/K and eps its bias: both are packed (see segment_vectors), and XNNPACK averages only 4-D
-    tensors.
-    """
-
-    vectors = 1
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.full((1, width), 1 / width))
-        self.register_buffer("eps", torch.full((1,), eps))
-
-    def forward(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return x * torch.rsqrt(functional.linear(x * x, self.mean, self.eps)) * weight
-
-
-class LayerNorm(Norm):
-    """LayerNorm of x [T, K] by an input weight and bias [K]."""
-
-    vectors = 2
-
-    def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return super().forward(x - functional.linear(x, self.mean), weight) + bias
-
-
-class SwiGLU(nn.Module):
-    """silu(gate) * up, all [T, F]."""
-
-    vectors = 0
-
-    def forward(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        return functional.silu(gate) * up
-
-
-class Gegelu(nn.Module):
-    """models.phi3small.gegelu for finite values, [T, F]; slope [1] is an input as norms are, and a (u + 1) = a u + a."""
-
-    vectors = 1
-
-    def __init__(self, limit: float) -> None:
-        super().__init__()
-        self.limit = limit
-
-    def forward(self, gate: torch.Tensor, up: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-        gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
-        activated = gate * torch.sigmoid(gate * slope)
-        return activated * up + activated
+# What is rounded for several matrices of a segment -> one of them: those of one tensor have one form.
+READERS = {"to_qkv": "qkv", "to_heads": "v", "to_o": "o", "to_mlp": "up", "to_down": "down"}
 
 
 class Segment(nn.Module):
@@ -203,6 +137,9 @@ class Segment(nn.Module):
         self.activation = Gegelu(config.gegelu_limit) if small else SwiGLU()
         for name, value in matrices.items():
             setattr(self, name, ConstantLinear(value))
+        for name, reader in READERS.items():
+            if reader in matrices:
+                setattr(self, name, Rounded(matrices[reader]))
 
     def forward(self, x: torch.Tensor, *rest: torch.Tensor):
         """start: (x, *vectors, *rope) -> projected; middle: (x, attended, *vectors, *rope) -> (x, *projected);
@@ -217,30 +154,30 @@ class Segment(nn.Module):
         attended, rest = rest[0], rest[1:]
         mlp_norm, rest = rest[: self.norm.vectors], rest[self.norm.vectors :]
         constants, rest = rest[: self.activation.vectors], rest[self.activation.vectors :]
-        x = x + self.o(quantize_activation(attended))
-        inner = quantize_activation(self.norm(x, *mlp_norm))
-        x = x + self.down(quantize_activation(self.activation(self.gate(inner), self.up(inner), *constants)))
+        x = x + self.o(*self.to_o(attended))
+        inner = self.to_mlp(self.norm(x, *mlp_norm))
+        x = x + self.down(*self.to_down(self.activation(self.gate(*inner), self.up(*inner), *constants)))
         if self.kind == "end":
             return self.head(quantize_activation(self.norm(x, *rest)))
         return x, *self._project(x, rest)
 
     def _project(self, x: torch.Tensor, rest: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         norm, rope = rest[: self.norm.vectors], rest[self.norm.vectors :]
-        x = quantize_activation(self.norm(x, *norm))
+        x = self.norm(x, *norm)
         if not rope:
-            return (self.qkv(x),)
-        cos, sin = rope
-        return self._rotated("q", x, cos, sin), self._rotated("k", x, cos, sin), self.v(x)
+            return (self.qkv(*self.to_qkv(x)),)
+        x, (cos, sin) = self.to_heads(x), rope
+        return self._rotated("q", x, cos, sin), self._rotated("k", x, cos, sin), self.v(*x)
 
-    def _rotated(self, name: str, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def _rotated(self, name: str, x: tuple[torch.Tensor, ...], cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         heads = self.config.num_attention_heads if name == "q" else self.config.num_key_value_heads
         half = self.config.rotary_dim // 2
-        first = getattr(self, f"{name}_first")(x).view(-1, heads, half)
-        second = getattr(self, f"{name}_second")(x).view(-1, heads, half)
+        first = getattr(self, f"{name}_first")(*x).view(-1, heads, half)
+        second = getattr(self, f"{name}_second")(*x).view(-1, heads, half)
         turned = [first * cos - second * sin, second * cos + first * sin]
         if self.config.rotary_dim < self.config.head_dim:
             rest = self.config.head_dim - self.config.rotary_dim
-            turned.append(getattr(self, f"{name}_rest")(x).view(-1, heads, rest))
+            turned.append(getattr(self, f"{name}_rest")(*x).view(-1, heads, rest))
         return torch.cat(turned, dim=-1)
 
 

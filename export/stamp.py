@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from executorch.exir.delegate import executorch_call_delegate
 from executorch.exir.lowered_backend_module import LoweredBackendModule
 
 from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.form import Form
 from phi3mobile.models.quantized import Packed
 
 from .packed import PackedModel
@@ -63,7 +64,8 @@ class Template:
 def named_data(value: Packed) -> list[tuple[str, torch.Tensor]]:
     """Key and bytes (as a tensor) of each named datum that XNNPACK's lowering makes of one matrix."""
     data = [(_hash(value.codes), value.codes), ("scale_" + _hash(value.scales), value.scales)]
-    return data if value.bias is None else [*data, (_hash(value.bias), value.bias)]
+    data += [] if value.bias is None else [(_hash(value.bias), value.bias)]
+    return data + named_data(value.offsets) if value.offsets else data
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
@@ -85,16 +87,22 @@ def stand_ins(packed: PackedModel, kind: str, layer: int = 0) -> dict[str, Packe
     generator = torch.Generator().manual_seed(1)
     matrices = {}
     for name, part in segment_parts(packed.config, kind, packed.recipe.attention).items():
-        (height, width), (bits, group) = packed.shape(part.name(layer)), packed.bits_of(part.name(layer))
+        tensor = part.name(layer)
+        height, width = packed.shape(tensor)
         rows = height if part.rows is None else torch.arange(height)[part.rows].numel()
-        codes = torch.randint(0, 255, (rows, width * bits // 8), generator=generator, dtype=torch.uint8)
-        scales = torch.rand(rows, width // group if bits == 4 else 1, generator=generator) * 0.01 + 1e-3
-        bias = torch.rand(rows, generator=generator) if packed.has_bias(part.name(layer)) else None
-        if bits == 4:
-            matrices[name] = Packed(4, group, codes, scales.bfloat16(), bias)
-        else:
-            matrices[name] = Packed(8, width, codes.view(torch.int8), scales, bias)
+        matrix = _stand_in(rows, width, packed.bits_of(tensor), generator)
+        matrices[name] = replace(matrix, bias=torch.rand(rows, generator=generator)) if packed.has_bias(tensor) else matrix
     return matrices
+
+
+def _stand_in(rows: int, width: int, form: Form, generator: torch.Generator) -> Packed:
+    codes = torch.randint(0, 255, (rows, width * form.bits // 8), generator=generator, dtype=torch.uint8)
+    scales = torch.rand(rows, width // form.group, generator=generator) * 0.01 + 1e-3
+    if form.bits == 8:
+        return Packed(8, width, codes.view(torch.int8), scales)
+    groups = width // form.group
+    offsets = _stand_in(rows, groups, Form(8, groups), generator) if form.offsets else None
+    return Packed(4, form.group, codes, scales.bfloat16(), offsets=offsets)
 
 
 def lower(packed: PackedModel, kind: str, chunk: int, layer: int = 0) -> Template:

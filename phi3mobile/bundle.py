@@ -94,6 +94,7 @@ def _quality(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and _text(value.get("method"))
+        and isinstance(value.get("rotated", False), bool)
         and all(_number(value.get(key)) for key in measures)
         and isinstance(value.get("calibration"), dict)
         and isinstance(value.get("layers_db"), list)

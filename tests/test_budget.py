@@ -15,6 +15,7 @@ from phi3mobile.export.recipe import find_recipe
 from phi3mobile.export.solve.budget import MatrixClass, choose, measure_classes
 from phi3mobile.export.solve.build import quantize_checkpoint
 from phi3mobile.export.solve.folder import Solved
+from phi3mobile.models.form import Form
 from phi3mobile.models.weights import open_checkpoint
 
 FORMS = ((4, 128), 4.125), ((4, 64), 4.25), ((4, 32), 4.5), ((8, 64), 8.5)
@@ -73,9 +74,12 @@ def test_classes_are_measured_once_for_every_matrix(name, checkpoint_of):
     assert sorted(name for item in made for name in item.names) == sorted(linears)
     for item in made:
         rows, width = checkpoint.shape(item.names[0])
-        losses = [loss for _, _, loss in item.forms]
-        assert item.weights == rows * width * len(item.names) and losses[0] > losses[-1] > 0 and losses == sorted(losses)[::-1]
-        assert item.forms[-1][0] == (8, width)
+        losses = {form: loss for form, _, loss in item.forms}
+        assert item.weights == rows * width * len(item.names)
+        for offsets in (False, True):  # with and without, fewer columns a group lose less
+            ladder = [loss for form, loss in losses.items() if form.offsets == offsets and form.bits == 4]
+            assert ladder == sorted(ladder)[::-1] and ladder[-1] > losses[Form(8, width)] > 0
+        assert losses[Form(4, 32, True)] < losses[Form(4, 32)]
 
 
 def test_a_budget_reaches_the_program(checkpoint_of, tmp_path):

@@ -10,6 +10,7 @@ from tiny import random_tokens
 from training_tiny import chat_lines, pair_lines, write_shards
 
 from phi3mobile.errors import InputError
+from phi3mobile.models.form import Form
 from phi3mobile.models.weights import open_checkpoint
 from phi3mobile.training.batches import pack
 from phi3mobile.training.chats import open_encoder, preferences
@@ -161,7 +162,7 @@ def test_the_grid_is_the_exports(start):
             if packed.bits_of(tensor) is None:
                 continue
             module = model.get_submodule(tensor.removesuffix(".weight"))
-            assert (module.bits, module.group) == packed.bits_of(tensor)
+            assert Form(module.bits, module.group) == packed.bits_of(tensor)
             assert torch.equal(on_grid(module.weight, module.bits, module.group), packed.tensor(tensor).dequantized())
 
 

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from phi3mobile.errors import InputError
 from phi3mobile.export.packed import EMBEDDING, HEAD, PackedModel
-from phi3mobile.models.quantized import Packed
+from phi3mobile.models.quantized import Packed, group_sums
 from phi3mobile.models.rope import rope_tables, short_rows
 
 from . import torch_ops as ours  # noqa: F401  registers phi3mobile::*
@@ -47,8 +47,13 @@ class Matrix(nn.Module):
 
 
 class Linear(Matrix):
+    def __init__(self, packed: Packed) -> None:
+        super().__init__(packed)
+        self.offsets = Matrix(packed.offsets) if packed.offsets else None
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.linear(x, super().forward())
+        y = functional.linear(x, super().forward())
+        return y if self.offsets is None else y + functional.linear(group_sums(x, self.group), self.offsets())
 
 
 class Norm(nn.Module):

@@ -35,7 +35,7 @@ class Matrices:
 
     def matrix(self, tensor: str, rows: slice = slice(None), trailing: int = 0) -> Var:
         """float16 [N, K] (with `trailing` dimensions of 1 behind), of some `rows`: constexpr over int4 or int8 codes."""
-        bits, group = self.packed.bits_of(tensor)
+        bits, group, has_offsets = self.packed.bits_of(tensor)
         count, width = self.packed.shape(tensor)
         part, name = self._part(tensor, rows)
         count, columns, ones = len(range(count)[rows]), 1 if bits == 8 else width // group, (1,) * trailing
@@ -47,9 +47,13 @@ class Matrices:
         def scales() -> np.ndarray:
             return part().scales.to(torch.float16).numpy().reshape(count, columns, *ones)
 
+        def offsets() -> np.ndarray:
+            return code_offsets(part()).numpy().reshape(count, columns, *ones)
+
         data = self.weights.const(f"{name}_codes", (count, width, *ones), types.int4 if bits == 4 else types.int8, codes)
         scale = self.weights.const(f"{name}_scales", (count, columns, *ones), types.fp16, scales)
-        return mb.constexpr_blockwise_shift_scale(data=data, scale=scale, name=name)
+        given = {"offset": self.weights.const(f"{name}_offsets", scale.shape, types.fp16, offsets)} if has_offsets else {}
+        return mb.constexpr_blockwise_shift_scale(data=data, scale=scale, name=name, **given)
 
     def bias(self, tensor: str, rows: slice = slice(None)) -> Var:
         """The bias [N] of the matrix `tensor`; zeros, one constant for all of a size, where there is none."""
@@ -72,6 +76,11 @@ class Matrices:
             return lambda: self._tensor(tensor), name
         start, _, step = rows.indices(self.packed.shape(tensor)[0])
         return lambda: self._tensor(tensor).rows(rows), f"{name}_from{start}" + (f"_by{step}" if step > 1 else "")
+
+
+def code_offsets(packed: Packed) -> torch.Tensor:
+    """float16 [N, K/group]: what Core ML takes off the codes before it multiplies by the scales."""
+    return (-packed.offsets.dequantized() / packed.scales.float()).half()
 
 
 def _identifier(name: str) -> str:

@@ -9,6 +9,8 @@ from phi3mobile.models.phi3 import Phi3ForCausalLM
 from phi3mobile.models.quantized import Packed
 from phi3mobile.models.registry import new_model
 
+from .matrices import code_offsets
+
 
 def reference_model(packed: PackedModel, context: int, half: bool = False) -> Phi3ForCausalLM:
     """The model in fp32 with `packed`'s weights dequantized.
@@ -34,4 +36,6 @@ def _matrix(value: Packed, half: bool) -> torch.Tensor:
     if not half:
         return value.dequantized()
     groups = value.unpacked().float().unflatten(1, (-1, value.group))
+    if value.offsets:
+        groups -= code_offsets(value).float()[..., None]
     return (groups * value.scales.half().float()[..., None]).flatten(1)

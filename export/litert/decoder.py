@@ -14,6 +14,7 @@ nothing was written to must hold finite numbers, because they are multiplied by 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 
@@ -39,6 +40,7 @@ class Weights:
         self.packed, self.program = packed, program
         self._tensor = lru_cache(maxsize=1)(packed.tensor)  # codes and scales of one matrix are asked for in turn
         self._row_scales = cache(lambda name: packed.tensor(name).scales.float().flatten().numpy())
+        self._offset_scales = cache(lambda name: packed.tensor(name).offsets.scales.flatten().numpy())
 
     def vector(self, g: Graph, name: str) -> Value:
         """A norm's weight, float32 [D]."""
@@ -47,12 +49,10 @@ class Weights:
     def matrix(self, g: Graph, name: str) -> Value:
         """[N, K] of int4 with float16 scales a block of columns, or of int8 with a scale a row. InputError for other forms."""
         rows, width = shape = self.packed.shape(name)
-        bits, group = self.packed.bits_of(name)
+        bits, group, _ = self.packed.bits_of(name)
         if bits == 8:
-            zeros = np.zeros(rows, np.int64)
-            quantization = schema.QuantizationParametersT(scale=self._row_scales(name), zeroPoint=zeros, quantizedDimension=0)
             stored = EMBEDDING if name == HEAD and self.one_table else name
-            return g.stored(stored, shape, "int8", lambda: self._tensor(name).codes.numpy(), quantization)
+            return self._int8(g, stored, shape, self._row_scales(name), lambda: self._tensor(name).codes.numpy())
         if group % 32 or width % group:
             raise InputError(f"{name} has a scale for {group} columns; LiteRT takes multiples of 32 that divide its {width}")
         scales = g.stored(f"{name}.scales", (rows, width // group), "float16", lambda: _half(self._tensor(name)))
@@ -61,13 +61,27 @@ class Weights:
         quantization = schema.QuantizationParametersT(detailsType=kind, details=details, quantizedDimension=0)
         return g.stored(name, shape, "int4", lambda: int4_bytes(self._tensor(name)), quantization)
 
+    def _int8(
+        self, g: Graph, name: str, shape: tuple[int, int], scales: np.ndarray, codes: Callable[[], np.ndarray]
+    ) -> Value:
+        """[N, K] with a scale a row."""
+        zeros = np.zeros(len(scales), np.int64)
+        quantization = schema.QuantizationParametersT(scale=scales, zeroPoint=zeros, quantizedDimension=0)
+        return g.stored(name, shape, "int8", codes, quantization)
+
     def linear(self, g: Graph, x: Value, name: str) -> Value:
         """x [T, K] -> [T, N]."""
         if self.packed.has_bias(name):
             raise InputError(f"{name} has a bias: recipe {self.packed.recipe.name} takes phi3 layers, which have none")
-        weight = self.matrix(g, name)
-        options = schema.FullyConnectedOptionsT(keepNumDims=True, asymmetricQuantizeInputs=True)
-        return g.apply("FULLY_CONNECTED", [x, weight], (x.shape[0], weight.shape[0]), options)
+        y, form = layers.linear(g, x, self.matrix(g, name)), self.packed.bits_of(name)
+        if not form.offsets:
+            return y
+        width, groups = x.shape[1], x.shape[1] // form.group
+        ones = np.repeat(np.eye(groups, dtype=np.int8), form.group, axis=1)  # [K/group, K]: sums over groups
+        summing = self._int8(g, f"ones {groups} {width}", ones.shape, np.ones(groups, np.float32), lambda: ones)
+        shape, scales = (y.shape[1], groups), self._offset_scales(name)
+        offsets = self._int8(g, f"{name}.offsets", shape, scales, lambda: self._tensor(name).offsets.codes.numpy())
+        return layers.binary(g, "ADD", y, layers.linear(g, layers.linear(g, x, summing), offsets))
 
     @cached_property
     def one_table(self) -> bool:

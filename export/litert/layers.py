@@ -70,6 +70,12 @@ def matmul(g: Graph, a: Value, b: Value) -> Value:
     return g.apply("BATCH_MATMUL", [a, b], shape, schema.BatchMatMulOptionsT(adjY=True))
 
 
+def linear(g: Graph, x: Value, weight: Value) -> Value:
+    """x [T, K] times weight [N, K] transposed -> [T, N]."""
+    options = schema.FullyConnectedOptionsT(keepNumDims=True, asymmetricQuantizeInputs=True)
+    return g.apply("FULLY_CONNECTED", [x, weight], (x.shape[0], weight.shape[0]), options)
+
+
 def softmax(g: Graph, x: Value) -> Value:
     return g.apply("SOFTMAX", [x], x.shape, schema.SoftmaxOptionsT(beta=1.0))
 

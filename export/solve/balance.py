@@ -8,17 +8,20 @@ and SmoothQuant, arXiv 2211.10438).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from phi3mobile.export.recipe import SMALLEST_GROUP
 from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
 
 from .stream import rounded
 
 POWERS = (0.0, 0.15, 0.3, 0.45, 0.6)  # tried. 0: as they are; 1: all columns of one size
+TOGETHER = (0.15, 0.3, 0.45, 0.6, 0.75)  # the same with one size for the columns of a group, which its scale then takes over
 _TRIED = 1024  # tokens that a power is tried on
 
 Round = Callable[[str, torch.Tensor], torch.Tensor]  # a linear's name in its layer, weight [N, K] -> what rounding makes of it
@@ -65,18 +68,20 @@ def best_sizes(
 ) -> torch.Tensor:  # fmt: skip
     """The sizes [K] with the least error of weight [N, K] times `seen` [B, T, K] / sizes, when both are rounded.
 
+    Sizes of single columns make them most alike. One size for each group of columns spares weights that fit their grid already.
+
     `shared`: the columns as [A, B, C], where all of B must have one size.
     """
     sample = seen.flatten(0, 1)
-    power = sample.square().mean(0)
-    if shared:
-        power = power.view(shared).mean(1, keepdim=True).expand(shared).flatten()
+    power = sample.square().mean(0).view(shared or (1, 1, -1)).mean(1, keepdim=True)  # [A, 1, C]
+    wide = power.unflatten(2, (-1, math.gcd(power.shape[2], SMALLEST_GROUP)))
+    together = wide.mean(-1, keepdim=True).expand_as(wide).flatten(2)
     sample = sample[:: -(-len(sample) // _TRIED)]
     exact = functional.linear(sample, weight)
     signal = exact.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
     tried = []  # errors relative to each token's own output: a few tokens are enormous
-    for exponent in POWERS:
-        sizes = _sizes(power, exponent)
+    for own, exponent in [(power, exponent) for exponent in POWERS] + [(together, exponent) for exponent in TOGETHER]:
+        sizes = _sizes(own, exponent).expand(shared or own.shape).flatten()
         found = functional.linear(rounded(sample / sizes), round_weight(weight * sizes))
         tried.append((float(((found - exact).square().sum(-1) / signal).mean()), sizes))
     return min(tried, key=lambda one: one[0])[1]

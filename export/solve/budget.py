@@ -17,10 +17,12 @@ from torch.nn import functional
 
 from phi3mobile.errors import InputError
 from phi3mobile.export.quantize import quantize
+from phi3mobile.models.form import Form
 from phi3mobile.models.weights import Checkpoint
 
 from .card import log_probabilities
 from .checkpoint import finite_tensor
+from .rotate import Rotated
 from .stream import load_layer, load_norm, run_layer
 
 BANDS = 4  # parts of the depth
@@ -28,7 +30,6 @@ GROUPS = (128, 64, 32)  # coarsest first
 TOKENS = 512
 _SAMPLE_ROWS = 512  # of each matrix, for its squared errors
 
-Form = tuple[int, int]  # bits, group
 Progress = Callable[[str, int, int], None]
 
 
@@ -69,7 +70,7 @@ def choose(classes: list[MatrixClass], budget: float) -> dict[str, Form]:
 
 @torch.no_grad()
 def measure_classes(
-    checkpoint: Checkpoint, tokens: torch.Tensor, progress: Progress = lambda stage, done, total: None
+    checkpoint: Checkpoint | Rotated, tokens: torch.Tensor, progress: Progress = lambda stage, done, total: None
 ) -> list[MatrixClass]:
     """Every class of the model with what its forms cost, on `tokens` int64 [1, T]. One pass over the layers."""
     config, weights = checkpoint.config, partial(finite_tensor, checkpoint)
@@ -105,7 +106,7 @@ def measure_classes(
         loss = float(functional.kl_div(tells, told, reduction="sum", log_target=True)) / tokens.numel()
         height, width = shapes[key[1]]
         forms = tuple(
-            (form, _bits(form, width), max(0.0, loss) * float(error / errors[key][0].clamp(min=1e-30)))
+            (form, form.bits_per_weight(width), max(0.0, loss) * float(error / errors[key][0].clamp(min=1e-30)))
             for form, error in zip(_forms(width), errors[key], strict=True)
         )
         classes.append(MatrixClass(tuple(names[key]), height * width * len(names[key]), forms))
@@ -113,12 +114,8 @@ def measure_classes(
 
 
 def _forms(width: int) -> list[Form]:
-    return [*((4, group) for group in GROUPS if width % group == 0), (8, width)]
-
-
-def _bits(form: Form, width: int) -> float:
-    bits, group = form
-    return 4 + 16 / group if bits == 4 else 8 + 32 / width
+    four = [Form(4, group, offsets) for group in GROUPS if width % group == 0 for offsets in (False, True)]
+    return sorted([*four, Form(8, width)], key=lambda form: form.bits_per_weight(width))
 
 
 def _error(weight: torch.Tensor, form: Form) -> float:

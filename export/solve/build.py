@@ -16,6 +16,7 @@ from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.recipe import DEFAULT_RECIPE, Recipe, find_recipe
 from phi3mobile.files import refuse_existing, require_space
 from phi3mobile.hub import resolve
+from phi3mobile.models.form import Form
 from phi3mobile.models.weights import Checkpoint, companion_files, open_checkpoint
 from phi3mobile.tokenizer import load_tokenizer
 
@@ -23,6 +24,7 @@ from .budget import TOKENS, choose, measure_classes
 from .calibration import Calibration, calibration_of, card_tokens
 from .checkpoint import solve_checkpoint
 from .folder import is_solved, write_about
+from .rotate import Rotated
 
 METHODS = {
     "gptq": "GPTQ on calibration text, with a quality card",
@@ -40,13 +42,14 @@ def quantize_checkpoint(
     *,
     calibration: str | Path | None = None,
     bits: float | None = None,
+    rotate: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> Path:
     """Solve the checkpoint folder or hub id `source` into the folder `out` by GPTQ, and return it.
 
     A killed run leaves `.NAME.unfinished` beside `out`; the same call goes on from there. `calibration`: a UTF-8 text file.
     `bits`: per weight of the layers, at most, scales included: the most sensitive matrices get more (default: the recipe's
-    form for all).
+    form for all). `rotate`: turn the hidden states first, see export.solve.rotate.
     Raises InputError for a source that is no float checkpoint, an existing `out`, a calibration text that is too short.
     """
     chosen, out, folder = find_recipe(recipe), Path(out), resolve(source)
@@ -56,10 +59,11 @@ def quantize_checkpoint(
     checkpoint = open_checkpoint(folder)
     checkpoint.check()
     chosen.check(checkpoint.config)
+    checkpoint = Rotated(checkpoint) if rotate else checkpoint
     text = calibration_of(load_tokenizer(folder), checkpoint.config, calibration)
     require_space(out, checkpoint.config.parameters() + (64 << 20))
     partial = out.absolute().with_name(f".{out.name}.unfinished")
-    settings = [checkpoint.source_hash(), asdict(chosen), text.sha256, bits, version("phi3mobile")]
+    settings = [checkpoint.source_hash(), asdict(chosen), text.sha256, bits, rotate, version("phi3mobile")]
     _begin(partial, hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest())
     forms = forms_for(checkpoint, chosen, text, bits, progress)
     solve_into(partial, checkpoint, chosen, text, progress, forms, str(source))
@@ -71,9 +75,9 @@ def quantize_checkpoint(
 
 
 def forms_for(
-    checkpoint: Checkpoint, recipe: Recipe, text: Calibration, bits: float | None, progress: Progress
-) -> dict[str, tuple[int, int]]:
-    """(bits, group) of each layer matrix for a budget of `bits` per weight; {} without a budget. InputError: impossible."""
+    checkpoint: Checkpoint | Rotated, recipe: Recipe, text: Calibration, bits: float | None, progress: Progress
+) -> dict[str, Form]:
+    """Of each layer matrix for a budget of `bits` per weight; {} without a budget. InputError: impossible."""
     if bits is None:
         return {}
     if not recipe.group:
@@ -82,8 +86,8 @@ def forms_for(
 
 
 def solve_into(
-    folder: Path, checkpoint: Checkpoint, recipe: Recipe, text: Calibration, progress: Progress,
-    forms: dict[str, tuple[int, int]], source: str = "",
+    folder: Path, checkpoint: Checkpoint | Rotated, recipe: Recipe, text: Calibration, progress: Progress,
+    forms: dict[str, Form], source: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """A solved model in `folder`, but for the tokenizer's files; returns what was written about it."""
     wanted, config = PackedModel(checkpoint, recipe, forms), checkpoint.config
@@ -97,6 +101,7 @@ def solve_into(
         "tool": version("phi3mobile"),
         "quality": {
             "method": "gptq",
+            "rotated": isinstance(checkpoint, Rotated),
             "bits_per_weight": wanted.bits_per_weight(),
             "calibration": {"text": text.name, "sha256": text.sha256, "tokens": text.tokens.numel()},
             **measured,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from torch.nn import functional
 from phi3mobile.errors import InputError
 from phi3mobile.export.quantize import quantize
 from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
+from phi3mobile.models.form import Form
 from phi3mobile.models.quantized import Packed, QuantizedEmbedding, QuantizedLinear
 from phi3mobile.models.weights import Checkpoint
 
@@ -23,14 +24,17 @@ from .folder import HEAD, read_part, write_part
 from .gptq import solve
 from .stream import Weights, load_layer, load_norm, products, rounded, run_layer, run_watched, solve_layer
 
+if TYPE_CHECKING:
+    from .rotate import Rotated
+
 EMBEDDING = "model.embed_tokens.weight"
 Progress = Callable[[str, int, int], None]  # stage, done, total
-BitsOf = Callable[[str], tuple[int, int]]  # a matrix's name -> (bits, group)
+BitsOf = Callable[[str], Form]  # of a matrix, by name
 
 
 @torch.no_grad()
 def solve_checkpoint(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | Rotated,
     folder: Path,
     bits_of: BitsOf,
     tokens: torch.Tensor,
@@ -73,17 +77,17 @@ def solve_checkpoint(
 
 
 def _end(
-    config: Phi3Config, x: torch.Tensor, weights: Weights, head: torch.Tensor, bits: tuple[int, int]
+    config: Phi3Config, x: torch.Tensor, weights: Weights, head: torch.Tensor, bits: Form
 ) -> dict[str, Packed | torch.Tensor]:
     """Final norm and head, solved on the hidden states x [B, T, D].
 
     A head on the grid already keeps its integers, and a tied 8-bit one its embedding's: a target may store the table once.
     """
     norm, packed = load_norm(config, weights), quantize(head, *bits)
-    if not (_rounds_to(packed, head) or (config.tie_word_embeddings and bits[0] == 8)):
+    if not (_rounds_to(packed, head) or (config.tie_word_embeddings and bits.bits == 8)):
         sizes = best_sizes(head, norm(x), lambda weight: quantize(weight, *bits).dequantized())
         divide(norm, sizes)
-        if bits[0] == 4:
+        if bits.bits == 4:
             seen = rounded(norm(x))
             packed = solve(head * sizes, products(seen, seen, torch.ones(1)), *bits)
         else:
@@ -138,7 +142,7 @@ def take_over(layer: nn.Module, index: int, packed: dict[str, Packed | torch.Ten
             setattr(layer.get_submodule(owner), attribute, module)
 
 
-def finite_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+def finite_tensor(checkpoint: Checkpoint | Rotated, name: str) -> torch.Tensor:
     """A tensor in float32; InputError with its name if a value is NaN or infinite."""
     tensor = checkpoint.tensor(name)
     if not torch.isfinite(tensor).all():

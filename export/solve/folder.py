@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 from phi3mobile.errors import InputError
 from phi3mobile.files import whole_file
 from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.form import Form
 from phi3mobile.models.quantized import Packed
 from phi3mobile.models.weights import expected_tensors
 
-FORMAT = 1
+FORMAT = 2
 ABOUT = "packed.json"
 HEAD = "lm_head.weight"
 
@@ -34,6 +35,8 @@ def write_part(path: Path, tensors: dict[str, Packed | torch.Tensor]) -> None:
     for name, value in tensors.items():
         if isinstance(value, Packed):
             flat |= {f"{name}.codes": value.codes, f"{name}.scales": value.scales}
+            if offsets := value.offsets:
+                flat |= {f"{name}.offset_codes": offsets.codes, f"{name}.offset_scales": offsets.scales}
         else:
             flat[name] = value.float()
     with whole_file(path) as partial:
@@ -57,22 +60,28 @@ class _Part:
         self._keys = set(self._file.keys())
 
     def names(self) -> list[str]:
-        return sorted({key.removesuffix(".codes").removesuffix(".scales") for key in self._keys})
+        parts = (".codes", ".scales", ".offset_codes", ".offset_scales")
+        return sorted({key.rpartition(".")[0] if key.endswith(parts) else key for key in self._keys})
 
-    def form(self, name: str) -> tuple[tuple[int, ...], tuple[int, int] | None]:
-        """Shape, and (bits, group) of a matrix."""
+    def form(self, name: str) -> tuple[tuple[int, ...], Form | None]:
+        """Shape, and form of a matrix."""
         if name in self._keys:
             return tuple(self._file.get_slice(name).get_shape()), None
         codes = self._file.get_slice(f"{name}.codes")
         (rows, width), groups = codes.get_shape(), self._file.get_slice(f"{name}.scales").get_shape()[1]
         bits, width = (8, width) if codes.get_dtype() == "I8" else (4, 2 * width)
-        return (rows, width), (bits, width // groups)
+        return (rows, width), Form(bits, width // groups, f"{name}.offset_codes" in self._keys)
 
     def tensor(self, name: str) -> Packed | torch.Tensor:
         if name in self._keys:
             return self._file.get_tensor(name)
-        _, (bits, group) = self.form(name)
-        return Packed(bits, group, self._file.get_tensor(f"{name}.codes"), self._file.get_tensor(f"{name}.scales"))
+        _, (bits, group, has_offsets) = self.form(name)
+        codes, scales = self._file.get_tensor(f"{name}.codes"), self._file.get_tensor(f"{name}.scales")
+        offsets = None
+        if has_offsets:
+            own = (self._file.get_tensor(f"{name}.offset_{part}") for part in ("codes", "scales"))
+            offsets = Packed(8, scales.shape[1], *own)
+        return Packed(bits, group, codes, scales, offsets=offsets)
 
 
 class Solved:
@@ -92,7 +101,7 @@ class Solved:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._where[name].form(name)[0]
 
-    def bits_of(self, name: str) -> tuple[int, int] | None:
+    def bits_of(self, name: str) -> Form | None:
         return self._where[name].form(name)[1]
 
     def tensor(self, name: str) -> Packed | torch.Tensor:

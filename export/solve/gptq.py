@@ -7,9 +7,11 @@ al., arXiv 2210.17323). Groups stay contiguous columns with scales chosen before
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from phi3mobile.export.quantize import SMALLEST_SCALE, quantize
+from phi3mobile.export.quantize import SMALLEST_SCALE, choose_offsets, quantize, shifted
 from phi3mobile.models.quantized import Packed, pack_nibbles
 
 DAMPING = 1.0  # of the mean input power, added to every column's: 20,000 tokens are not learned by heart
@@ -18,7 +20,9 @@ _DIVISORS = tuple(6.5 + step / 2 for step in range(16))  # of a group's extreme:
 _VALUES = 1 << 22  # float32 values of one temporary
 
 
-def solve(weight: torch.Tensor, hessian: torch.Tensor, bits: int, group: int, damping: float = DAMPING) -> Packed:
+def solve(
+    weight: torch.Tensor, hessian: torch.Tensor, bits: int, group: int, offsets: bool = False, damping: float = DAMPING
+) -> Packed:
     """weight [N, K], hessian [K, K] of its inputs -> packed.
 
     8 bit is rounded to nearest: its error is far below 4 bit's. Raises InputError as export.quantize.quantize does.
@@ -26,6 +30,9 @@ def solve(weight: torch.Tensor, hessian: torch.Tensor, bits: int, group: int, da
     if bits == 8:
         return quantize(weight, bits, group)
     quantize(weight[:1], bits, group)  # says what can't be packed
+    if offsets:  # what they leave is solved on symmetric groups
+        centres = choose_offsets(weight, group)
+        return replace(solve(shifted(weight, centres), hessian, bits, group, damping=damping), offsets=centres)
     hessian = hessian.clone()
     hessian.diagonal().add_(damping * hessian.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny))
     scales = search_scales(weight, hessian.diagonal(), group)

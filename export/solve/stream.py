@@ -8,6 +8,7 @@ it gives in the float model: so later matrices make good what earlier ones spoil
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from torch import nn
 from phi3mobile.errors import InputError
 from phi3mobile.models import phi3, phi3small
 from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
-from phi3mobile.models.quantized import Packed
+from phi3mobile.models.quantized import Packed, QuantizedLinear
 from phi3mobile.models.rope import rope_tables
 
 from .gptq import matched
@@ -44,8 +45,9 @@ class Solving(nn.Module):
             hessian = products(x, x, self.power.weights)
             weight = matched(self.linear.weight, hessian, products(x, self.exact - x, self.power.weights))
             self.packed = self.solve(self.name, weight, hessian)
-            self.weight, self.linear.weight, self.exact = self.packed.dequantized(), None, None
-        return nn.functional.linear(x, self.weight, self.linear.bias)
+            self.quantized = QuantizedLinear(replace(self.packed, bias=self.linear.bias))
+            self.linear.weight = self.exact = None
+        return self.quantized.of_rounded(x)
 
 
 class Power:

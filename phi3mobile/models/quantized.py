@@ -3,15 +3,20 @@
 One packed form serves every target: `codes` with one `scale` per row group, weight = code * scale. 4-bit codes are stored as
 code + 8, two to a byte, even column in the low nibble (XNNPACK's own layout, so exporting is copying). 4-bit scales are
 bfloat16 values of at least 2**-17: exact in bfloat16 (XNNPACK), float16 (CoreML) and float32.
+
+4-bit groups may have offsets: weight = code * scale + offset, as in GGUF's Q4_1. The runtimes know symmetric groups only, so
+they multiply twice: W x = (codes * scales) x + offsets s, where s are the sums of x over groups and the offsets are 8-bit.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from .form import Form
 
 
 @dataclass(frozen=True)
@@ -23,14 +28,19 @@ class Packed:
     codes: torch.Tensor
     scales: torch.Tensor  # bfloat16 for 4 bit, float32 for 8 bit
     bias: torch.Tensor | None = None  # float32 [N], of the linear that this is the weight of
+    offsets: Packed | None = None  # 8 bit [N, K/group]: what is added to the weights of each group
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.codes.shape[0], self.scales.shape[1] * self.group
 
     @property
+    def form(self) -> Form:
+        return Form(self.bits, self.group, self.offsets is not None)
+
+    @property
     def nbytes(self) -> int:
-        return self.codes.nbytes + self.scales.nbytes
+        return self.codes.nbytes + self.scales.nbytes + (self.offsets.nbytes if self.offsets else 0)
 
     def unpacked(self) -> torch.Tensor:
         """The integers, int8 [N, K]."""
@@ -41,13 +51,16 @@ class Packed:
 
     def dequantized(self) -> torch.Tensor:
         """float32 [N, K]."""
-        groups = self.unpacked().float().unflatten(1, (-1, self.group))
-        return (groups * self.scales.float()[..., None]).flatten(1)
+        groups = self.unpacked().float().unflatten(1, (-1, self.group)) * self.scales.float()[..., None]
+        if self.offsets:
+            groups += self.offsets.dequantized()[..., None]
+        return groups.flatten(1)
 
     def rows(self, index: torch.Tensor | slice) -> Packed:
         """The same integers for some of the rows."""
         bias = None if self.bias is None else self.bias[index].contiguous()
-        return Packed(self.bits, self.group, self.codes[index].contiguous(), self.scales[index].contiguous(), bias)
+        offsets = self.offsets.rows(index) if self.offsets else None
+        return Packed(self.bits, self.group, self.codes[index].contiguous(), self.scales[index].contiguous(), bias, offsets)
 
 
 def pack_nibbles(codes: torch.Tensor) -> torch.Tensor:
@@ -71,16 +84,30 @@ def quantize_activation(x: torch.Tensor) -> torch.Tensor:
     return torch.ops.torchao.dequantize_affine.default(codes, block, scale, zero, torch.int8, -128, 127)
 
 
+def group_sums(x: torch.Tensor, group: int) -> torch.Tensor:
+    """x [..., K] -> [..., K/group], what offsets are multiplied by."""
+    return x.unflatten(-1, (-1, group)).sum(-1)
+
+
 class QuantizedLinear(nn.Module):
     """y = int8(x) @ W^T + bias with packed W, x [..., K] -> [..., N]. The reference of the exported program."""
 
     def __init__(self, packed: Packed) -> None:
         super().__init__()
-        self.register_buffer("weight", packed.dequantized(), persistent=False)
+        self.group = packed.group
+        self.register_buffer("weight", replace(packed, offsets=None).dequantized(), persistent=False)
+        self.register_buffer("offsets", packed.offsets.dequantized() if packed.offsets else None, persistent=False)
         self.register_buffer("bias", packed.bias, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.linear(quantize_activation(x), self.weight, self.bias)
+        return self.of_rounded(quantize_activation(x))
+
+    def of_rounded(self, x: torch.Tensor) -> torch.Tensor:
+        """Of x that is int8 already."""
+        y = functional.linear(x, self.weight, self.bias)
+        if self.offsets is None:
+            return y
+        return y + functional.linear(quantize_activation(group_sums(x, self.group)), self.offsets)
 
 
 class QuantizedEmbedding(nn.Module):

@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", help="gptq: better, with a quality card; rtn: fast (default: the recipe's)")
     parser.add_argument("--calibration", type=Path, help="UTF-8 text that gptq solves on (default: one that ships)")
     parser.add_argument("--bits", type=float, help="per layer weight, at most: the most sensitive matrices get more")
+    parser.add_argument("--rotate", action="store_true", help="turn the hidden states so that no channel sticks out (QuaRot)")
     parser.add_argument("--accept-quality", action="store_true", help="make the bundle even if its quality card is bad")
 
 
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
 
         export(
             args.source, out, args.recipe, args.context, method=args.method, calibration=args.calibration,
-            bits=args.bits, accept_quality=args.accept_quality, progress=report,
+            bits=args.bits, rotate=args.rotate, accept_quality=args.accept_quality, progress=report,
         )  # fmt: skip
     seconds = time.perf_counter() - start
     bundle = open_bundle(out)

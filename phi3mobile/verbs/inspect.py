@@ -73,8 +73,9 @@ def quality_line(quality: dict[str, Any] | None) -> str:
     if quality is None:
         return "not measured"
     worst = min(quality["layers_db"], default=0.0)
+    method = f"{quality['method']}, rotated" if quality.get("rotated") else quality["method"]
     return (
-        f"{quality['method']}, {quality['bits_per_weight']:.2f} bits per layer weight; perplexity {quality['perplexity']:.2f}, "
+        f"{method}, {quality['bits_per_weight']:.2f} bits per layer weight; perplexity {quality['perplexity']:.2f}, "
         f"{quality['ratio']:.3f} x float's; KL {quality['kl']:.4f}, same top token {quality['top1']:.1%}, "
         f"worst layer {worst:.1f} dB"
     )

@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", default=DEFAULT_RECIPE, help="whose bits and groups to take (default: %(default)s)")
     parser.add_argument("--calibration", type=Path, help="UTF-8 text that the weights are solved on (default: one that ships)")
     parser.add_argument("--bits", type=float, help="per layer weight, at most: the most sensitive matrices get more")
+    parser.add_argument("--rotate", action="store_true", help="turn the hidden states so that no channel sticks out (QuaRot)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -27,11 +28,11 @@ def run(args: argparse.Namespace) -> None:
         from phi3mobile.export.solve.build import quantize_checkpoint
         from phi3mobile.export.solve.folder import Solved
 
-        quality = Solved(
-            quantize_checkpoint(
-                args.source, args.out, args.recipe, calibration=args.calibration, bits=args.bits, progress=report
-            )
-        ).about["quality"]
+        solved = quantize_checkpoint(
+            args.source, args.out, args.recipe, calibration=args.calibration, bits=args.bits, rotate=args.rotate,
+            progress=report,
+        )
+        quality = Solved(solved).about["quality"]
     seconds = time.perf_counter() - start
     calibration = f"{quality['calibration']['tokens']} tokens of {quality['calibration']['text']}"
     print_card(str(args.out), {"quality": quality_line(quality), "calibration": calibration, "time": f"{seconds:.1f} s"})

@@ -1,0 +1,116 @@
+"""A checkpoint with its hidden states turned, so that no channel sticks out: the same function, kinder to int8 activations.
+
+R turns the hidden states, and each head of v by itself (R1 and R2 of SpinQuant, arXiv 2405.16406, after QuaRot, arXiv
+2404.00456). Nothing is computed for it on the phone: what writes the hidden states is stored as R W, what reads them as W R,
+with the weights of the norm before it multiplied in first, as R does not commute with them.
+
+R is a product of reflections, x -> 2 mean(x) - x, over fours, twos, threes ... of coordinates. So it is symmetric and its own
+inverse, it spreads one coordinate almost evenly over all (exactly for a power of four, where it is a Hadamard matrix; random
+signs would leave peaks of 4 times that), and it keeps a vector of ones: LayerNorm's centring commutes with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from phi3mobile.errors import InputError
+from phi3mobile.export.segments import segment_parts
+from phi3mobile.models.config import Phi3SmallConfig
+from phi3mobile.models.weights import Checkpoint, expected_tensors
+
+from .checkpoint import finite_tensor
+
+_READERS = {  # of the hidden states, and the norm that they read them through
+    "qkv_proj": "input_layernorm", "query_key_value": "input_layernorm",
+    "gate_up_proj": "post_attention_layernorm", "up_proj": "post_attention_layernorm",
+}  # fmt: skip
+_MIXERS = ("o_proj", "dense")  # write the hidden states, and read heads of v
+_LARGEST_SHIFT = 1000.0  # of a final norm's bias over its weight: more would drown the hidden states
+
+
+def turn(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    """R along one dimension of x: turn(turn(x)) is x, and turn(ones) ones."""
+    dim, stride = dim % x.ndim, 1
+    for count in _factors(x.shape[dim]):
+        parts = x.unflatten(dim, (-1, count, stride))
+        x = (2 * parts.mean(dim + 1, keepdim=True) - parts).flatten(dim, dim + 2)
+        stride *= count
+    return x
+
+
+def _factors(size: int) -> Iterator[int]:
+    """Fours first: of a reflection of four every entry is 1/2 in size, of two one is 0."""
+    for factor in (4, 2, *range(3, size + 1)):
+        while size % factor == 0:
+            yield factor
+            size //= factor
+
+
+class Rotated:
+    """A float checkpoint, turned: read like a Checkpoint, one tensor at a time, and nothing is kept.
+
+    Norms have weights of one. A tied head gets its own table: the final norm is in it and not in the embedding.
+    Raises InputError for a final LayerNorm whose bias can't be kept: where its weight is (almost) zero.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.source, self.folder = checkpoint, checkpoint.folder
+        self.config = replace(checkpoint.config, tie_word_embeddings=False)
+        self._small = isinstance(self.config, Phi3SmallConfig)
+        self._end = "model.final_layernorm" if self._small else "model.norm"
+        if self._small:
+            self._shift()
+
+    def names(self) -> list[str]:
+        return list(expected_tensors(self.config))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.source.shape(name)
+
+    def source_hash(self) -> str:
+        """Of the checkpoint that is turned."""
+        return self.source.source_hash()
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One weight in float32. InputError if a value of the checkpoint's is NaN or infinite."""
+        module, _, part = name.rpartition(".")
+        layer, _, kind = module.rpartition(".")
+        if kind.endswith("norm"):
+            return self._norm(name)
+        if module == "lm_head":
+            return self._reader(module, self._end, part)
+        if kind in _READERS:
+            value = self._reader(module, f"{layer.rpartition('.')[0]}.{_READERS[kind]}", part)
+            return self._values_turned(value) if layer.endswith("self_attn") else value
+        value = finite_tensor(self.source, name)
+        if kind in _MIXERS and part == "weight":
+            value = turn(value.unflatten(1, (-1, self.config.head_dim))).flatten(1)
+        return turn(value) if module == "model.embed_tokens" else turn(value, 0)
+
+    def _reader(self, module: str, norm: str, part: str) -> torch.Tensor:
+        """A linear's weight with its norm's in it, or its bias with the norm's; a head has none."""
+        weight, scale = (finite_tensor(self.source, f"{one}.weight") for one in (module, norm))
+        if part == "weight":
+            return turn(weight * scale)
+        return finite_tensor(self.source, f"{module}.bias") + weight @ finite_tensor(self.source, f"{norm}.bias")
+
+    def _values_turned(self, value: torch.Tensor) -> torch.Tensor:
+        """Rows of the fused projection, or its bias, with each KV head's v turned."""
+        rows = segment_parts(self.config, "start", "stock")["v"].rows
+        value[rows] = turn(value[rows].unflatten(0, (-1, self.config.head_dim)), 1).flatten(0, 1)
+        return value
+
+    def _norm(self, name: str) -> torch.Tensor:
+        if name.endswith("weight"):
+            return torch.ones(self.shape(name))
+        return turn(self._shift()) if name.startswith(self._end) else torch.zeros(self.shape(name))
+
+    def _shift(self) -> torch.Tensor:
+        """The final LayerNorm's bias as what is added before its weight multiplies."""
+        weight, bias = (finite_tensor(self.source, f"{self._end}.{part}") for part in ("weight", "bias"))
+        if (bias.abs() > _LARGEST_SHIFT * weight.abs()).any():
+            raise InputError(f"{self._end} has weights near zero where its bias is not: leave out --rotate")
+        return torch.where(bias == 0, 0.0, bias / weight)
