@@ -28,6 +28,7 @@ from phi3mobile.export.solve.checkpoint import on_grid
 from phi3mobile.export.solve.folder import Solved, is_solved, read_part, write_part
 from phi3mobile.export.solve.gptq import fit_scales, matched, polish, round_in_order, search_scales, solve
 from phi3mobile.export.solve.stream import load_layer, products, rounded, run_layer, run_watched
+from phi3mobile.models.form import Form
 from phi3mobile.models.presets import preset
 from phi3mobile.models.quantized import Packed, quantize_activation
 from phi3mobile.models.registry import load_model
@@ -140,7 +141,7 @@ def test_balancing_changes_no_output(name, checkpoint_of):
     config, layer = checkpoint.config, load_layer(checkpoint.config, 0, checkpoint.tensor)
     x = torch.randn(2, 24, config.hidden_size, generator=torch.Generator().manual_seed(3))
     before, inputs = run_watched(config, layer, 0, x)
-    balance(config, layer, inputs, lambda name, weight: quantize(weight, 4, 32).dequantized())
+    balance(config, layer, 0, inputs, lambda name: Form(4, 32))
     after, seen = run_watched(config, layer, 0, x)
     assert torch.allclose(before, after, atol=1e-4)
     assert all(torch.allclose(inputs[key], seen[key], atol=1e-3, rtol=1e-3) for key in inputs)
@@ -149,11 +150,11 @@ def test_balancing_changes_no_output(name, checkpoint_of):
 
 
 def test_columns_are_made_alike_only_where_it_helps():
-    """One enormous column: int8 activations lose all others. Weights that rounding keeps: only whole groups are scaled."""
+    """One enormous column: int8 activations lose all others. Weights that rounding keeps: only whole groups with offsets."""
     generator = torch.Generator().manual_seed(4)
     x, weight = torch.randn(1, 200, 64, generator=generator), torch.randn(16, 64, generator=generator)
     x[..., 5] *= 300
-    sizes = best_sizes(weight, x, lambda scaled: scaled)
+    sizes = best_sizes(weight, x, Form(8, 64))
     assert sizes[5] > 4 * sizes.median()
     plain, even = (((rounded(x / size) - x / size) @ (weight * size).t()).square().mean() for size in (1, sizes))
     assert even < 0.5 * plain
@@ -161,11 +162,12 @@ def test_columns_are_made_alike_only_where_it_helps():
     x[..., 5] /= 100
     exact = torch.randint(-8, 8, (16, 64), generator=generator).float()
     exact[:, ::32] = -8
-    groups = best_sizes(exact, x, lambda scaled: quantize(scaled, 4, 32).dequantized()).view(2, 32)
+    assert (best_sizes(exact, x, Form(4, 32)) == 1).all()
+    groups = best_sizes(exact, x, Form(4, 32, True)).view(2, 32)
     assert (groups == groups[:, :1]).all()
 
     x = torch.randn(1, 200, 64, generator=generator) * torch.rand(64, generator=generator) * 50
-    shared = best_sizes(weight, x, lambda scaled: scaled, (2, 4, 8))
+    shared = best_sizes(weight, x, Form(8, 64), (2, 4, 8))
     assert (shared.view(2, 4, 8) == shared.view(2, 4, 8)[:, :1]).all() and len(shared.unique()) > 4
 
 

@@ -15,27 +15,29 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from phi3mobile.export.quantize import quantize
 from phi3mobile.export.recipe import SMALLEST_GROUP
 from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
+from phi3mobile.models.form import Form
 
 from .stream import rounded
 
 POWERS = (0.0, 0.15, 0.3, 0.45, 0.6)  # tried. 0: as they are; 1: all columns of one size
-TOGETHER = (0.15, 0.3, 0.45, 0.6, 0.75)  # the same with one size for the columns of a group, which its scale then takes over
+TOGETHER = (0.15, 0.3, 0.45, 0.6, 0.75)  # of one size for all columns of a group, which its scale and offset take over
 _TRIED = 1024  # tokens that a power is tried on
 
-Round = Callable[[str, torch.Tensor], torch.Tensor]  # a linear's name in its layer, weight [N, K] -> what rounding makes of it
+FormOf = Callable[[str], Form]  # of a matrix, by its name in the model
 
 
-def balance(config: Phi3Config, layer: nn.Module, inputs: dict[str, torch.Tensor], round_weight: Round) -> None:
-    """Scale a float layer in place, and `inputs` [B, T, K] of its linears by name with it.
+def balance(config: Phi3Config, layer: nn.Module, index: int, inputs: dict[str, torch.Tensor], form_of: FormOf) -> None:
+    """Scale float layer `index` in place, and `inputs` [B, T, K] of its linears by name with it.
 
     Of phi-3-small's layers only what follows norms: gegelu adds 1 to its linear branch.
     """
 
     def scaled(name: str, shared: tuple[int, ...] | None = None) -> torch.Tensor:
         linear = layer.get_submodule(name)
-        sizes = best_sizes(linear.weight, inputs[name], lambda weight: round_weight(name, weight), shared)
+        sizes = best_sizes(linear.weight, inputs[name], form_of(f"model.layers.{index}.{name}.weight"), shared)
         linear.weight = _times(linear.weight, sizes)
         inputs[name] = inputs[name] / sizes
         return sizes
@@ -63,13 +65,11 @@ def divide(norm: nn.Module, sizes: torch.Tensor) -> None:
 
 
 def best_sizes(
-    weight: torch.Tensor, seen: torch.Tensor, round_weight: Callable[[torch.Tensor], torch.Tensor],
-    shared: tuple[int, ...] | None = None,
-) -> torch.Tensor:  # fmt: skip
+    weight: torch.Tensor, seen: torch.Tensor, form: Form, shared: tuple[int, ...] | None = None
+) -> torch.Tensor:
     """The sizes [K] with the least error of weight [N, K] times `seen` [B, T, K] / sizes, when both are rounded.
 
-    Sizes of single columns make them most alike. One size for each group of columns spares weights that fit their grid already.
-
+    Groups with offsets may fit their weights almost exactly: then one size for all columns of a group spares them.
     `shared`: the columns as [A, B, C], where all of B must have one size.
     """
     sample = seen.flatten(0, 1)
@@ -80,9 +80,11 @@ def best_sizes(
     exact = functional.linear(sample, weight)
     signal = exact.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
     tried = []  # errors relative to each token's own output: a few tokens are enormous
-    for own, exponent in [(power, exponent) for exponent in POWERS] + [(together, exponent) for exponent in TOGETHER]:
+    tries = [(power, exponent) for exponent in POWERS]
+    tries += [(together, exponent) for exponent in TOGETHER] if form.offsets else []
+    for own, exponent in tries:
         sizes = _sizes(own, exponent).expand(shared or own.shape).flatten()
-        found = functional.linear(rounded(sample / sizes), round_weight(weight * sizes))
+        found = functional.linear(rounded(sample / sizes), quantize(weight * sizes, *form).dequantized())
         tried.append((float(((found - exact).square().sum(-1) / signal).mean()), sizes))
     return min(tried, key=lambda one: one[0])[1]
 

@@ -65,7 +65,7 @@ def solve_checkpoint(
             take_over(layer, index, read_part(path))
             x = run_layer(config, layer, index, x)
         else:
-            balance(config, layer, inputs, partial(_nearest, index, bits_of))
+            balance(config, layer, index, inputs, bits_of)
             vectors = _vectors(layer, index)  # before the linears, whose biases are among them, are replaced
             matrices, x = solve_layer(config, layer, index, x, inputs, lambda name, *given: solve(*given, *bits_of(name)))
             write_part(path, vectors | matrices)
@@ -85,7 +85,7 @@ def _end(
     """
     norm, packed = load_norm(config, weights), quantize(head, *bits)
     if not (_rounds_to(packed, head) or (config.tie_word_embeddings and bits.bits == 8)):
-        sizes = best_sizes(head, norm(x), lambda weight: quantize(weight, *bits).dequantized())
+        sizes = best_sizes(head, norm(x), bits)
         divide(norm, sizes)
         if bits.bits == 4:
             seen = rounded(norm(x))
@@ -104,11 +104,6 @@ def _kept(path: Path, make: Callable[[], dict[str, Packed | torch.Tensor]]) -> d
 
 def _vectors(layer: nn.Module, index: int) -> dict[str, torch.Tensor]:
     return {f"model.layers.{index}.{key}": value.data for key, value in layer.named_parameters() if value.dim() == 1}
-
-
-def _nearest(index: int, bits_of: BitsOf, key: str, weight: torch.Tensor) -> torch.Tensor:
-    """The weight of a layer's linear `key`, rounded to nearest."""
-    return quantize(weight, *bits_of(f"model.layers.{index}.{key}.weight")).dequantized()
 
 
 def on_grid(layer: nn.Module, index: int, bits_of: BitsOf) -> dict[str, Packed]:
