@@ -133,8 +133,9 @@ def with_offsets(checkpoint_of, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("recipe", "name", "gate"),
-    [("android-cpu", "small-tiny", 40), ("host-fp32-kv", "tiny-gqa", 40), ("litert", "tiny-gqa", 40), ("ios-gpu", "tiny-gqa", 70),
-     ("ios-executorch", "tiny-gqa", 60), pytest.param("android-cpu", "tiny-gqa", 40, marks=pytest.mark.slow)],
+    [("android-cpu", "small-tiny", 40), ("host-fp32-kv", "tiny-gqa", 40), ("litert", "tiny-gqa", 40),
+     ("ios-gpu", "tiny-gqa", 70), ("ios-executorch", "tiny-gqa", 60),
+     pytest.param("android-cpu", "tiny-gqa", 40, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_a_program_computes_with_offsets_what_torch_does(recipe, name, gate, with_offsets, tmp_path):
     if recipe.startswith("ios"):
