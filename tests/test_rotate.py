@@ -18,6 +18,7 @@ from phi3mobile.cli import main
 from phi3mobile.errors import InputError
 from phi3mobile.export.build import export
 from phi3mobile.export.packed import PackedModel, load_packed
+from phi3mobile.export.quantize import quantize
 from phi3mobile.export.recipe import EMBEDDING, HEAD, find_recipe
 from phi3mobile.export.solve.build import forms_for, quantize_checkpoint
 from phi3mobile.export.solve.calibration import calibration_of
@@ -298,6 +299,18 @@ def test_the_tensor_that_is_not_finite_is_named(tensor, text, tmp_path):
     folder = damaged(tmp_path / "c", tensor, 3, float("nan"), "tiny-gqa")
     said = refusal(quantize_checkpoint, folder, tmp_path / "q", calibration=text, rotate=True)
     assert said.startswith(f"{tensor} has values that are not finite")
+
+
+def test_what_was_trained_on_the_grid_is_not_turned(checkpoint_of, text, tmp_path):
+    folder = shutil.copytree(checkpoint_of("tiny-gqa"), tmp_path / "c")
+    tensors = load_file(folder / "model.safetensors")
+    for name, value in tensors.items():
+        if name.startswith("model.layers.0.") and value.dim() == 2:
+            tensors[name] = quantize(value, 4, 32).dequantized()
+    save_file(tensors, folder / "model.safetensors")
+    said = refusal(quantize_checkpoint, folder, tmp_path / "q", calibration=text, rotate=True)
+    assert "was trained on the 4-bit grid, which turning destroys: leave out --rotate" in said
+    assert not (tmp_path / "q").exists()
 
 
 def test_a_final_norm_whose_bias_has_no_weight_is_refused(text, tmp_path):

@@ -20,11 +20,13 @@ from phi3mobile.models.form import Form
 from phi3mobile.models.weights import Checkpoint, companion_files, open_checkpoint
 from phi3mobile.tokenizer import load_tokenizer
 
+from .balance import FormOf
 from .budget import TOKENS, choose, measure_classes
 from .calibration import Calibration, calibration_of, card_tokens
-from .checkpoint import solve_checkpoint
+from .checkpoint import on_grid, solve_checkpoint
 from .folder import is_solved, write_about
 from .rotate import Rotated
+from .stream import load_layer
 
 METHODS = {
     "gptq": "GPTQ on calibration text, with a quality card",
@@ -91,6 +93,8 @@ def solve_into(
 ) -> dict[str, Any]:  # fmt: skip
     """A solved model in `folder`, but for the tokenizer's files; returns what was written about it."""
     wanted, config = PackedModel(checkpoint, recipe, forms), checkpoint.config
+    if isinstance(checkpoint, Rotated):
+        _refuse_trained(checkpoint, wanted.bits_of)
     card = card_tokens(load_tokenizer(checkpoint.folder), config)
     measured = solve_checkpoint(checkpoint, folder, wanted.bits_of, text.tokens, card, progress)
     (folder / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n")
@@ -109,6 +113,12 @@ def solve_into(
     }
     write_about(folder, about)
     return about
+
+
+def _refuse_trained(checkpoint: Rotated, bits_of: FormOf) -> None:
+    """InputError if turning would undo what the weights were trained for."""
+    if on_grid(load_layer(checkpoint.config, 0, checkpoint.source.tensor), 0, bits_of):
+        raise InputError(f"{checkpoint.folder} was trained on the 4-bit grid, which turning destroys: leave out --rotate")
 
 
 def refuse_loss(quality: dict[str, Any], vocab: int) -> None:

@@ -18,7 +18,7 @@ from phi3mobile.models.form import Form
 from phi3mobile.models.quantized import Packed, QuantizedEmbedding, QuantizedLinear
 from phi3mobile.models.weights import Checkpoint
 
-from .balance import balance, best_sizes, divide
+from .balance import FormOf, balance, best_sizes, divide
 from .card import Card
 from .folder import HEAD, read_part, write_part
 from .gptq import solve
@@ -29,14 +29,13 @@ if TYPE_CHECKING:
 
 EMBEDDING = "model.embed_tokens.weight"
 Progress = Callable[[str, int, int], None]  # stage, done, total
-BitsOf = Callable[[str], Form]  # of a matrix, by name
 
 
 @torch.no_grad()
 def solve_checkpoint(
     checkpoint: Checkpoint | Rotated,
     folder: Path,
-    bits_of: BitsOf,
+    bits_of: FormOf,
     tokens: torch.Tensor,
     card_tokens: torch.Tensor,
     progress: Progress = lambda stage, done, total: None,
@@ -106,7 +105,7 @@ def _vectors(layer: nn.Module, index: int) -> dict[str, torch.Tensor]:
     return {f"model.layers.{index}.{key}": value.data for key, value in layer.named_parameters() if value.dim() == 1}
 
 
-def on_grid(layer: nn.Module, index: int, bits_of: BitsOf) -> dict[str, Packed]:
+def on_grid(layer: nn.Module, index: int, bits_of: FormOf) -> dict[str, Packed]:
     """The layer's integers if its floats are on the grid already, as training/qat.py leaves them: they must stay. Else {}."""
     found = {}
     for key, module in layer.named_modules():
