@@ -25,6 +25,7 @@ from phi3mobile.export.litert.decoder import int4_bytes
 from phi3mobile.export.packed import EMBEDDING, HEAD, PackedModel, load_packed
 from phi3mobile.export.recipe import find_recipe
 from phi3mobile.export.to_litert import to_litert
+from phi3mobile.models.form import Form
 from phi3mobile.models.presets import PRESETS
 from phi3mobile.models.quantized import Packed, pack_nibbles
 from phi3mobile.models.weights import open_checkpoint
@@ -244,7 +245,7 @@ def test_other_groups_than_multiples_of_32_are_named(checkpoint_of, tmp_path):
     from dataclasses import replace
 
     packed = PackedModel(open_checkpoint(checkpoint_of("tiny-gqa")), replace(find_recipe("litert"), group=0, embedding_bits=8))
-    packed.bits_of = lambda name, plain=packed.bits_of: (4, 16) if "down_proj" in name else plain(name)
+    packed.bits_of = lambda name, plain=packed.bits_of: Form(4, 16) if "down_proj" in name else plain(name)
     with pytest.raises(InputError, match=r"model\.layers\.0\.mlp\.down_proj\.weight has a scale for 16 columns"):
         to_litert(packed, tmp_path, 64, 8)
 

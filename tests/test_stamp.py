@@ -95,7 +95,7 @@ def test_same_logits_as_the_straight_export(name, checkpoint_of, tmp_path):
 def test_each_kind_is_lowered_once(checkpoint_of, tmp_path, monkeypatch):
     lowered = []
     real = stamp.lower
-    monkeypatch.setattr(stamp, "lower", lambda packed, kind, chunk: lowered.append(kind) or real(packed, kind, chunk))
+    monkeypatch.setattr(stamp, "lower", lambda packed, kind, *rest: lowered.append(kind) or real(packed, kind, *rest))
     packed = PackedModel(open_checkpoint(checkpoint_of("tiny-partial")), find_recipe("android-cpu"))
     assert packed.config.num_hidden_layers == 3
     assert len(lowered_segments(packed, CHUNK, tmp_path, lambda *_: None)) == 4
