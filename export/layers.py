@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from phi3mobile.models.quantized import Packed, pack_nibbles, quantize_activation
+from phi3mobile.models.quantized import Packed, group_ones, pack_nibbles, quantize_activation
 
 from .recipe import SMALLEST_GROUP
 
@@ -51,10 +51,9 @@ class Rounded(nn.Module):
 
 
 def _ones(width: int, group: int) -> Packed:
-    """[K/group, K]: ones where a column is in a group."""
-    codes = torch.eye(width // group, dtype=torch.int8).repeat_interleave(group, 1)
+    """models.quantized.group_ones, packed."""
     scales = torch.ones(width // group, width // SMALLEST_GROUP, dtype=torch.bfloat16)
-    return Packed(4, SMALLEST_GROUP, pack_nibbles(codes), scales)
+    return Packed(4, SMALLEST_GROUP, pack_nibbles(group_ones(width, group)), scales)
 
 
 class Norm(nn.Module):

@@ -49,6 +49,16 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: Callable[
 
 
 @pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short file to calibrate on."""
+    from tiny import words
+
+    path = tmp_path_factory.mktemp("text") / "calibration.txt"
+    path.write_text(words(0, 1400))
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_checkpoint_folder(checkpoint_of: Callable[[str], Path]) -> Path:
     return checkpoint_of("tiny-gqa")
 

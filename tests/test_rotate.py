@@ -1,7 +1,6 @@
 """Turned checkpoints: the turn is orthogonal and even, the model's function stays, int8 gains, the solve takes them."""
 
 import json
-import random
 import shutil
 
 import numpy as np
@@ -159,18 +158,6 @@ def test_an_enormous_channel_costs_less_once_turned(checkpoint_of, tmp_path):
 
 
 # Solved
-
-
-def words(first: int, last: int) -> str:
-    """Text that never repeats itself."""
-    return " ".join("".join(random.Random(word).choices("etaoinshrdlucmfwyp 0123.,", k=6)) for word in range(first, last))
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "calibration.txt"
-    path.write_text(words(0, 1400))
-    return path
 
 
 @pytest.fixture(scope="module")

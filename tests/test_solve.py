@@ -2,7 +2,6 @@
 
 import json
 import math
-import random
 import shutil
 
 import numpy as np
@@ -12,7 +11,7 @@ from exported import talking_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tiny import random_tokens
+from tiny import random_tokens, words
 
 from phi3mobile.bundle import open_bundle
 from phi3mobile.cli import main
@@ -36,11 +35,6 @@ from phi3mobile.models.weights import open_checkpoint
 from phi3mobile.tokenizer import load_tokenizer
 
 quick = settings(max_examples=30, deadline=None)
-
-
-def words(first: int, last: int) -> str:
-    """Text that never repeats itself."""
-    return " ".join("".join(random.Random(word).choices("etaoinshrdlucmfwyp 0123.,", k=6)) for word in range(first, last))
 
 
 def correlated(tokens: int, width: int, seed: int) -> torch.Tensor:
@@ -232,13 +226,6 @@ def test_the_layers_run_as_the_model_does(name, checkpoint_of):
 
 
 # Folders and cards
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "calibration.txt"
-    path.write_text(words(0, 1400))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,11 @@ TINY = [name for name in PRESETS if name.startswith("tiny-")]
 def tiny(name: str, **changes) -> Phi3Config:
     """The preset `name`, with some fields changed."""
     return replace(PRESETS[name], **changes)
+
+
+def words(first: int, last: int) -> str:
+    """Text that never repeats itself."""
+    return " ".join("".join(random.Random(word).choices("etaoinshrdlucmfwyp 0123.,", k=6)) for word in range(first, last))
 
 
 def random_model(config: Phi3Config, context: int | None = None, seed: int = 0) -> Phi3ForCausalLM:

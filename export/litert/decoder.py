@@ -26,7 +26,7 @@ from phi3mobile.engines import LONG_REGIME
 from phi3mobile.errors import InputError
 from phi3mobile.export.packed import EMBEDDING, HEAD, PackedModel
 from phi3mobile.models.config import Phi3Config
-from phi3mobile.models.quantized import Packed
+from phi3mobile.models.quantized import Packed, group_ones
 from phi3mobile.models.rope import rope_tables, short_rows
 
 from . import layers
@@ -77,8 +77,10 @@ class Weights:
         if not form.offsets:
             return y
         width, groups = x.shape[1], x.shape[1] // form.group
-        ones = np.repeat(np.eye(groups, dtype=np.int8), form.group, axis=1)  # [K/group, K]: sums over groups
-        summing = self._int8(g, f"ones {groups} {width}", ones.shape, np.ones(groups, np.float32), lambda: ones)
+        summing = self._int8(
+            g, f"ones {groups} {width}", (groups, width), np.ones(groups, np.float32),
+            lambda: group_ones(width, form.group).numpy(),
+        )  # fmt: skip
         shape, scales = (y.shape[1], groups), self._offset_scales(name)
         offsets = self._int8(g, f"{name}.offsets", shape, scales, lambda: self._tensor(name).offsets.codes.numpy())
         return layers.binary(g, "ADD", y, layers.linear(g, layers.linear(g, x, summing), offsets))

@@ -89,6 +89,11 @@ def group_sums(x: torch.Tensor, group: int) -> torch.Tensor:
     return x.unflatten(-1, (-1, group)).sum(-1)
 
 
+def group_ones(width: int, group: int) -> torch.Tensor:
+    """int8 [K/group, K] that makes group_sums of x, for runtimes that only multiply."""
+    return torch.eye(width // group, dtype=torch.int8).repeat_interleave(group, 1)
+
+
 class QuantizedLinear(nn.Module):
     """y = int8(x) @ W^T + bias with packed W, x [..., K] -> [..., N]. The reference of the exported program."""
 
