@@ -21,8 +21,8 @@ setup: .venv/.installed native
 # Our kernels and the runner, built against the ExecuTorch of .venv with any C++17 compiler; cmake comes from pip.
 native: phi3mobile/native/.built
 
-phi3mobile/native/.built: .venv/.installed $(wildcard export/kernels/*)
-	$(BIN)/cmake -S export/kernels -B build/native -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCMAKE_BUILD_TYPE=Release
+phi3mobile/native/.built: .venv/.installed $(wildcard phi3mobile/core/*)
+	$(BIN)/cmake -S phi3mobile/core -B build/native -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCMAKE_BUILD_TYPE=Release
 	$(BIN)/cmake --build build/native --parallel 2
 	$(BIN)/cmake --install build/native
 	touch $@
@@ -41,7 +41,7 @@ test-all: setup lint .venv/.rooms
 
 # Gets a cross compiler, qemu-user and the aarch64 wheel into build/arm64 (Debian on x86-64); part of test-all.
 test-arm64: setup
-	$(BIN)/python -m pytest -q -m slow tests/arm64
+	$(BIN)/python -m pytest -q -m slow tests/core/arm64
 
 lint: setup
 	$(BIN)/ruff check .

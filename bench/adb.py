@@ -119,9 +119,14 @@ class Adb:
         self._copy("pull", remote, str(local))
 
     def push(
-        self, local: Path, remote: str, digest: str | None = None, piece: int = PIECE, patience: float = 120.0,
+        self,
+        local: Path,
+        remote: str,
+        digest: str | None = None,
+        piece: int = PIECE,
+        patience: float = 120.0,
         progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         """Copy a file in pieces, go on where an earlier or interrupted copy ended, and compare SHA-256. False: was there.
 
         patience: seconds to wait for an unplugged phone to come back. Raises InputError: no room, or damaged twice.
@@ -210,7 +215,8 @@ class Adb:
 
     def _call(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[bytes]:
         try:
-            return subprocess.run([self._program, *arguments], capture_output=True, timeout=timeout, stdin=subprocess.DEVNULL,
-                                  env=os.environ)  # fmt: skip
+            return subprocess.run(
+                [self._program, *arguments], capture_output=True, timeout=timeout, stdin=subprocess.DEVNULL, env=os.environ
+            )
         except subprocess.TimeoutExpired:
             raise Unplugged(f"adb {' '.join(arguments[:4])[:80]} gave no answer in {timeout:g} s") from None

@@ -1,7 +1,7 @@
 """A phone on adb as a device of the protocol: push, run, collect, clean up.
 
 Runs go on while the cable is out: runner and sampler are detached on the phone and write files, which are read as they grow.
-Energy needs exactly that: unplugged, or adb over Wi-Fi. Two runners: the command-line p3m_bench (export/kernels) in
+Energy needs exactly that: unplugged, or adb over Wi-Fi. Two runners: the command-line p3m_bench (phi3mobile/core) in
 /data/local/tmp, here, and the installed app (android_app.py).
 """
 
@@ -38,10 +38,15 @@ _READINGS = " ".join(
     }.items()
 )
 _PROPERTIES = {
-    "manufacturer": "ro.product.manufacturer", "model": "ro.product.model", "release": "ro.build.version.release",
-    "sdk": "ro.build.version.sdk", "soc": "ro.soc.model", "platform": "ro.board.platform", "build": "ro.build.fingerprint",
+    "manufacturer": "ro.product.manufacturer",
+    "model": "ro.product.model",
+    "release": "ro.build.version.release",
+    "sdk": "ro.build.version.sdk",
+    "soc": "ro.soc.model",
+    "platform": "ro.board.platform",
+    "build": "ro.build.fingerprint",
     "abi": "ro.product.cpu.abi",
-}  # fmt: skip
+}
 
 
 class Runner(Protocol):
@@ -81,15 +86,20 @@ class NativeRunner:
         if not (self._built / RUNNER).is_file():
             abi = adb.read("getprop ro.product.cpu.abi").strip() or "arm64-v8a"
             raise InputError(
-                f"no {RUNNER} for {abi} in {self._built}: build it as export/kernels/README.md says, and give its folder with "
+                f"no {RUNNER} for {abi} in {self._built}: build it as phi3mobile/core/README.md says, and give its folder with "
                 "--runner; or --app where the app is installed"
             )
         return {f"{self.folder}/runner/{path.name}": path for path in (self._built / RUNNER, *sorted(self._built.glob("*.so")))}
 
     def work(self, model: str, bundle: Bundle, run: Run, plan: Plan) -> str:
         about = bundle.manifest["model"]
-        options = [f"threads={plan.threads}", f"chunk={about['chunk']}", f"context={about['context']}",
-                   f"original={about['original_context'] or 0}", f"cold={run.cold:d}"]  # fmt: skip
+        options = [
+            f"threads={plan.threads}",
+            f"chunk={about['chunk']}",
+            f"context={about['context']}",
+            f"original={about['original_context'] or 0}",
+            f"cold={run.cold:d}",
+        ]
         packed, place = f"{self.folder}/packed-{bundle_hash(bundle)[:16]}", f"{self.folder}/runner"
         program = [f"{place}/{RUNNER}", f"{model}/{bundle.manifest['runtime']['program']}", f"packed={packed}", *options]
         forget = f"rm -f {shlex.quote(packed)}; " if run.cold else ""
@@ -121,13 +131,18 @@ class Android:
         governor = self._adb.read("cat /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor 2>/dev/null || true").split()
         cores = self._adb.read("nproc").strip()
         return {
-            "kind": "android", "name": f"{found['manufacturer']} {found['model']}".strip(),
-            "os": f"Android {found['release']} (API {found['sdk']})", "soc": found["soc"] or found["platform"],
-            "build": found["build"], "abi": found["abi"], "cores": int(cores) if cores.isdigit() else None,
-            "memory_bytes": int(memory[0]) * 1024 if memory else None, "governor": ", ".join(sorted(set(governor))) or None,
+            "kind": "android",
+            "name": f"{found['manufacturer']} {found['model']}".strip(),
+            "os": f"Android {found['release']} (API {found['sdk']})",
+            "soc": found["soc"] or found["platform"],
+            "build": found["build"],
+            "abi": found["abi"],
+            "cores": int(cores) if cores.isdigit() else None,
+            "memory_bytes": int(memory[0]) * 1024 if memory else None,
+            "governor": ", ".join(sorted(set(governor))) or None,
             "capacity_mah": parse_capacity_mah(self._adb.read("dumpsys batterystats --checkin", timeout=120)),
             "runner": self._runner.name,
-        }  # fmt: skip
+        }
 
     def install(self, bundle: Bundle, progress: Progress) -> None:
         """Push what is not there yet, after a look at the free space. Raises InputError: no room, no runner."""
@@ -140,10 +155,18 @@ class Android:
             self._require_space(files)
             for number, (remote, local) in enumerate(files.items()):
                 progress(f"push {local.name}", number, len(files))
-                listed = bundle.manifest["files"].get(local.relative_to(bundle.folder).as_posix()) \
-                    if local.is_relative_to(bundle.folder) else None  # fmt: skip
-                self._adb.push(local, remote, listed and listed["sha256"], patience=self._patience,
-                               progress=lambda done, total, name=local.name: progress(f"push {name}", done, total))  # fmt: skip
+                listed = (
+                    bundle.manifest["files"].get(local.relative_to(bundle.folder).as_posix())
+                    if local.is_relative_to(bundle.folder)
+                    else None
+                )
+                self._adb.push(
+                    local,
+                    remote,
+                    listed and listed["sha256"],
+                    patience=self._patience,
+                    progress=lambda done, total, name=local.name: progress(f"push {name}", done, total),
+                )
         except Unplugged as gone:
             raise InputError(f"{gone} while the bundle was pushed; run again, the push goes on where it ended") from None
         except ShellFailed as failed:
@@ -214,8 +237,10 @@ class Android:
         needed += _SPARE + (self._bundle.program_bytes if self._runner.packs else 0)
         free = self._adb.free_bytes(self._runner.folder)
         if free is not None and free < needed:
-            raise InputError(f"the phone {self._adb.serial} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed: "
-                             "make room on it, or take a smaller bundle")  # fmt: skip
+            raise InputError(
+                f"the phone {self._adb.serial} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed: "
+                "make room on it, or take a smaller bundle"
+            )
 
     def _start_command(self, run: Run, plan: Plan) -> str:
         """A shell line that returns at once: clears the run's folder, starts sampler and runner away from this shell."""

@@ -163,10 +163,13 @@ def parse_sample(block: str) -> Sample | None:
         return None
     t = float(time[0])
     return Sample(
-        t, parse_battery(parts.get("battery", "")), parse_thermal(parts.get("thermal", "")),
-        parse_current_a(parts.get("current", "")), _scaled(parts.get("voltage", "").strip(), 1e-6, 0.5, _SANE_V),
+        t,
+        parse_battery(parts.get("battery", "")),
+        parse_thermal(parts.get("thermal", "")),
+        parse_current_a(parts.get("current", "")),
+        _scaled(parts.get("voltage", "").strip(), 1e-6, 0.5, _SANE_V),
         parse_rails(parts.get("rails", "")),
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
@@ -213,8 +216,11 @@ def _by_rails(samples: Sequence[Sample], seconds: float) -> Energy | None:
 
 def _by_current(samples: Sequence[Sample]) -> Energy | None:
     """Current x voltage, by trapezoids."""
-    points = [(one.t, one.current_a * volts) for one in samples
-              if one.current_a is not None and (volts := one.voltage_v or one.battery.voltage_v)]  # fmt: skip
+    points = [
+        (one.t, one.current_a * volts)
+        for one in samples
+        if one.current_a is not None and (volts := one.voltage_v or one.battery.voltage_v)
+    ]
     if len(points) < 3:
         return None
     joules = sum((t1 - t0) * (p0 + p1) / 2 for (t0, p0), (t1, p1) in pairwise(points))

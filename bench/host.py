@@ -208,11 +208,13 @@ def _figures(own: Mapping[tuple[str, int], list], entry: Entry, ours: Mapping) -
         "prefill_tokens_per_s": prefill,
         f"ttft_{prompts[0]}_s": round(median(own["prefill", prompts[0]]), 4),
         "decode": decode,
-        "load_cold_s": round(cold["load_s"], 3), "load_warm_s": round(warm["load_s"], 3),
-        "anonymous_bytes": memory["anonymous_bytes"], "peak_bytes": memory["peak_bytes"],
+        "load_cold_s": round(cold["load_s"], 3),
+        "load_warm_s": round(warm["load_s"], 3),
+        "anonymous_bytes": memory["anonymous_bytes"],
+        "peak_bytes": memory["peak_bytes"],
         "peak_cold_load_bytes": cold["peak_bytes"],
         "file_bytes": sum(path.stat().st_size for path in entry.files),
-    }  # fmt: skip
+    }
     if own is ours:
         return figures
     return figures | {"ours_is_faster_by": ratios, "logits_cosine": round(cosine(own["logits", 0][0], ours["logits", 0][0]), 4)}

@@ -43,14 +43,19 @@ def parse_devices(document: Any) -> list[dict[str, str]]:
         hardware, link, about = (_part(one, f"{name}Properties") for name in ("hardware", "connection", "device"))
         if hardware.get("platform", "iOS") not in ("iOS", "iPadOS"):
             continue
-        found.append({
-            "udid": str(hardware.get("udid") or one.get("identifier") or ""),
-            "name": str(about.get("name") or ""),
-            "model": str(hardware.get("marketingName") or hardware.get("productType") or ""),
-            "product": str(hardware.get("productType") or ""), "os": str(about.get("osVersionNumber") or ""),
-            "build": str(about.get("osBuildUpdate") or ""), "paired": str(link.get("pairingState") or "paired"),
-            "tunnel": str(link.get("tunnelState") or ""), "developer": str(about.get("developerModeStatus") or "enabled"),
-        })  # fmt: skip
+        found.append(
+            {
+                "udid": str(hardware.get("udid") or one.get("identifier") or ""),
+                "name": str(about.get("name") or ""),
+                "model": str(hardware.get("marketingName") or hardware.get("productType") or ""),
+                "product": str(hardware.get("productType") or ""),
+                "os": str(about.get("osVersionNumber") or ""),
+                "build": str(about.get("osBuildUpdate") or ""),
+                "paired": str(link.get("pairingState") or "paired"),
+                "tunnel": str(link.get("tunnelState") or ""),
+                "developer": str(about.get("developerModeStatus") or "enabled"),
+            }
+        )
     return found
 
 
@@ -61,8 +66,11 @@ def _part(one: dict[str, Any], name: str) -> dict[str, Any]:
 
 def choose(devices: list[dict[str, str]], udid: str | None) -> dict[str, str]:
     """Raises InputError: none, several, or one that is not ready."""
-    usable = [one for one in devices if one["tunnel"] != "unavailable"] if udid is None else \
-        [one for one in devices if udid in (one["udid"], one["name"])]  # fmt: skip
+    usable = (
+        [one for one in devices if one["tunnel"] != "unavailable"]
+        if udid is None
+        else [one for one in devices if udid in (one["udid"], one["name"])]
+    )
     listed = ", ".join(f"ios:{one['udid']} ({one['model']})" for one in devices) or "none"
     if not usable:
         raise InputError(
@@ -92,8 +100,14 @@ class Ios:
 
     def describe(self) -> dict[str, Any]:
         one = self._about
-        return {"kind": "ios", "name": one["model"] or one["name"], "os": f"iOS {one['os']}", "soc": one["product"],
-                "build": one["build"], "runner": self._app}  # fmt: skip
+        return {
+            "kind": "ios",
+            "name": one["model"] or one["name"],
+            "os": f"iOS {one['os']}",
+            "soc": one["product"],
+            "build": one["build"],
+            "runner": self._app,
+        }
 
     def install(self, bundle: Bundle, progress: Progress) -> None:
         """Copies the bundle into the app's Documents. Raises InputError: the app is not installed."""
@@ -103,8 +117,18 @@ class Ios:
             raise InputError(f"{self._app} is not on {self._about['udid']}: build and run it once from apps/ios")
         self._model = bundle_hash(bundle)[:16]
         progress("copy", 0, 1)
-        self._call("device", "copy", "to", *self._container(), "--source", str(bundle.folder),
-                   "--destination", f"{_SHARED}/{FOLDER}/models/{self._model}", device=True, timeout=3600)  # fmt: skip
+        self._call(
+            "device",
+            "copy",
+            "to",
+            *self._container(),
+            "--source",
+            str(bundle.folder),
+            "--destination",
+            f"{_SHARED}/{FOLDER}/models/{self._model}",
+            device=True,
+            timeout=3600,
+        )
 
     def launch(self, run: Run, plan: Plan) -> Iterator[dict[str, Any]]:
         """Polls the app's file. Raises RunFailed: it did not start, or its file stopped growing."""
@@ -158,8 +182,9 @@ class Ios:
         return lines
 
     def _start(self, request: Request) -> None:
-        self._call("device", "process", "launch", "--terminate-existing", "--", self._app, f"--{EXTRA}", request.text(),
-                   device=True)  # fmt: skip
+        self._call(
+            "device", "process", "launch", "--terminate-existing", "--", self._app, f"--{EXTRA}", request.text(), device=True
+        )
 
     def _container(self) -> list[str]:
         return ["--domain-type", "appDataContainer", "--domain-identifier", self._app]
@@ -168,8 +193,17 @@ class Ios:
         with tempfile.TemporaryDirectory() as scratch:
             local = Path(scratch) / "bench.jsonl"
             try:
-                self._call("device", "copy", "from", *self._container(), "--source", str(request.answer(Path(_SHARED))),
-                           "--destination", str(local), device=True)  # fmt: skip
+                self._call(
+                    "device",
+                    "copy",
+                    "from",
+                    *self._container(),
+                    "--source",
+                    str(request.answer(Path(_SHARED))),
+                    "--destination",
+                    str(local),
+                    device=True,
+                )
                 rows = local.read_text("utf-8").split("\n")[:-1]
             except (InputError, OSError, UnicodeDecodeError):
                 return []

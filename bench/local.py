@@ -35,10 +35,16 @@ class Local:
 
         governor = _read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"))
         return {
-            "kind": "host", "name": platform.node(), "os": platform.platform(), "soc": _processor(), "cores": usable_cores(),
-            "memory_bytes": psutil.virtual_memory().total, "governor": governor, "build": platform.version(),
+            "kind": "host",
+            "name": platform.node(),
+            "os": platform.platform(),
+            "soc": _processor(),
+            "cores": usable_cores(),
+            "memory_bytes": psutil.virtual_memory().total,
+            "governor": governor,
+            "build": platform.version(),
             "runner": "python",
-        }  # fmt: skip
+        }
 
     def install(self, bundle: Bundle, progress: Progress) -> None:
         self._bundle = bundle
@@ -50,9 +56,12 @@ class Local:
             _forget(self._bundle)
         command = [sys.executable, "-m", STEPS, str(self._bundle.folder), f"threads={plan.threads}", *run.steps]
         due = time.monotonic()
-        with tempfile.TemporaryFile("w+", errors="replace") as log, subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | {"XDG_CACHE_HOME": self._cache}
-        ) as process:  # fmt: skip
+        with (
+            tempfile.TemporaryFile("w+", errors="replace") as log,
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | {"XDG_CACHE_HOME": self._cache}
+            ) as process,
+        ):
             try:
                 told = False
                 for text in process.stdout or ():
@@ -74,14 +83,19 @@ class Local:
     def sample(self) -> Sample | None:
         """Laptops have a battery and thermal zones; a server has neither."""
         battery = next((one for one in sorted(self._power.glob("*")) if _read(one / "type") == "Battery"), None)
-        zones = {_read(zone / "type") or zone.name: _celsius(_read(zone / "temp"))
-                 for zone in sorted(self._thermal.glob("thermal_zone*"))}  # fmt: skip
+        zones = {
+            _read(zone / "type") or zone.name: _celsius(_read(zone / "temp"))
+            for zone in sorted(self._thermal.glob("thermal_zone*"))
+        }
         zones = {name: value for name, value in zones.items() if value is not None}
         if battery is None and not zones:
             return None
         percent = _read(battery / "capacity") if battery else None
-        charge = Battery(float(percent) if percent else None, plugged=_read(battery / "status") != "Discharging") if battery \
-            else Battery()  # fmt: skip
+        charge = (
+            Battery(float(percent) if percent else None, plugged=_read(battery / "status") != "Discharging")
+            if battery
+            else Battery()
+        )
         current = parse_current_a(_read(battery / "current_now") or "") if battery else None
         volts = _read(battery / "voltage_now") if battery else None
         return Sample(time.time(), charge, Thermal(None, zones), current, float(volts) / 1e6 if volts else None)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from phi3mobile.bench.measure import median
 from phi3mobile.bundle import Bundle
-from phi3mobile.session import Session
+from phi3mobile.session.session import Session
 
 PROMPTS = Path(__file__).parent / "text" / "quoting.json"
 
@@ -31,17 +31,22 @@ def measure_lookup(
             ratios, saved, quotes, same = [], [], [], 0
             for number, prompt in enumerate(prompts):
                 progress(kind, number, len(prompts))
-                pairs = [(_answer(session, prompt, max_tokens, False), _answer(session, prompt, max_tokens, True))
-                         for _ in range(rounds)]  # fmt: skip
+                pairs = [
+                    (_answer(session, prompt, max_tokens, False), _answer(session, prompt, max_tokens, True))
+                    for _ in range(rounds)
+                ]
                 ratios.append(round(median([quick[1] / plain[1] for plain, quick in pairs]), 2))
                 (plain_text, _, plain_forwards), (quick_text, _, quick_forwards) = pairs[0]
                 saved.append(round(1 - quick_forwards / plain_forwards, 2))
                 quotes.append(_quoted(bundle, prompt, plain_text))
                 same += plain_text == quick_text
             result[kind] = {
-                "speedup": median(ratios), "each": ratios, "quoted": quotes, "forwards_saved": saved,
+                "speedup": median(ratios),
+                "each": ratios,
+                "quoted": quotes,
+                "forwards_saved": saved,
                 "same_text": f"{same}/{len(prompts)}",
-            }  # fmt: skip
+            }
     return result
 
 

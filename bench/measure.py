@@ -24,8 +24,11 @@ def memory_now() -> Memory:
     """This process's memory: /proc on Linux; elsewhere anonymous is the whole resident set."""
     try:
         lines = open("/proc/self/status").read().splitlines()  # noqa: PTH123, SIM115  procfs
-        field = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)
-                 if name in ("VmRSS", "RssAnon", "VmHWM")}  # fmt: skip
+        field = {
+            name: int(rest.split()[0]) * 1024
+            for name, _, rest in (line.partition(":") for line in lines)
+            if name in ("VmRSS", "RssAnon", "VmHWM")
+        }
         return Memory(field["VmRSS"], field["RssAnon"], field["VmHWM"])
     except OSError:
         import resource

@@ -13,10 +13,26 @@ from typing import Any
 
 _TASK_VM_INFO = 22  # mach/task_info.h
 _SIZES = (
-    "resident_size", "resident_size_peak", "device", "device_peak", "internal", "internal_peak", "external", "external_peak",
-    "reusable", "reusable_peak", "purgeable_volatile_pmap", "purgeable_volatile_resident", "purgeable_volatile_virtual",
-    "compressed", "compressed_peak", "compressed_lifetime", "phys_footprint", "min_address", "max_address",
-)  # fmt: skip
+    "resident_size",
+    "resident_size_peak",
+    "device",
+    "device_peak",
+    "internal",
+    "internal_peak",
+    "external",
+    "external_peak",
+    "reusable",
+    "reusable_peak",
+    "purgeable_volatile_pmap",
+    "purgeable_volatile_resident",
+    "purgeable_volatile_virtual",
+    "compressed",
+    "compressed_peak",
+    "compressed_lifetime",
+    "phys_footprint",
+    "min_address",
+    "max_address",
+)
 
 
 class TaskVmInfo(ctypes.Structure):
@@ -24,9 +40,12 @@ class TaskVmInfo(ctypes.Structure):
 
     _pack_ = 4
     _fields_ = (
-        ("virtual_size", ctypes.c_uint64), ("region_count", ctypes.c_int32), ("page_size", ctypes.c_int32),
-        *((name, ctypes.c_uint64) for name in _SIZES), ("ledger_phys_footprint_peak", ctypes.c_int64),
-    )  # fmt: skip
+        ("virtual_size", ctypes.c_uint64),
+        ("region_count", ctypes.c_int32),
+        ("page_size", ctypes.c_int32),
+        *((name, ctypes.c_uint64) for name in _SIZES),
+        ("ledger_phys_footprint_peak", ctypes.c_int64),
+    )
 
 
 def memory() -> dict[str, int]:
@@ -65,9 +84,11 @@ def apple_memory(library: Any = None) -> dict[str, int]:
     if code:
         raise OSError(f"task_info gave {code}")
     found = {
-        "peak_bytes": info.resident_size_peak, "resident_bytes": info.resident_size,
-        "anonymous_bytes": info.internal + info.compressed, "footprint_bytes": info.phys_footprint,
-    }  # fmt: skip
+        "peak_bytes": info.resident_size_peak,
+        "resident_bytes": info.resident_size,
+        "anonymous_bytes": info.internal + info.compressed,
+        "footprint_bytes": info.phys_footprint,
+    }
     if info.ledger_phys_footprint_peak > 0:
         found["footprint_peak_bytes"] = info.ledger_phys_footprint_peak
     return found

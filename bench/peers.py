@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 LLAMA, GENAI, LITERT = "llama.cpp", "onnxruntime-genai", "LiteRT"
 PACKAGES = {
-    LLAMA: ("llama-cpp-python", "llama_cpp"), GENAI: ("onnxruntime-genai", "onnxruntime_genai"),
+    LLAMA: ("llama-cpp-python", "llama_cpp"),
+    GENAI: ("onnxruntime-genai", "onnxruntime_genai"),
     LITERT: ("ai-edge-litert", "ai_edge_litert"),
-}  # fmt: skip
+}
 # Bytes a weight as each format stores it: block of 32 with its scale.
 GGUF_TABLE = {4: 18 / 32, 8: 34 / 32}
 GENAI_TABLE = {4: 0.5 + 4 / 32, 8: 1 + 4 / 32}
@@ -69,8 +70,11 @@ def decode_bytes(bundle: Bundle) -> int:
 
 def missing_peers() -> dict[str, str]:
     """Runtime -> why it is not in the table."""
-    return {name: f"{package} is not installed: make bench installs it" for name, (package, module) in PACKAGES.items()
-            if importlib.util.find_spec(module) is None}  # fmt: skip
+    return {
+        name: f"{package} is not installed: make bench installs it"
+        for name, (package, module) in PACKAGES.items()
+        if importlib.util.find_spec(module) is None
+    }
 
 
 def prepare_peers(
@@ -127,11 +131,30 @@ def _genai_entry(checkpoint: Checkpoint, bundle: Bundle, progress: Progress) -> 
         options = ["block_size=32", "algo_config=rtn"] + ["matmul_mixed_precision=last_matmul:int8"] * (bits == 8)
         with TemporaryDirectory() as cache, new_folder(path) as partial:
             built = subprocess.run(
-                [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", checkpoint.folder.name,
-                 "-i", str(checkpoint.folder), "-o", str(partial), "-c", cache, "-p", "int4", "-e", "cpu",
-                 "--extra_options", *options],
-                capture_output=True, text=True, errors="replace", env=os.environ | {"HF_HUB_OFFLINE": "1"},
-            )  # fmt: skip
+                [
+                    sys.executable,
+                    "-m",
+                    "onnxruntime_genai.models.builder",
+                    "-m",
+                    checkpoint.folder.name,
+                    "-i",
+                    str(checkpoint.folder),
+                    "-o",
+                    str(partial),
+                    "-c",
+                    cache,
+                    "-p",
+                    "int4",
+                    "-e",
+                    "cpu",
+                    "--extra_options",
+                    *options,
+                ],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                env=os.environ | {"HF_HUB_OFFLINE": "1"},
+            )
             if built.returncode:
                 last = (built.stderr.strip().splitlines() or ["no message"])[-1]
                 raise WorkerDied(f"its builder ended with {built.returncode}: {last[:200]}")
@@ -178,7 +201,7 @@ def _kv_values(checkpoint: Checkpoint) -> int:
 
 def _demo_gguf(bundle: Bundle) -> Path | None:
     """The file that the demo model came from, 4 bit as its makers chose."""
-    from phi3mobile.verbs.demo import demo_gguf
+    from phi3mobile.export.demo_model import demo_gguf
 
     model: dict[str, Any] = bundle.manifest["model"]
     if any(model[name] != value for name, value in _SHAPE_OF_DEMO.items()):

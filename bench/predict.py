@@ -108,9 +108,13 @@ def predict(manifest: Mapping[str, Any], phone: Mapping[str, Any], depth: int | 
     mapped = recipe.get("attention") == "native"  # packed weights are pages of a file there: they can be dropped
     needs = memory["kv_per_token"] * model["context"] + memory["activations"] + (0 if mapped else memory["weights"])
     return Prediction(
-        phone["name"], model["context"], _range(decode_shares(rows), phone["bandwidth_gb_s"] * 1e9 / read),
-        _range(prefill_shares(rows), peak_ops(phone) / ops), int(needs), int(APP_SHARE * phone["ram_gb"] * 1e9),
-    )  # fmt: skip
+        phone["name"],
+        model["context"],
+        _range(decode_shares(rows), phone["bandwidth_gb_s"] * 1e9 / read),
+        _range(prefill_shares(rows), peak_ops(phone) / ops),
+        int(needs),
+        int(APP_SHARE * phone["ram_gb"] * 1e9),
+    )
 
 
 @dataclass(frozen=True)
@@ -134,8 +138,15 @@ def errors() -> list[Miss]:
     known, found = phones(), []
     for number, row in enumerate(rows):
         share = median(decode_shares(rows[:number] + rows[number + 1 :]))
-        found.append(Miss(row["device"], row["model"], row["runtime"], row["tokens_per_s"],
-                          share * known[row["device"]]["bandwidth_gb_s"] / row["model_gb"]))  # fmt: skip
+        found.append(
+            Miss(
+                row["device"],
+                row["model"],
+                row["runtime"],
+                row["tokens_per_s"],
+                share * known[row["device"]]["bandwidth_gb_s"] / row["model_gb"],
+            )
+        )
     return found
 
 
@@ -148,6 +159,8 @@ def card_rows(manifest: Mapping[str, Any]) -> dict[str, str]:
     for name in ("Galaxy S21", "Galaxy S24", "Pixel 6a", "iPhone 14", "iPhone 15 Pro"):
         found = predict(manifest, phones()[name])
         rows[f"expected, {name}"] = f"decode {found.decode} tokens/s, prefill {found.prefill}; {found.verdict}"
-    rows["how sure"] = (f"not measured; predictions missed published figures of ExecuTorch by {median(ours):.0%} (worst "
-                        f"{max(ours):.0%}), of other runtimes by up to {max(others):.0%}")  # fmt: skip
+    rows["how sure"] = (
+        f"not measured; predictions missed published figures of ExecuTorch by {median(ours):.0%} (worst "
+        f"{max(ours):.0%}), of other runtimes by up to {max(others):.0%}"
+    )
     return rows

@@ -52,9 +52,10 @@ PLANS = {
     "standard": Plan(),
     "quick": Plan("quick", prompts=(16, 128), depths=(128,), count=16, rounds=2, warm=1, text=48, sample_s=5, cooldown_s=120),
     # The report's claim: phi-3-mini at 4 bit, > 12 tokens/s sustained by one phone in the hand.
-    "phi3-report": Plan("phi3-report", prompts=(16, 128, 1024), depths=(128, 1024, 2048), rounds=5, cold=3, warm=3,
-                        sustain_s=1800),
-}  # fmt: skip
+    "phi3-report": Plan(
+        "phi3-report", prompts=(16, 128, 1024), depths=(128, 1024, 2048), rounds=5, cold=3, warm=3, sustain_s=1800
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -150,13 +151,24 @@ def measure(
     ids = _question(bundle)
     runs, left = runs_of(plan, manifest["model"]["context"], ids)
     record.add(
-        "head", format=FORMAT, tool=_version(), device=about or device.describe(), plan=asdict(plan), left_out=left,
-        bundle={"name": manifest["name"], "hash": bundle_hash(bundle), "recipe": manifest["recipe"]["name"],
-                "options": manifest["recipe"],
-                "model": manifest["model"], "memory": manifest["memory"], "runtime": manifest["runtime"]["version"],
-                "file_bytes": bundle.program_bytes},
+        "head",
+        format=FORMAT,
+        tool=_version(),
+        device=about or device.describe(),
+        plan=asdict(plan),
+        left_out=left,
+        bundle={
+            "name": manifest["name"],
+            "hash": bundle_hash(bundle),
+            "recipe": manifest["recipe"]["name"],
+            "options": manifest["recipe"],
+            "model": manifest["model"],
+            "memory": manifest["memory"],
+            "runtime": manifest["runtime"]["version"],
+            "file_bytes": bundle.program_bytes,
+        },
         battery_wh=battery_wh,
-    )  # fmt: skip
+    )
     failed = 0
     try:
         for number, run in enumerate(runs):

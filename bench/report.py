@@ -43,8 +43,11 @@ def run(args: argparse.Namespace) -> int:
         if old is not None:
             worse += [f"{new.label}: {one.name} {one.ratio - 1:+.1%}" for one in changes(old, new) if one.verdict == "worse"]
     table = headline(records) if records else quality_table(quality)
-    print_card(str(args.out), {row[0].text: "; ".join(cell.text for cell in row[1:]) for row in table.rows}
-               | {"worse": ", ".join(worse) or "nothing"})  # fmt: skip
+    print_card(
+        str(args.out),
+        {row[0].text: "; ".join(cell.text for cell in row[1:]) for row in table.rows}
+        | {"worse": ", ".join(worse) or "nothing"},
+    )
     print_json({"report": str(args.out), "records": len(records), "results": len(quality), "worse": worse})
     return 1 if worse and args.fail_on_regression else 0
 

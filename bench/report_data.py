@@ -15,8 +15,15 @@ RESAMPLES, COVERAGE = 2000, 0.95
 STRETCHES = 5  # of a sustained run: neighbouring blocks share their heat, so each is no round of its own
 WORSE_BY = 0.03  # smaller changes are not called regressions
 # key prefix -> larger is better
-BETTER_LARGER = {"decode": True, "prefill": True, "ttft": False, "load": False, "memory": False, "energy": False,
-                 "sustained": True}  # fmt: skip
+BETTER_LARGER = {
+    "decode": True,
+    "prefill": True,
+    "ttft": False,
+    "load": False,
+    "memory": False,
+    "energy": False,
+    "sustained": True,
+}
 
 
 @dataclass(frozen=True)
@@ -75,9 +82,12 @@ class Summary:
         return {
             **{name: _rounded(figure.value) for name, figure in self.figures.items()},
             "p50_p95_ms": {str(depth): [round(value, 2) for value in pair] for depth, pair in self.between_ms.items()},
-            "burst_to_sustained": _rounded(self.burst_to_sustained), "joules_per_token": self.energy,
-            "why_no_energy": self.why_no_energy, "degenerate": self.text and self.text.get("degenerate"), "failed": self.failed,
-        }  # fmt: skip
+            "burst_to_sustained": _rounded(self.burst_to_sustained),
+            "joules_per_token": self.energy,
+            "why_no_energy": self.why_no_energy,
+            "degenerate": self.text and self.text.get("degenerate"),
+            "failed": self.failed,
+        }
 
 
 def _rounded(value: float | None) -> float | None:

@@ -84,10 +84,13 @@ def page(records: Sequence[Summary], title: str = "Phi-3 on devices", quality: Q
     figures = plots(records)
     first, *others = tables_of(records, quality)
     parts = [
-        f"<h1>{escape(title)}</h1>", f'<p class="soft">{escape(summary_line(records))}</p>', table_html(first),
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="soft">{escape(summary_line(records))}</p>',
+        table_html(first),
         f'<h2>Plots</h2><div class="plots">{"".join(figures)}</div>' if figures else "",
-        *(table_html(table) for table in others), _texts(records),
-    ]  # fmt: skip
+        *(table_html(table) for table in others),
+        _texts(records),
+    ]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         'content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
@@ -102,8 +105,14 @@ def plots(records: Sequence[Summary]) -> list[str]:
     decode, memory, speed, heat, estimated = [], [], [], [], set()
     for color, one in enumerate(records):
         points = sorted((int(name.split()[1]), found) for name, found in one.figures.items() if name.startswith("decode "))
-        decode.append(Line(one.label, [(depth, found.value) for depth, found in points],
-                           [(depth, found.low, found.high) for depth, found in points], color))  # fmt: skip
+        decode.append(
+            Line(
+                one.label,
+                [(depth, found.value) for depth, found in points],
+                [(depth, found.low, found.high) for depth, found in points],
+                color,
+            )
+        )
         memory.append(Line(one.label, [(tokens, size / 1e9) for tokens, size in one.memory], color=color))
         bundle = one.head["bundle"]
         if one.memory and bundle["hash"] not in estimated:
@@ -112,8 +121,11 @@ def plots(records: Sequence[Summary]) -> list[str]:
             memory.append(Line(f"{bundle['name']}, estimate with all weights", peak, color=color + 3, dashed=True))
         speed.append(Line(one.label, [(t / 60, rate) for t, rate in _thinned(one.sustained)], color=color))
         heat.append(Line(one.label, [(t / 60, value) for t, value in _thinned(one.heat)], color=color))
-    energy = [(f"{one.label}, by {method}", joules, one.energy_error.get(method, 0.0), color)
-              for color, one in enumerate(records) for method, joules in one.energy.items()]  # fmt: skip
+    energy = [
+        (f"{one.label}, by {method}", joules, one.energy_error.get(method, 0.0), color)
+        for color, one in enumerate(records)
+        for method, joules in one.energy.items()
+    ]
     drawn = [
         plot("Decode speed by depth", decode, "tokens before", "tokens/s"),
         plot("Memory by context: dirty pages", memory, "tokens in the KV cache", "GB"),
@@ -150,8 +162,9 @@ def _td(cell: Cell) -> str:
 
 def _texts(records: Sequence[Summary]) -> str:
     told = [one for one in records if one.text]
-    quotes = "".join(f"<p>{escape(one.label)}</p><blockquote>{escape(one.text['text'][:600]) or '(nothing)'}</blockquote>"
-                     for one in told)  # fmt: skip
+    quotes = "".join(
+        f"<p>{escape(one.label)}</p><blockquote>{escape(one.text['text'][:600]) or '(nothing)'}</blockquote>" for one in told
+    )
     return f"<h2>What they said</h2>{quotes}" if told else ""
 
 

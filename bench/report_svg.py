@@ -64,11 +64,16 @@ def plot(title: str, lines: Sequence[Line], x: str, y: str, from_zero: bool = Tr
             stroke = f'fill="none" stroke="{color}" stroke-width="2"{dash}'
             parts.append(f'<polyline points="{_path(line.points, to_x, to_y)}" {stroke}/>')
         if len(line.points) <= 24:
-            parts += [f'<circle cx="{to_x(a):.1f}" cy="{to_y(b):.1f}" r="3.5" fill="{color}"><title>{escape(line.name)}: '
-                      f"{number(a)}, {number(b)}</title></circle>" for a, b in line.points]  # fmt: skip
+            parts += [
+                f'<circle cx="{to_x(a):.1f}" cy="{to_y(b):.1f}" r="3.5" fill="{color}"><title>{escape(line.name)}: '
+                f"{number(a)}, {number(b)}</title></circle>"
+                for a, b in line.points
+            ]
     legend = "".join(f"<span>{_key(line)}{escape(line.name)}</span>" for line in lines)
-    return (f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-            f'aria-label="{escape(title)}">{"".join(parts)}</svg><div class="legend">{legend}</div></figure>')  # fmt: skip
+    return (
+        f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(title)}">{"".join(parts)}</svg><div class="legend">{legend}</div></figure>'
+    )
 
 
 def _key(line: Line) -> str:
@@ -92,8 +97,10 @@ def bars(title: str, values: Sequence[tuple[str, float, float, int]], unit: str)
             f'<path d="M{low:.1f} {y + 26}H{high:.1f}" stroke="currentColor" stroke-width="1.5"/>'
             f'<text x="{max(length, high) + 8:.1f}" y="{y + 31}">{number(value)} {escape(unit)}</text>'
         )
-    return (f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH} {height}" role="img" '
-            f'aria-label="{escape(title)}">{"".join(parts)}</svg></figure>')  # fmt: skip
+    return (
+        f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'aria-label="{escape(title)}">{"".join(parts)}</svg></figure>'
+    )
 
 
 def _scale(marks: Sequence[float], start: float, end: float) -> Callable[[float], float]:
@@ -106,12 +113,18 @@ def _path(points: Sequence[tuple[float, float]], to_x: Callable[[float], float],
 
 
 def _axis(x_ticks: Sequence[float], y_ticks: Sequence[float], to_x, to_y, x: str, y: str) -> str:
-    grid = "".join(f'<path class="grid" d="M{LEFT} {to_y(tick):.1f}H{WIDTH - RIGHT}"/>'
-                   f'<text x="{LEFT - 6}" y="{to_y(tick) + 4:.1f}" text-anchor="end">{number(tick)}</text>'
-                   for tick in y_ticks)  # fmt: skip
+    grid = "".join(
+        f'<path class="grid" d="M{LEFT} {to_y(tick):.1f}H{WIDTH - RIGHT}"/>'
+        f'<text x="{LEFT - 6}" y="{to_y(tick) + 4:.1f}" text-anchor="end">{number(tick)}</text>'
+        for tick in y_ticks
+    )
     anchors = ["middle"] * (len(x_ticks) - 1) + ["end"]
-    below = "".join(f'<text x="{to_x(tick):.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="{anchor}">{number(tick)}</text>'
-                    for tick, anchor in zip(x_ticks, anchors, strict=True))  # fmt: skip
-    titles = (f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end" class="axis">{escape(x)}</text>'
-              f'<text x="{LEFT + 6}" y="{TOP + 10}" class="axis">{escape(y)}</text>')  # fmt: skip
+    below = "".join(
+        f'<text x="{to_x(tick):.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="{anchor}">{number(tick)}</text>'
+        for tick, anchor in zip(x_ticks, anchors, strict=True)
+    )
+    titles = (
+        f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end" class="axis">{escape(x)}</text>'
+        f'<text x="{LEFT + 6}" y="{TOP + 10}" class="axis">{escape(y)}</text>'
+    )
     return grid + below + titles

@@ -66,8 +66,12 @@ def headline(records: Sequence[Summary]) -> Table:
             row.append(Cell(f"{text} {'✓' if met else '✗ missed'}", GOOD if met else BAD))
         rows.append(row)
     sources = "; ".join(f"{claim['name']}: {claim['source']}" for claim in published()["claim"])
-    return Table("Against the claims", ["", *(_short(one) for one in records)], rows,
-                 f"The claims are about phi-3-mini at 4 bit on a phone. {sources}.")  # fmt: skip
+    return Table(
+        "Against the claims",
+        ["", *(_short(one) for one in records)],
+        rows,
+        f"The claims are about phi-3-mini at 4 bit on a phone. {sources}.",
+    )
 
 
 def _not_the_claims(one: Summary) -> str:
@@ -90,20 +94,26 @@ def figures_table(records: Sequence[Summary]) -> Table:
             pairs = [one.between_ms.get(int(depth)) for one in records]
             texts = [f"p50 {short(pair[0])}, p95 {short(pair[1])} ms" if pair else "" for pair in pairs]
             rows.append(_cells(f"time between tokens at {depth}", *texts))
-    extra = [("burst to sustained", lambda one: _or_nothing(one.burst_to_sustained, "{:.0%} kept")),
-             ("throttling", lambda one: one.throttled or ("none seen" if one.heat else "")),
-             ("battery per 1000 tokens", lambda one: _or_nothing(one.battery_percent_per_1000, "{:.2g} %")),
-             ("energy not measured", lambda one: one.why_no_energy),
-             ("text", lambda one: "" if one.text is None else one.text.get("degenerate") or "sound"),
-             ("failed runs", lambda one: "; ".join(one.failed))]  # fmt: skip
+    extra = [
+        ("burst to sustained", lambda one: _or_nothing(one.burst_to_sustained, "{:.0%} kept")),
+        ("throttling", lambda one: one.throttled or ("none seen" if one.heat else "")),
+        ("battery per 1000 tokens", lambda one: _or_nothing(one.battery_percent_per_1000, "{:.2g} %")),
+        ("energy not measured", lambda one: one.why_no_energy),
+        ("text", lambda one: "" if one.text is None else one.text.get("degenerate") or "sound"),
+        ("failed runs", lambda one: "; ".join(one.failed)),
+    ]
     for name, tell in extra:
         texts = [tell(one) for one in records]
         if any(texts):
             bad = name == "failed runs"
             tones = [BAD if text and (bad or (name == "text" and text != "sound")) else NONE for text in texts]
             rows.append([Cell(name), *(Cell(text, tone) for text, tone in zip(texts, tones, strict=True))])
-    return Table("Figures", ["median (95 % interval)", *(_short(one) for one in records)], rows,
-                 "Intervals: percentile bootstrap of the median over rounds. One round has no interval.")  # fmt: skip
+    return Table(
+        "Figures",
+        ["median (95 % interval)", *(_short(one) for one in records)],
+        rows,
+        "Intervals: percentile bootstrap of the median over rounds. One round has no interval.",
+    )
 
 
 def _or_nothing(value: float | None, form: str) -> str:
@@ -134,9 +144,15 @@ def unit_of(name: str) -> tuple[float, str]:
 def label(name: str) -> str:
     """`decode 128` for people."""
     kind, _, rest = name.partition(" ")
-    return {"decode": f"decode at depth {rest}", "prefill": f"prefill of {rest}", "ttft": f"TTFT, prompt of {rest}",
-            "load": f"load, {rest}", "memory": f"memory, {rest}", "energy": f"energy by {rest}",
-            "sustained": "sustained decode, second half"}.get(kind, name)  # fmt: skip
+    return {
+        "decode": f"decode at depth {rest}",
+        "prefill": f"prefill of {rest}",
+        "ttft": f"TTFT, prompt of {rest}",
+        "load": f"load, {rest}",
+        "memory": f"memory, {rest}",
+        "energy": f"energy by {rest}",
+        "sustained": "sustained decode, second half",
+    }.get(kind, name)
 
 
 def regressions(records: Sequence[Summary]) -> list[Table]:
@@ -162,8 +178,10 @@ def _change_table(old: Summary, new: Summary, found: list[Change]) -> Table:
         rows.append([Cell(label(one.name)), Cell(one.verdict, tone), *_cells(change, values)])
     worse = sum(one.verdict == "worse" for one in found)
     state = f"{worse} worse" if worse else "no regression"
-    note = ("Worse or better only where the whole interval lies beyond 3 %; figures of one round: beyond 10 %. Intervals know "
-            "the rounds of one run, not what else differs between two runs of a phone: measure again before believing one.")
+    note = (
+        "Worse or better only where the whole interval lies beyond 3 %; figures of one round: beyond 10 %. Intervals know "
+        "the rounds of one run, not what else differs between two runs of a phone: measure again before believing one."
+    )
     return Table(f"{_short(old)} → {_short(new)}: {state}", ["", "", "change (95 % interval)", "old → new"], rows, note)
 
 
@@ -182,20 +200,27 @@ def devices_table(records: Sequence[Summary]) -> Table:
         row("device", lambda one: one.head["device"]["name"]),
         row("chip", lambda one: one.head["device"].get("soc")),
         row("system", lambda one: one.head["device"].get("os")),
-        row("memory", lambda one: f"{one.head['device']['memory_bytes'] / 1e9:.1f} GB"
-            if one.head["device"].get("memory_bytes") else ""),
+        row(
+            "memory",
+            lambda one: f"{one.head['device']['memory_bytes'] / 1e9:.1f} GB" if one.head["device"].get("memory_bytes") else "",
+        ),
         row("governor", lambda one: one.head["device"].get("governor")),
         row("build", lambda one: one.head["device"].get("build")),
         row("runner", lambda one: one.head["device"].get("runner")),
-        row("bundle", lambda one: f"{one.head['bundle']['name']}, {one.head['bundle']['recipe']}, "
-            f"{one.head['bundle']['model']['parameters'] / 1e9:.2f} B, context {one.head['bundle']['model']['context']}"),
+        row(
+            "bundle",
+            lambda one: (
+                f"{one.head['bundle']['name']}, {one.head['bundle']['recipe']}, "
+                f"{one.head['bundle']['model']['parameters'] / 1e9:.2f} B, context {one.head['bundle']['model']['context']}"
+            ),
+        ),
         row("bundle hash", lambda one: one.head["bundle"]["hash"][:12]),
         row("phi3mobile, runtime", lambda one: f"{one.head['tool']}, {one.head['bundle']['runtime']}"),
         row("measured", lambda one: _time(one.head["t"])),
         row("plan", lambda one: one.head["plan"]["name"]),
         row("left out", lambda one: ", ".join(one.head["left_out"])),
         row("status", lambda one: one.status),
-    ]  # fmt: skip
+    ]
     return Table(
         "Devices and bundles", ["", *(_short(one) for one in records)], [r for r in rows if any(c.text for c in r[1:])]
     )
@@ -209,8 +234,18 @@ def _time(t: float) -> str:
 
 def peers_table() -> Table:
     """What others published."""
-    rows = [_cells(one["device"], one["model"], one["runtime"], _or_dash(one.get("prefill")), f"{one['tokens_per_s']:g}",
-                   _or_dash(one.get("memory_gb")), one["source"]) for one in published()["peer"]]  # fmt: skip
+    rows = [
+        _cells(
+            one["device"],
+            one["model"],
+            one["runtime"],
+            _or_dash(one.get("prefill")),
+            f"{one['tokens_per_s']:g}",
+            _or_dash(one.get("memory_gb")),
+            one["source"],
+        )
+        for one in published()["peer"]
+    ]
     head = ["device", "model", "runtime", "prefill tokens/s", "decode tokens/s", "memory GB", "source"]
     return Table("Published by others", head, rows, "Not measured by us.")
 
@@ -226,13 +261,21 @@ def prediction_table(records: Sequence[Summary]) -> Table:
         manifest = {"model": head["model"], "memory": head["memory"], "recipe": head["options"]}
         for phone in phones().values():
             found = predict(manifest, phone)
-            rows.append([*_cells(head["name"], phone["name"], str(found.decode), str(found.prefill)),
-                         Cell(found.verdict, GOOD if found.fits else BAD)])  # fmt: skip
+            rows.append(
+                [
+                    *_cells(head["name"], phone["name"], str(found.decode), str(found.prefill)),
+                    Cell(found.verdict, GOOD if found.fits else BAD),
+                ]
+            )
     missed = "; ".join(
         f"{one.device}, {one.model}: {one.predicted:.3g} for {one.published:g} ({one.error:+.0%})" for one in errors()
     )
-    return Table("Expected, not measured", ["bundle", "phone", "decode tokens/s", "prefill tokens/s", "memory"], rows,
-                 f"From bandwidth and cores. The same rule for published figures: {missed}.")  # fmt: skip
+    return Table(
+        "Expected, not measured",
+        ["bundle", "phone", "decode tokens/s", "prefill tokens/s", "memory"],
+        rows,
+        f"From bandwidth and cores. The same rule for published figures: {missed}.",
+    )
 
 
 def _short(one: Summary) -> str:
@@ -241,9 +284,13 @@ def _short(one: Summary) -> str:
 
 def name_records(records: Sequence[Summary]) -> None:
     """Short labels that differ: the device, and what else is needed to tell them apart."""
-    keys = (lambda one: one.head["device"]["name"], lambda one: one.head["bundle"]["name"],
-            lambda one: one.head["bundle"]["recipe"], lambda one: one.head["tool"],
-            lambda one: _time(one.head["t"]))  # fmt: skip
+    keys = (
+        lambda one: one.head["device"]["name"],
+        lambda one: one.head["bundle"]["name"],
+        lambda one: one.head["bundle"]["recipe"],
+        lambda one: one.head["tool"],
+        lambda one: _time(one.head["t"]),
+    )
     used = [keys[0]]
     for key in keys[1:]:  # each is added only where those before leave two records alike
         told = [tuple(one(record) for one in used) for record in records]

@@ -52,8 +52,12 @@ def parse_request(text: str) -> Request:
         given = Request(**values | {"steps": tuple(values["steps"])})
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise InputError("the benchmark's request can't be read: use the phi3mobile that this app was built from") from None
-    names = isinstance(given.out, str) and _NAME.fullmatch(given.out) and \
-        isinstance(given.bundle, str) and (not given.bundle or _NAME.fullmatch(given.bundle))  # fmt: skip
+    names = (
+        isinstance(given.out, str)
+        and _NAME.fullmatch(given.out)
+        and isinstance(given.bundle, str)
+        and (not given.bundle or _NAME.fullmatch(given.bundle))
+    )
     steps = all(isinstance(step, str) and _STEP.fullmatch(step) for step in given.steps)
     threads = type(given.threads) is int and 0 <= given.threads <= 256
     sample = type(given.sample_s) in (int, float) and 0 <= given.sample_s <= 3600

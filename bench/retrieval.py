@@ -25,7 +25,7 @@ from phi3mobile.errors import InputError
 from phi3mobile.retrieval import Library, Passage, grounded_messages, index_documents, open_library
 
 if TYPE_CHECKING:
-    from phi3mobile.session import Session
+    from phi3mobile.session.session import Session
 
 TEXT = Path(__file__).parent / "text"
 METHODS = ("words", "vectors", "hybrid")
@@ -113,15 +113,20 @@ def time_large(library: Library, count: int, folder: Path) -> dict[str, float]:
             large.search(item["question"], 5)
             times.append((time.perf_counter() - start) * 1e3)
         p50, p95 = np.percentile(times[1:], [50, 95])
-        return {"passages": large.passages, "first_ms": round(times[0], 1), "p50_ms": round(p50, 1), "p95_ms": round(p95, 1),
-                "bytes": path.stat().st_size}  # fmt: skip
+        return {
+            "passages": large.passages,
+            "first_ms": round(times[0], 1),
+            "p50_ms": round(p50, 1),
+            "p95_ms": round(p95, 1),
+            "bytes": path.stat().st_size,
+        }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    from phi3mobile.export.verbs.index import embedder_files
     from phi3mobile.quiet import quiet
     from phi3mobile.screen import print_json, progress_bar
-    from phi3mobile.session import Session
-    from phi3mobile.verbs.index import embedder_files
+    from phi3mobile.session.session import Session
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", nargs="?", help="who answers; without one only the search is measured")

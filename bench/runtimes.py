@@ -1,8 +1,8 @@
 """The runtimes that a worker can load, each behind the same small class. Nothing is imported before it is used.
 
-    __init__(path, context, threads)
-    vocab, chunk: width of the logits; most tokens of one forward
-    forward(tokens, position) -> float32 [V]: logits of the last token; rows of the KV cache from `position` on are forgotten
+__init__(path, context, threads)
+vocab, chunk: width of the logits; most tokens of one forward
+forward(tokens, position) -> float32 [V]: logits of the last token; rows of the KV cache from `position` on are forgotten
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from phi3mobile.bundle import open_bundle
-from phi3mobile.decoding import Rows
+from phi3mobile.session.decoding import Rows
 
 
 class Ours:
@@ -52,9 +52,15 @@ class LlamaCpp:
 
         self.chunk = min(512, context)
         self._llama = llama_cpp.Llama(
-            str(path), n_ctx=context, n_batch=self.chunk, n_ubatch=self.chunk, n_threads=threads, n_threads_batch=threads,
-            flash_attn=True, verbose=False,  # what its own tools choose, and the faster way here
-        )  # fmt: skip
+            str(path),
+            n_ctx=context,
+            n_batch=self.chunk,
+            n_ubatch=self.chunk,
+            n_threads=threads,
+            n_threads_batch=threads,
+            flash_attn=True,
+            verbose=False,  # what its own tools choose, and the faster way here
+        )
         self._get_logits, self.vocab = llama_cpp.llama_get_logits, self._llama.n_vocab()
 
     def forward(self, tokens: list[int], position: int) -> np.ndarray:

@@ -99,8 +99,11 @@ def measure_kernel(depths: Sequence[int], rounds: int, progress: Progress) -> li
     for number, depth in enumerate(depths):
         progress("kernel", number, len(depths))
         # The evicting form's marks let it be called again at the end only: both calls stay within what it may go back.
-        forms = {name: Operator(name, SMALL, depth) for name in ("dense", "sparse", "evicting")
-                 if name != "evicting" or evicting_cache(SMALL, depth)}  # fmt: skip
+        forms = {
+            name: Operator(name, SMALL, depth)
+            for name in ("dense", "sparse", "evicting")
+            if name != "evicting" or evicting_cache(SMALL, depth)
+        }
         times: dict[str, list[float]] = {f"{name}_{kind}": [] for name in forms for kind in ("decode", "prefill")}
         for _ in range(rounds):
             for name, operator in forms.items():
@@ -129,8 +132,11 @@ def memory(depth: int) -> dict[str, float]:
     """MB of int8 KV cache with scales: one dense layer, one evicting layer, and the share of a model with as many of both."""
     row_bytes, cache = SMALL.kv_heads * 2 * (WIDTH + 4), evicting_cache(SMALL, depth)
     dense, evicting = depth * row_bytes, (cache.rows if cache else depth) * row_bytes
-    return {"dense_mb": round(dense / 1e6, 2), "evicting_mb": round(evicting / 1e6, 2),
-            "model_share": round((dense + evicting) / (2 * dense), 3)}  # fmt: skip
+    return {
+        "dense_mb": round(dense / 1e6, 2),
+        "evicting_mb": round(evicting / 1e6, 2),
+        "model_share": round((dense + evicting) / (2 * dense), 3),
+    }
 
 
 def measure_model(progress: Progress, windows: int = 3, length: int = 1024) -> dict[str, dict[str, float]]:
@@ -139,9 +145,9 @@ def measure_model(progress: Progress, windows: int = 3, length: int = 1024) -> d
 
     from phi3mobile.bench.perplexity import TEXT
     from phi3mobile.export.checkpoint import import_checkpoint
+    from phi3mobile.export.demo_model import demo_gguf
     from phi3mobile.models.registry import load_model
-    from phi3mobile.tokenizer import load_tokenizer
-    from phi3mobile.verbs.demo import demo_gguf
+    from phi3mobile.text.tokenizer import load_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         import_checkpoint(demo_gguf(), Path(folder) / "smollm2")

@@ -22,8 +22,10 @@ def draw(pattern: Pattern, blocks: int = 48) -> str:
     panels = [(f"head {head}", {residue_of(pattern, head)}, True) for head in range(group)]
     panels += [("KV head 0 keeps", set(pattern.residues(0)), True), ("dense layers", set(), False)]
     width, height = len(panels) * (side + GAP) - GAP + 2, TOP + side + 52
-    about = (f"Sparse layers (0, 2, 4 …): {pattern.local_blocks} local blocks and every {pattern.stride}th before them, "
-             f"other ones in every head; blocks of {pattern.block} tokens")  # fmt: skip
+    about = (
+        f"Sparse layers (0, 2, 4 …): {pattern.local_blocks} local blocks and every {pattern.stride}th before them, "
+        f"other ones in every head; blocks of {pattern.block} tokens"
+    )
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-1 0 {width} {height}" width="{width}" role="img">',
         f"<title>Keys that the heads of phi-3-small see</title><style>{STYLE}</style>",
@@ -41,8 +43,10 @@ def draw(pattern: Pattern, blocks: int = 48) -> str:
     at = 0
     legend = (("local", "local window; in dense layers all", 225), ("remote", "remote blocks", 125), ("causal", "not read", 95))
     for name, text, step in legend:
-        parts += [f'<rect class="{name}" x="{at}" y="{TOP + side + 26}" width="11" height="11"/>',
-                  _text(at + 17, TOP + side + 36, text, "small")]  # fmt: skip
+        parts += [
+            f'<rect class="{name}" x="{at}" y="{TOP + side + 26}" width="11" height="11"/>',
+            _text(at + 17, TOP + side + 36, text, "small"),
+        ]
         at += step
     parts.append(_text(at, TOP + side + 36, f"queries run down, keys across: {blocks * pattern.block:,} tokens", "small"))
     return "\n".join([*parts, "</svg>\n"])

@@ -1,6 +1,6 @@
 """The protocol's steps on this machine, one process a run: python -m phi3mobile.bench.steps BUNDLE [threads=N] STEP...
 
-Prints one JSON object a line. export/kernels/bench_main.cpp takes the same steps and prints the same lines on a phone:
+Prints one JSON object a line. phi3mobile/core/bench_main.cpp takes the same steps and prints the same lines on a phone:
     load                         seconds, packed (created, reused or heap), threads; printed before any step
     prefill:TOKENS:ROUNDS        seconds to the first greedy token, a line a round
     decode:DEPTH:COUNT:ROUNDS    seconds of each greedy token after DEPTH filled positions, a line a round
@@ -46,8 +46,11 @@ class Steps:
         """Lines of one step. Raises ValueError for a step that is none or does not fit the context."""
         name, _, rest = step.partition(":")
         do: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
-            "prefill": self._prefill, "decode": self._decode, "sustain": self._sustain, "text": self._text,
-        }  # fmt: skip
+            "prefill": self._prefill,
+            "decode": self._decode,
+            "sustain": self._sustain,
+            "text": self._text,
+        }
         if name not in do:
             raise ValueError(f"step {step}: give one of {', '.join(do)}")
         try:

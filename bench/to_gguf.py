@@ -31,8 +31,10 @@ def write_gguf(
     """
     config, partial = checkpoint.config, path.with_name(f".{path.name}.partial")
     shapes = _shapes(config)
-    kinds = {name: Kind.F32 if len(shape) == 1 else (table_kind or kind) if name in TABLES else kind
-             for name, shape in shapes.items()}  # fmt: skip
+    kinds = {
+        name: Kind.F32 if len(shape) == 1 else (table_kind or kind) if name in TABLES else kind
+        for name, shape in shapes.items()
+    }
     writer = gguf.GGUFWriter(partial, "llama")
     try:
         _add_keys(writer, config)
@@ -91,13 +93,18 @@ def _shapes(config: Phi3Config) -> dict[str, tuple[int, ...]]:
     hidden, inner = config.hidden_size, config.intermediate_size
     queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     layer = {
-        "attn_norm": (hidden,), "attn_q": (queries, hidden), "attn_k": (keys, hidden), "attn_v": (keys, hidden),
-        "attn_output": (hidden, queries), "ffn_norm": (hidden,), "ffn_gate": (inner, hidden), "ffn_up": (inner, hidden),
+        "attn_norm": (hidden,),
+        "attn_q": (queries, hidden),
+        "attn_k": (keys, hidden),
+        "attn_v": (keys, hidden),
+        "attn_output": (hidden, queries),
+        "ffn_norm": (hidden,),
+        "ffn_gate": (inner, hidden),
+        "ffn_up": (inner, hidden),
         "ffn_down": (hidden, inner),
-    }  # fmt: skip
+    }
     table = (config.vocab_size, hidden)
-    layers = {f"blk.{index}.{name}.weight": shape
-              for index in range(config.num_hidden_layers) for name, shape in layer.items()}  # fmt: skip
+    layers = {f"blk.{index}.{name}.weight": shape for index in range(config.num_hidden_layers) for name, shape in layer.items()}
     shapes = {"token_embd.weight": table, **layers, "output_norm.weight": (hidden,)}
     return shapes if config.tie_word_embeddings else shapes | {"output.weight": table}
 

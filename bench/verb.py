@@ -83,8 +83,8 @@ def _bundle(args: argparse.Namespace, report: Callable[[str, int, int], None]) -
     if args.shape is None:
         return Path(args.bundle), {}
     from phi3mobile.bench.shape import shape_bundle
+    from phi3mobile.export.demo_model import demo_recipe
     from phi3mobile.models.presets import preset
-    from phi3mobile.verbs.demo import demo_recipe
 
     context = min(SHAPE_CONTEXT, preset(args.shape).max_position_embeddings) if args.context is None else args.context
     return shape_bundle(args.shape, args.recipe or demo_recipe(), context, report)
@@ -132,10 +132,14 @@ def compare_perplexity(path: Path, checkpoint: str | None, report) -> dict[str, 
     exact = perplexity(reference, tokens, progress=report)
     ours = perplexity(bundle.open_engine(), tokens, progress=report)
     return {
-        "bundle": str(path), "text": TEXT.name, "tokens": len(tokens), "perplexity": round(ours, 3),
-        "perplexity_unquantized": round(exact, 3), "ratio": round(ours / exact, 4),
+        "bundle": str(path),
+        "text": TEXT.name,
+        "tokens": len(tokens),
+        "perplexity": round(ours, 3),
+        "perplexity_unquantized": round(exact, 3),
+        "ratio": round(ours / exact, 4),
         "bits_per_weight": bundle.manifest["model"]["bits_per_weight"],
-    }  # fmt: skip
+    }
 
 
 def compare_lookup(path: Path, rounds: int, report) -> dict[str, Any]:

@@ -34,9 +34,13 @@ class Worker:
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  lives as long as the child
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "phi3mobile.bench.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._log, text=True, env=os.environ | dict(environment or {}),
-        )  # fmt: skip
+            [sys.executable, "-m", "phi3mobile.bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=os.environ | dict(environment or {}),
+        )
 
     def ask(self, do: str, progress: Callable[[str, int, int], None] | None = None, **arguments: Any) -> Any:
         """Run an action and wait. Raises InputError for wrong input, WorkerDied for everything else."""

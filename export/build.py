@@ -13,26 +13,25 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from phi3mobile.bundle import write_manifest
-from phi3mobile.chat import load_chat
 from phi3mobile.errors import InputError
+from phi3mobile.export.packed import EMBEDDING, HEAD, PackedModel
+from phi3mobile.export.recipe import DEFAULT_RECIPE, Recipe, find_recipe
+from phi3mobile.export.solve.build import METHODS, forms_for, refuse_loss, solve_into
+from phi3mobile.export.solve.calibration import calibration_of
+from phi3mobile.export.solve.folder import Solved, is_solved
+from phi3mobile.export.solve.rotate import Rotated
 from phi3mobile.files import new_folder, refuse_existing, require_space
 from phi3mobile.hub import resolve
 from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
 from phi3mobile.models.form import Form
 from phi3mobile.models.weights import Checkpoint, expected_tensors, open_checkpoint
-from phi3mobile.tokenizer import Tokenizer, load_tokenizer
-
-from .packed import EMBEDDING, HEAD, PackedModel
-from .recipe import DEFAULT_RECIPE, Recipe, find_recipe
-from .solve.build import METHODS, forms_for, refuse_loss, solve_into
-from .solve.calibration import calibration_of
-from .solve.folder import Solved, is_solved
-from .solve.rotate import Rotated
+from phi3mobile.text.chat import load_chat
+from phi3mobile.text.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
-    from .to_coreml import Program as CoremlProgram
-    from .to_executorch import Program as ExecutorchProgram
-    from .to_litert import Program as LitertProgram
+    from phi3mobile.export.targets.coreml.write import Program as CoremlProgram
+    from phi3mobile.export.targets.executorch.write import Program as ExecutorchProgram
+    from phi3mobile.export.targets.litert.write import Program as LitertProgram
 
     Program = ExecutorchProgram | CoremlProgram | LitertProgram
 
@@ -79,7 +78,7 @@ def export(
     if chosen.target == "coreml":
         require_coremltools()
     if chosen.target == "litert":
-        from .litert.package import require_packages
+        from phi3mobile.export.targets.litert.package import require_packages
 
         require_packages()
     if chosen.max_context is not None and context > chosen.max_context:
@@ -103,31 +102,38 @@ def export(
             for path in filter(Path.is_file, folder.glob(pattern)):
                 shutil.copyfile(path, partial / path.name)
         if chosen.target == "litert":
-            from .litert.package import write_package
-            from .to_litert import FIXED
+            from phi3mobile.export.targets.litert.package import write_package
+            from phi3mobile.export.targets.litert.write import FIXED
 
             write_package(partial, partial / FIXED, chat["template"], eos, min(context, config.original_context or context))
         progress("hash", 0, 1)
         written = partial / runtime["program"]
         weights = sum(path.stat().st_size for path in (written, *written.rglob("*")) if path.is_file())
-        write_manifest(partial, {
-            "name": Path(source).resolve().name,
-            "family": "phi3small" if isinstance(config, Phi3SmallConfig) else "phi3",
-            "runtime": runtime,
-            "recipe": asdict(chosen),
-            "model": model_section(config, context, min(chosen.chunk, context), weights) | {"back": program.back},
-            "tokens": {"bos": config.bos_token_id, "eos": eos},
-            "chat": chat,
-            "memory": memory_section(program, context, weights),
-            "quality": quality,
-            "provenance": {"source": str(source), "source_hash": checkpoint.source_hash(), "tool": version("phi3mobile")},
-            "license": license_of(folder),
-        })  # fmt: skip
+        write_manifest(
+            partial,
+            {
+                "name": Path(source).resolve().name,
+                "family": "phi3small" if isinstance(config, Phi3SmallConfig) else "phi3",
+                "runtime": runtime,
+                "recipe": asdict(chosen),
+                "model": model_section(config, context, min(chosen.chunk, context), weights) | {"back": program.back},
+                "tokens": {"bos": config.bos_token_id, "eos": eos},
+                "chat": chat,
+                "memory": memory_section(program, context, weights),
+                "quality": quality,
+                "provenance": {"source": str(source), "source_hash": checkpoint.source_hash(), "tool": version("phi3mobile")},
+                "license": license_of(folder),
+            },
+        )
     return out
 
 
 def _as_made(
-    checkpoint: Checkpoint | Solved, recipe: Recipe, method: str | None, calibration: str | Path | None, bits: float | None,
+    checkpoint: Checkpoint | Solved,
+    recipe: Recipe,
+    method: str | None,
+    calibration: str | Path | None,
+    bits: float | None,
     rotate: bool,
 ) -> tuple[Recipe, str]:
     """The recipe and method of what is exported: a quantized folder's tables and method are what they are."""
@@ -151,9 +157,15 @@ def _as_made(
 
 
 def _packed(
-    checkpoint: Checkpoint | Rotated | Solved, recipe: Recipe, method: str, tokenizer: Tokenizer,
-    calibration: str | Path | None, bits: float | None, scratch: Path, progress: Progress,
-) -> tuple[PackedModel, dict[str, object] | None]:  # fmt: skip
+    checkpoint: Checkpoint | Rotated | Solved,
+    recipe: Recipe,
+    method: str,
+    tokenizer: Tokenizer,
+    calibration: str | Path | None,
+    bits: float | None,
+    scratch: Path,
+    progress: Progress,
+) -> tuple[PackedModel, dict[str, object] | None]:
     """The integers, solved into `scratch` if they have to be, and the quality card if there is one."""
     if isinstance(checkpoint, Solved):
         return PackedModel(checkpoint, recipe), checkpoint.about["quality"]
@@ -176,16 +188,16 @@ def _write_program(
     """The recipe's program in `folder`, and the manifest's `runtime`. The exporters are imported here: they take seconds."""
     chunk = min(packed.recipe.chunk, context)
     if packed.recipe.target == "coreml":
-        from .to_coreml import to_coreml
+        from phi3mobile.export.targets.coreml.write import to_coreml
 
         program = to_coreml(packed, folder, context, chunk, progress)
         return program, {"kind": "coreml", "version": version("coremltools"), **program.runtime}
     if packed.recipe.target == "litert":
-        from .to_litert import to_litert
+        from phi3mobile.export.targets.litert.write import to_litert
 
         program = to_litert(packed, folder, context, chunk, progress)
         return program, {"kind": "litert", "version": version("ai-edge-litert"), **program.runtime}
-    from .to_executorch import to_executorch
+    from phi3mobile.export.targets.executorch.write import to_executorch
 
     program = to_executorch(packed, folder / PROGRAM, context, chunk, eos, progress)
     runtime = {"kind": "executorch", "version": version("executorch"), "program": PROGRAM, "operators": program.operators}
@@ -275,4 +287,3 @@ def license_of(folder: Path) -> str | None:
     for path in sorted(filter(Path.is_file, folder.glob("LICENSE*"))):
         return next((line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()), None)
     return None
-

@@ -11,10 +11,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from phi3mobile.engines.mil import Function, Program
+from phi3mobile.engines.mil.spec import Blob, Name, Op
 from phi3mobile.screen import size
-
-from .mil import Function, Program
-from .mil.spec import Blob, Name, Op
 
 ANE_WIDTH = 16384  # largest size of a dimension
 ANE_RANK = 5
@@ -102,8 +101,12 @@ def _bytes(dtype: str, shape: tuple[int | None, ...]) -> int:
 
 
 def _reasons(op: Op, shapes: dict[str, Any], constant: set[str]) -> list[str]:
-    used = [item.name for value in op.arguments.values() for item in (value if isinstance(value, list) else [value])
-            if isinstance(item, Name) and item.name in shapes]  # fmt: skip
+    used = [
+        item.name
+        for value in op.arguments.values()
+        for item in (value if isinstance(value, list) else [value])
+        if isinstance(item, Name) and item.name in shapes
+    ]
     kinds = [shapes[name] for name in used if name not in constant] + [kind for _, kind in op.outputs]
     tables = [shapes[name] for name in used]
     work = [kind for kind in kinds if kind.dtype not in _INDEXING]

@@ -61,11 +61,18 @@ class MiniLM(nn.Module):
 
 
 _NAMES = {  # transformers' names -> ours
-    "embeddings.word_embeddings": "words", "embeddings.position_embeddings": "positions",
-    "embeddings.token_type_embeddings": "types", "embeddings.LayerNorm": "norm", "encoder.layer": "layers",
-    "attention.self.": "", "attention.output.dense": "dense", "attention.output.LayerNorm": "attention_norm",
-    "intermediate.dense": "up", "output.dense": "down", "output.LayerNorm": "output_norm",
-}  # fmt: skip
+    "embeddings.word_embeddings": "words",
+    "embeddings.position_embeddings": "positions",
+    "embeddings.token_type_embeddings": "types",
+    "embeddings.LayerNorm": "norm",
+    "encoder.layer": "layers",
+    "attention.self.": "",
+    "attention.output.dense": "dense",
+    "attention.output.LayerNorm": "attention_norm",
+    "intermediate.dense": "up",
+    "output.dense": "down",
+    "output.LayerNorm": "output_norm",
+}
 
 
 def load_minilm(folder: Path) -> MiniLM:
@@ -115,9 +122,7 @@ def export_embedder(folder: Path, pte: Path) -> None:
     shapes = {1: torch.export.Dim("T", min=2, max=LONGEST)}, None
     exported = torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
     program = to_edge_transform_and_lower(
-        exported,
-        partitioner=[XnnpackPartitioner()],
-        compile_config=EdgeCompileConfig(_check_ir_validity=False),
+        exported, partitioner=[XnnpackPartitioner()], compile_config=EdgeCompileConfig(_check_ir_validity=False)
     ).to_executorch()
     beside = pte.with_name(f".{pte.name}.partial")
     beside.write_bytes(program.buffer)

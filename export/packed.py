@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from phi3mobile.export.quantize import quantize
+from phi3mobile.export.recipe import EMBEDDING, HEAD, Recipe
+from phi3mobile.export.solve.folder import Solved
 from phi3mobile.models.config import Phi3Config
 from phi3mobile.models.form import Form
 from phi3mobile.models.phi3 import Phi3ForCausalLM
@@ -15,12 +18,8 @@ from phi3mobile.models.quantized import Packed, QuantizedEmbedding, QuantizedLin
 from phi3mobile.models.registry import new_model
 from phi3mobile.models.weights import Checkpoint
 
-from .quantize import quantize
-from .recipe import EMBEDDING, HEAD, Recipe
-from .solve.folder import Solved
-
 if TYPE_CHECKING:
-    from .solve.rotate import Rotated
+    from phi3mobile.export.solve.rotate import Rotated
 
 
 class PackedModel:

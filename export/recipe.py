@@ -19,7 +19,7 @@ SMALLEST_GROUP = 32
 class Recipe:
     """How one kind of bundle is made.
 
-    attention: "stock" = ExecuTorch's llama::* operators; "native" = our phi3mobile::* kernels (export/kernels), which the
+    attention: "stock" = ExecuTorch's llama::* operators; "native" = our phi3mobile::* kernels (phi3mobile/core), which the
     phone's binary must contain. In Core ML: "states" = KV cache in the model's states; "read-only" = it goes in, new rows
     come out; "delegate" = states, inside a .pte. In LiteRT: "in-out" = KV cache goes in and comes out, updated in place.
     kv_bits: 32, 8 = int8 per token and head (native only), 16 (Core ML).
@@ -68,24 +68,59 @@ RECIPES = {
     for recipe in (
         Recipe("android-cpu", "4 bit, XNNPACK, only operators of the prebuilt ExecuTorch packages", "stock"),
         Recipe(
-            "android-small", "android-cpu with fewer scales, 4-bit embedding and head: smaller, less exact", "stock",
-            group=128, down_group=256, embedding_bits=4, head_bits=4,
+            "android-small",
+            "android-cpu with fewer scales, 4-bit embedding and head: smaller, less exact",
+            "stock",
+            group=128,
+            down_group=256,
+            embedding_bits=4,
+            head_bits=4,
         ),
-        Recipe("host", "4 bit, XNNPACK, our attention kernels, int8 KV cache: this machine, or an app that links them",
-               "native", kv_bits=8),
+        Recipe(
+            "host",
+            "4 bit, XNNPACK, our attention kernels, int8 KV cache: this machine, or an app that links them",
+            "native",
+            kv_bits=8,
+        ),
         Recipe("host-small", "host with 4-bit embedding and head", "native", embedding_bits=4, head_bits=4, kv_bits=8),
         Recipe("host-fp32-kv", "host with a float32 KV cache", "native"),
-        Recipe("ios-gpu", "4 bit, Core ML package for iOS 18, float16 KV cache in states, for GPU and CPU", "states",
-               embedding_bits=4, kv_bits=16, target="coreml", max_context=16384),
-        Recipe("ios-ane", "experimental: Core ML packages for the Neural Engine, 4 bit per channel, KV cache in and out",
-               "read-only", group=0, kv_bits=16, target="coreml", max_context=4096, chunk=64),
-        Recipe("ios-executorch", "4 bit .pte for ExecuTorch's Core ML delegate; its XNNPACK fallback is ios-cpu", "delegate",
-               embedding_bits=4, kv_bits=16, target="coreml", max_context=4096),
-        Recipe("litert", "4 bit .tflite for Google's LiteRT, and a .litertlm package for LiteRT-LM, float32 KV cache", "in-out",
-               target="litert"),
+        Recipe(
+            "ios-gpu",
+            "4 bit, Core ML package for iOS 18, float16 KV cache in states, for GPU and CPU",
+            "states",
+            embedding_bits=4,
+            kv_bits=16,
+            target="coreml",
+            max_context=16384,
+        ),
+        Recipe(
+            "ios-ane",
+            "experimental: Core ML packages for the Neural Engine, 4 bit per channel, KV cache in and out",
+            "read-only",
+            group=0,
+            kv_bits=16,
+            target="coreml",
+            max_context=4096,
+            chunk=64,
+        ),
+        Recipe(
+            "ios-executorch",
+            "4 bit .pte for ExecuTorch's Core ML delegate; its XNNPACK fallback is ios-cpu",
+            "delegate",
+            embedding_bits=4,
+            kv_bits=16,
+            target="coreml",
+            max_context=4096,
+        ),
+        Recipe(
+            "litert",
+            "4 bit .tflite for Google's LiteRT, and a .litertlm package for LiteRT-LM, float32 KV cache",
+            "in-out",
+            target="litert",
+        ),
         Recipe("ios-cpu", "android-cpu's program, for ExecuTorch with XNNPACK on the CPU of an iPhone", "stock"),
     )
-}  # fmt: skip
+}
 DEFAULT_RECIPE = "android-cpu"
 
 

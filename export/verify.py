@@ -22,13 +22,12 @@ import torch
 from phi3mobile.bundle import Bundle
 from phi3mobile.engines import Engine
 from phi3mobile.errors import InputError
+from phi3mobile.export.packed import PackedModel, load_packed
+from phi3mobile.export.recipe import find_recipe
+from phi3mobile.export.targets.coreml.reference import reference_model
 from phi3mobile.models.phi3 import Phi3ForCausalLM
 from phi3mobile.models.registry import load_model
 from phi3mobile.models.weights import Checkpoint, open_checkpoint
-
-from .coreml.reference import reference_model
-from .packed import PackedModel, load_packed
-from .recipe import find_recipe
 
 GATES = {"rewriting": 70.0, "float16": 40.0}  # dB of the logits, in every stage
 STEPS = 8  # decode steps after a prompt
@@ -132,9 +131,9 @@ def in_core_ml(bundle: Bundle) -> bool:
 
 
 def _interpreter(bundle: Bundle, half: bool) -> Engine:
-    from phi3mobile.engines.mil import open_mil
-    from phi3mobile.engines.mil_ane import open_ane
-    from phi3mobile.engines.mil_pte import open_delegate
+    from phi3mobile.engines.coreml import open_mil
+    from phi3mobile.engines.coreml_ane import open_ane
+    from phi3mobile.engines.coreml_delegate import open_delegate
 
     runtime = bundle.manifest["runtime"]
     return (open_delegate if "backend" in runtime else open_ane if "packages" in runtime else open_mil)(bundle, half)

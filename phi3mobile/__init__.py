@@ -9,14 +9,14 @@ from phi3mobile.errors import InputError
 if TYPE_CHECKING:
     from phi3mobile import export
     from phi3mobile.models.registry import load_model
-    from phi3mobile.sampling import Sampling
-    from phi3mobile.session import Session
+    from phi3mobile.session.sampling import Sampling
+    from phi3mobile.session.session import Session
 
 __all__ = ["InputError", "Sampling", "Session", "export", "load_model"]
 
 _HOMES = {
-    "Sampling": "phi3mobile.sampling",
-    "Session": "phi3mobile.session",
+    "Sampling": "phi3mobile.session.sampling",
+    "Session": "phi3mobile.session.session",
     "load_model": "phi3mobile.models.registry",
 }
 

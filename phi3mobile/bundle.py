@@ -19,8 +19,8 @@ from phi3mobile.errors import InputError
 from phi3mobile.files import cache_folder, sha256, whole_file
 
 if TYPE_CHECKING:
-    from phi3mobile.chat import ChatFormat
-    from phi3mobile.tokenizer import Tokenizer
+    from phi3mobile.text.chat import ChatFormat
+    from phi3mobile.text.tokenizer import Tokenizer
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -69,8 +69,21 @@ SCHEMA: dict[str, Callable[[Any], bool]] = {
     "runtime.program": _path_inside,
     "recipe.name": _text,
     "files": lambda value: _dict_of(_file)(value) and all(map(_path_inside, value)),
-    **{f"model.{key}": _whole(1) for key in ("vocab", "context", "chunk", "max_context", "parameters", "layers", "hidden",
-                                             "heads", "kv_heads", "head_dim")},
+    **{
+        f"model.{key}": _whole(1)
+        for key in (
+            "vocab",
+            "context",
+            "chunk",
+            "max_context",
+            "parameters",
+            "layers",
+            "hidden",
+            "heads",
+            "kv_heads",
+            "head_dim",
+        )
+    },
     "model.original_context": _or_null(_whole(1)),
     "model.bits_per_weight": _number,
     "tokens.bos": _or_null(_whole(0)),
@@ -85,7 +98,7 @@ SCHEMA: dict[str, Callable[[Any], bool]] = {
     "provenance.source_hash": _text,
     "provenance.tool": _text,
     "license": _or_null(_text),
-}  # fmt: skip
+}
 
 
 def _quality(value: Any) -> bool:
@@ -139,13 +152,13 @@ class Bundle:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        from phi3mobile.tokenizer import load_tokenizer
+        from phi3mobile.text.tokenizer import load_tokenizer
 
         return load_tokenizer(self.folder)
 
     @cached_property
     def chat(self) -> ChatFormat:
-        from phi3mobile.chat import ChatFormat
+        from phi3mobile.text.chat import ChatFormat
 
         chat = self.manifest["chat"]
         if chat["template"] is None:
@@ -156,10 +169,10 @@ class Bundle:
         """The engine for this bundle's runtime, on this machine. InputError if it can't run it."""
         if (kind := self.manifest["runtime"]["kind"]) == "coreml":
             if "packages" in self.manifest["runtime"]:
-                from phi3mobile.engines.mil_ane import open_ane
+                from phi3mobile.engines.coreml_ane import open_ane
 
                 return open_ane(self)
-            from phi3mobile.engines.mil import open_mil
+            from phi3mobile.engines.coreml import open_mil
 
             return open_mil(self)
         if kind == "litert":
@@ -175,7 +188,7 @@ class Bundle:
         if phone := phone_engine():
             return phone(self.program, self.info)
         if self.manifest["runtime"].get("backend") == "CoreMLBackend":
-            from phi3mobile.engines.mil_pte import open_delegate
+            from phi3mobile.engines.coreml_delegate import open_delegate
 
             return open_delegate(self)
         if self.manifest["recipe"].get("attention") == "native":

@@ -7,9 +7,21 @@ from pathlib import Path
 
 from phi3mobile.errors import InputError
 
-_WANTED = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer*",
-           "*.tiktoken", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
-           "LICENSE*", "NOTICE*"]  # fmt: skip
+_WANTED = [
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer*",
+    "*.tiktoken",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template*",
+    "LICENSE*",
+    "NOTICE*",
+]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 

@@ -13,18 +13,18 @@ from typing import Any
 def progress_bar(title: str) -> Iterator[Callable[[str, int, int], None]]:
     """A progress line on stderr with stage, count, time spent and time left; yields report(stage, done, total)."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     label = TextColumn(title.replace("{", "{{").replace("}", "}}"), markup=False)
-    columns = (label, TextColumn("[cyan]{task.description:<8}"), BarColumn(), MofNCompleteColumn(),
-               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    columns = (
+        label,
+        TextColumn("[cyan]{task.description:<8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with (
         os.fdopen(os.dup(2), "w") as screen,  # its own: quiet() redirects stderr
         Progress(*columns, console=Console(file=screen), transient=True, disable=not screen.isatty()) as bar,

@@ -190,9 +190,14 @@ class _Stream:
             phone.unplug()
             raise EOFError
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", phone.moved(command)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=phone.root,
-            stderr=subprocess.PIPE, start_new_session=True, env=os.environ | {"PATH": f"{phone.root}/bin:{os.environ['PATH']}"},
-        )  # fmt: skip
+            ["/bin/sh", "-c", phone.moved(command)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            cwd=phone.root,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            env=os.environ | {"PATH": f"{phone.root}/bin:{os.environ['PATH']}"},
+        )
         out, err = self._process.communicate()
         for number, data in ((1, out), (2, err)):
             if data:

@@ -57,9 +57,10 @@ class Driver:
     def find(self, what: str):
         """The last widget with this caption, icon or text."""
         found = [
-            widget for widget in self.widgets()
+            widget
+            for widget in self.widgets()
             if what in (getattr(widget, "caption", None), getattr(widget, "icon", None), getattr(widget, "source", None))
-        ]  # fmt: skip
+        ]
         assert found, f"no {what!r} in the window"
         return found[-1]
 

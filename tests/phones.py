@@ -52,15 +52,21 @@ def plugged(server, tmp_path):
 
 def readings(phone: Phone, level: int = 80) -> None:
     """What a phone prints that runs on its battery, at half an ampere and four volts."""
-    phone.script("getprop", "case $1 in ro.product.model) echo Pixel X;; ro.product.manufacturer) echo Test;; "
-                            "ro.build.version.release) echo 15;; ro.product.cpu.abi) echo x86_64;; esac")  # fmt: skip
-    phone.script("dumpsys", f"""case "$1" in
+    phone.script(
+        "getprop",
+        "case $1 in ro.product.model) echo Pixel X;; ro.product.manufacturer) echo Test;; "
+        "ro.build.version.release) echo 15;; ro.product.cpu.abi) echo x86_64;; esac",
+    )
+    phone.script(
+        "dumpsys",
+        f"""case "$1" in
 battery) printf 'Current Battery Service state:\\n  AC powered: false\\n  USB powered: false\\n  status: 3\\n'
          printf '  level: {level}\\n  scale: 100\\n  voltage: 4000\\n  temperature: 301\\n';;
 thermalservice) printf 'Thermal Status: 0\\nCurrent temperatures from HAL:\\n'
          printf '\\tTemperature{{mValue=33.5, mType=3, mName=skin, mStatus=0}}\\n';;
 batterystats) echo 9,0,l,bt,0,1,1,1,1,1700000000000,1,1,4500,4400,4600,0;;
-esac""")  # fmt: skip
+esac""",
+    )
     power = phone.root / "sys/class/power_supply/battery"
     power.mkdir(parents=True)
     (power / "current_now").write_text("-500000\n")

@@ -14,9 +14,9 @@ from phi3mobile import bundle as bundle_module
 from phi3mobile.bundle import MANIFEST, SCHEMA, Bundle, open_bundle
 from phi3mobile.engines import check_operators, check_version
 from phi3mobile.errors import InputError
+from phi3mobile.export.cards import bundle_card
 from phi3mobile.files import sha256
-from phi3mobile.session import Session
-from phi3mobile.verbs.inspect import bundle_card
+from phi3mobile.session.session import Session
 
 FILES = ("model.pte", "tokenizer.json", "tokenizer_config.json")
 
@@ -95,11 +95,20 @@ def test_what_is_no_bundle_is_named(copy, tmp_path):
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"{", "can't be read"), (b"\xff\xfe", "can't be read"), (b"", "can't be read"), (b"[" * 100_000, "can't be read"),
-     (b"[]", "no format version"), (b"null", "no format version"), (b'{"format": "1"}', "no format version"),
-     (b'{"format": true}', "no format version"), (b'{"format": 0}', "no format version"),
-     (b'{"format": 2}', "has bundle format 2, this phi3mobile reads up to 1; upgrade"), (b'{"format": 1}', "lacks name")],
-)  # fmt: skip
+    [
+        (b"{", "can't be read"),
+        (b"\xff\xfe", "can't be read"),
+        (b"", "can't be read"),
+        (b"[" * 100_000, "can't be read"),
+        (b"[]", "no format version"),
+        (b"null", "no format version"),
+        (b'{"format": "1"}', "no format version"),
+        (b'{"format": true}', "no format version"),
+        (b'{"format": 0}', "no format version"),
+        (b'{"format": 2}', "has bundle format 2, this phi3mobile reads up to 1; upgrade"),
+        (b'{"format": 1}', "lacks name"),
+    ],
+)
 def test_a_bad_manifest_is_named(copy, data, message):
     (copy / MANIFEST).write_bytes(data)
     assert message in refusal(copy)
@@ -168,9 +177,17 @@ def test_any_value_anywhere_gives_a_bundle_or_one_line(tiny_bundle, tmp_path, pl
 
 @pytest.mark.parametrize(
     ("exported", "installed", "fits"),
-    [("1.5.1", "1.5.1", True), ("1.5.1", "1.5.0", True), ("1.5.1", "1.6.2", True), ("1.5.1", "1.6.0a0+cpu", True),
-     ("1.5.1", "1.4.9", False), ("1.5.1", "1.7.0", False), ("1.5.1", "2.5.1", False), ("2.0.0", "1.5.1", False)],
-)  # fmt: skip
+    [
+        ("1.5.1", "1.5.1", True),
+        ("1.5.1", "1.5.0", True),
+        ("1.5.1", "1.6.2", True),
+        ("1.5.1", "1.6.0a0+cpu", True),
+        ("1.5.1", "1.4.9", False),
+        ("1.5.1", "1.7.0", False),
+        ("1.5.1", "2.5.1", False),
+        ("2.0.0", "1.5.1", False),
+    ],
+)
 def test_a_program_runs_on_its_own_and_the_next_minor_version(exported, installed, fits):
     if fits:
         check_version(exported, installed)
@@ -213,7 +230,6 @@ def hashed(monkeypatch, tmp_path):
     names = []
     monkeypatch.setattr(bundle_module, "sha256", lambda path: names.append(path.name) or sha256(path))
     return names
-
 
 
 def settle(monkeypatch):

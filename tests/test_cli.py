@@ -83,11 +83,19 @@ def test_the_overview_names_every_verb(capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "VERB"), (["fly"], "invalid choice: 'fly' (choose from"), (["--fast"], "VERB"), (["export"], "source"),
-     (["export", "a", "--fast"], "unrecognized arguments: --fast"), (["run", "a"], "prompt"), (["run"], "bundle, prompt"),
-     (["export", "a", "--context", "many"], "argument --context: invalid int value: 'many'"),
-     (["chat", "b", "--temperature", "hot"], "argument --temperature"), (["inspect", "a", "b"], "unrecognized arguments: b")],
-)  # fmt: skip
+    [
+        ([], "VERB"),
+        (["fly"], "invalid choice: 'fly' (choose from"),
+        (["--fast"], "VERB"),
+        (["export"], "source"),
+        (["export", "a", "--fast"], "unrecognized arguments: --fast"),
+        (["run", "a"], "prompt"),
+        (["run"], "bundle, prompt"),
+        (["export", "a", "--context", "many"], "argument --context: invalid int value: 'many'"),
+        (["chat", "b", "--temperature", "hot"], "argument --temperature"),
+        (["inspect", "a", "b"], "unrecognized arguments: b"),
+    ],
+)
 def test_unknown_verbs_and_flags(capsys, arguments, message):
     line = refused(capsys, *arguments)
     assert message in line and "--help" in line
@@ -115,11 +123,15 @@ def test_files_that_are_no_models(capsys, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"model_type": "bert"}, "model_type is 'bert'; known are phi3, llama, mistral"),
-     ({"num_key_value_heads": 3}, "num_key_value_heads 3 does not divide"), ({"wings": 2}, "unknown key 'wings'"),
-     ({"hidden_size": 32}, "has shape"), ({"num_hidden_layers": 3}, "is missing"),
-     ({"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, "has 1 values")],
-)  # fmt: skip
+    [
+        ({"model_type": "bert"}, "model_type is 'bert'; known are phi3, llama, mistral"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads 3 does not divide"),
+        ({"wings": 2}, "unknown key 'wings'"),
+        ({"hidden_size": 32}, "has shape"),
+        ({"num_hidden_layers": 3}, "is missing"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, "has 1 values"),
+    ],
+)
 def test_bad_configs(capsys, tiny_checkpoint_folder, tmp_path, change, message):
     folder = tmp_path / "checkpoint"
     shutil.copytree(tiny_checkpoint_folder, folder)
@@ -152,10 +164,15 @@ def test_too_small_a_disk_is_known_before_the_work(capsys, tiny_checkpoint_folde
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--temperature", "-1"], "temperature is -1.0; it must be 0 or more"), (["--top-p", "0"], "top_p is 0.0"),
-     (["--top-k", "-2"], "top_k is -2"), (["--max-tokens", "0"], "max_tokens is 0; it must be an integer, 1 or more"),
-     (["--stop", ""], "stop is ['']"), (["--seed", "-1"], "seed is -1")],
-)  # fmt: skip
+    [
+        (["--temperature", "-1"], "temperature is -1.0; it must be 0 or more"),
+        (["--top-p", "0"], "top_p is 0.0"),
+        (["--top-k", "-2"], "top_k is -2"),
+        (["--max-tokens", "0"], "max_tokens is 0; it must be an integer, 1 or more"),
+        (["--stop", ""], "stop is ['']"),
+        (["--seed", "-1"], "seed is -1"),
+    ],
+)
 def test_sampling_out_of_range(capsys, tiny_bundle, arguments, message):
     assert message in refused(capsys, "run", tiny_bundle, "hello", *arguments)
 
@@ -256,8 +273,12 @@ def test_chat_from_a_pipe(tiny_bundle):
     lines = ["/stats", "hello", "/stats", "/undo", "/undo", "/dance now", "", "hello", "/reset", "hello", "zq " * 300, "/exit"]
     done = subprocess.run(
         command("chat", tiny_bundle, "--max-tokens", 6, "--system", "be kind"),
-        input="\n".join([*lines, "never asked"]), capture_output=True, text=True, errors="replace", timeout=120,
-    )  # fmt: skip
+        input="\n".join([*lines, "never asked"]),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert "no answer yet" in done.stdout and "'generated_tokens': 6" in done.stdout
     answers = [part.split("\n")[0] for part in done.stdout.split("> ")]
@@ -272,8 +293,12 @@ def test_chat_saves_and_loads(tiny_bundle, tmp_path):
     lines = ["hello", f"/save {file}", "/reset", f"/load {tmp_path / 'absent'}", f"/load {file}", "/undo", "hello", "/exit"]
     done = subprocess.run(
         command("chat", tiny_bundle, "--max-tokens", 6),
-        input="\n".join(lines), capture_output=True, text=True, errors="replace", timeout=120,
-    )  # fmt: skip
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     said = json.loads(file.read_text())["messages"]
     assert [message["role"] for message in said] == ["user", "assistant"]

@@ -9,10 +9,19 @@ import numpy as np
 from exported import SPECIAL, VOCAB, write_tokenizer
 
 SHAPE = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-    "vocab_size": VOCAB, "max_position_embeddings": 64, "original_max_position_embeddings": 64, "bos_token_id": 1,
-    "eos_token_id": 0, "pad_token_id": 0, "tie_word_embeddings": False,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 64,
+    "original_max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
 
 
 def write_shards(folder: Path, documents: int = 200, seed: int = 0, vocab: int = VOCAB, tokenizer: Path | None = None) -> Path:
@@ -42,11 +51,14 @@ def pretrain_table(base: Path, out: str = "out", steps: int = 6, **changes) -> d
     if not (base / "shards").exists():
         write_shards(base / "shards")
     table = {
-        "out": str(base / out), "model": {"shape": SHAPE},
+        "out": str(base / out),
+        "model": {"shape": SHAPE},
         "data": {"phases": [{"sources": [{"path": str(base / "shards"), "epochs": 8.0}]}]},
-        "optimizer": {"lr": 0.01}, "schedule": {"steps": steps, "warmup": 2}, "batch": {"rows": 4, "length": 32, "micro": 2},
+        "optimizer": {"lr": 0.01},
+        "schedule": {"steps": steps, "warmup": 2},
+        "batch": {"rows": 4, "length": 32, "micro": 2},
         "run": {"checkpoint_every": 2, "save_dtype": "float32"},
-    }  # fmt: skip
+    }
     for key, value in changes.items():
         table[key] = {**table[key], **value} if isinstance(value, dict) and key in table else value
     return table
@@ -90,5 +102,14 @@ def write_toml(path: Path, table: dict) -> Path:
     return path
 
 
-__all__ = ["SHAPE", "SPECIAL", "VOCAB", "chat_lines", "pair_lines", "pretrain_table", "tokenizer_folder", "write_shards",
-           "write_toml"]  # fmt: skip
+__all__ = [
+    "SHAPE",
+    "SPECIAL",
+    "VOCAB",
+    "chat_lines",
+    "pair_lines",
+    "pretrain_table",
+    "tokenizer_folder",
+    "write_shards",
+    "write_toml",
+]

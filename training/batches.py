@@ -1,6 +1,6 @@
 """Rows of packed documents: tokens, next-token labels, and positions that begin again at 0 with each document.
 
-transformers reads the document borders from the positions, so attention never crosses one (tests/test_train_batches.py).
+transformers reads the document borders from the positions: attention never crosses one (training/test_train_batches.py).
 No padding mask exists anywhere: what is left of a row is one more document of pad tokens without labels.
 """
 
@@ -106,9 +106,14 @@ def _row(documents: list[Document], length: int, pad: int) -> Rows:
         positions += range(len(ids))
         numbers += [index] * len(ids)
     rest = length - len(tokens)
-    return Rows(*(
-        torch.tensor([values + list(fill)], dtype=torch.int64)
-        for values, fill in (
-            (tokens, [pad] * rest), (labels, [IGNORED] * rest), (positions, range(rest)), (numbers, [-1] * rest),
+    return Rows(
+        *(
+            torch.tensor([values + list(fill)], dtype=torch.int64)
+            for values, fill in (
+                (tokens, [pad] * rest),
+                (labels, [IGNORED] * rest),
+                (positions, range(rest)),
+                (numbers, [-1] * rest),
+            )
         )
-    ))  # fmt: skip
+    )

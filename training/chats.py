@@ -10,13 +10,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from phi3mobile.chat import KNOWN_TEMPLATES, ChatFormat, Messages, load_chat
 from phi3mobile.errors import InputError
-from phi3mobile.tokenizer import Tokenizer, load_tokenizer
-
-from .batches import Document
-from .config import Chats
-from .data.jsonl import json_lines
+from phi3mobile.text.chat import KNOWN_TEMPLATES, ChatFormat, Messages, load_chat
+from phi3mobile.text.tokenizer import Tokenizer, load_tokenizer
+from phi3mobile.training.batches import Document
+from phi3mobile.training.config import Chats
+from phi3mobile.training.data.jsonl import json_lines
 
 
 class ChatEncoder:
@@ -132,10 +131,14 @@ def read_lines(files: Iterable[str | Path]) -> Iterator[tuple[str, dict[str, Any
 
 def _messages(where: str, line: dict[str, Any]) -> Messages:
     messages = line.get("messages")
-    good = isinstance(messages, list) and messages and all(
-        isinstance(m, dict) and m.get("role") in ("system", "user", "assistant") and isinstance(m.get("content"), str)
-        for m in messages
-    )  # fmt: skip
+    good = (
+        isinstance(messages, list)
+        and messages
+        and all(
+            isinstance(m, dict) and m.get("role") in ("system", "user", "assistant") and isinstance(m.get("content"), str)
+            for m in messages
+        )
+    )
     if not good:
         raise InputError(f'{where}: "messages" must be a list of {{"role": system, user or assistant, "content": text}}')
     return messages

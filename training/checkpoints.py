@@ -20,8 +20,7 @@ import torch.distributed.checkpoint as dcp
 
 from phi3mobile.errors import InputError
 from phi3mobile.files import require_space
-
-from .replica import Place, Replica
+from phi3mobile.training.replica import Place, Replica
 
 MAY_CHANGE = ("device", "engine", "zero_stage", "checkpoint_every", "keep", "tensorboard", "save_dtype", "log_every")
 
@@ -72,9 +71,7 @@ def resume(out: Path, config: dict[str, Any], source: Any, replica: Any, place: 
     folder = folders[-1]
     meta = json.loads((folder / "meta.json").read_text())
     if differing := differences(meta["config"], config):
-        raise InputError(
-            f"{folder} was made with another config: {'; '.join(differing[:6])}; restore it, or give another out"
-        )
+        raise InputError(f"{folder} was made with another config: {'; '.join(differing[:6])}; restore it, or give another out")
     if isinstance(replica, Replica):
         state = replica.state()
         with warnings.catch_warnings():

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from phi3mobile.errors import InputError
-
-from .data.mixture import Mixture
-from .settings import read_settings
+from phi3mobile.training.data.mixture import Mixture
+from phi3mobile.training.settings import read_settings
 
 LORA_TARGETS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")  # Phi-3's fused linears
 
@@ -105,7 +104,7 @@ class Chats:
     """jsonl files, one conversation {"messages": [...]} or preference {"messages", "chosen", "rejected"} a line."""
 
     files: tuple[str, ...]
-    template: str = ""  # name in phi3mobile.chat.KNOWN_TEMPLATES; default: the checkpoint's own
+    template: str = ""  # name in phi3mobile.text.chat.KNOWN_TEMPLATES; default: the checkpoint's own
 
 
 @dataclass(frozen=True)
@@ -265,9 +264,7 @@ class Safety:
     run: Run = field(default_factory=Run)
 
 
-STAGES: dict[str, type] = {
-    "pretrain": Pretrain, "sft": Sft, "dpo": Dpo, "safety": Safety, "qat": Qat, "longrope": LongRope,
-}  # fmt: skip
+STAGES: dict[str, type] = {"pretrain": Pretrain, "sft": Sft, "dpo": Dpo, "safety": Safety, "qat": Qat, "longrope": LongRope}
 
 
 def read_config(path: str | Path, stage: str) -> Any:

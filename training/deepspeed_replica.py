@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from phi3mobile.errors import InputError
-
-from .config import Batch, Optimizer, Run
-from .replica import Place
+from phi3mobile.training.config import Batch, Optimizer, Run
+from phi3mobile.training.replica import Place
 
 
 class DeepSpeedReplica:

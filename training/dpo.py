@@ -9,13 +9,13 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional
 
-from .batches import IGNORED, Rows
-from .chats import preferences
-from .config import Dpo
-from .loop import Job, token_losses, train
-from .replica import Place, find_place
-from .sft import adapted, finish_adapted, prepare
-from .sources import PackedSource
+from phi3mobile.training.batches import IGNORED, Rows
+from phi3mobile.training.chats import preferences
+from phi3mobile.training.config import Dpo
+from phi3mobile.training.loop import Job, token_losses, train
+from phi3mobile.training.replica import Place, find_place
+from phi3mobile.training.sft import adapted, finish_adapted, prepare
+from phi3mobile.training.sources import PackedSource
 
 
 class Preference:
@@ -66,7 +66,7 @@ def with_reference(model: torch.nn.Module, rows: Rows, micro: int, place: Place)
 
 def dpo(config: Dpo) -> dict[str, Any]:
     """Train to the end (or resume); writes OUT/final. The result has the last step's accuracy and margin."""
-    from .metrics import read_metrics
+    from phi3mobile.training.metrics import read_metrics
 
     place = find_place(config.run)
     model, shape, rows = prepare(config, preferences)

@@ -12,8 +12,7 @@ from pathlib import Path
 from random import Random
 
 from phi3mobile.errors import InputError
-
-from .config import Search
+from phi3mobile.training.config import Search
 
 Factors = tuple[float, ...]
 RETRIES = 20  # of a crossover whose child is known already; then a mutation
@@ -61,7 +60,12 @@ def cross(one: Factors, other: Factors, settings: Search, top: float, rng: Rando
 
 
 def evolve(
-    start: list[Factors], fitness: Callable[[Factors], float], settings: Search, top: float, seed: int, state: Path,
+    start: list[Factors],
+    fitness: Callable[[Factors], float],
+    settings: Search,
+    top: float,
+    seed: int,
+    state: Path,
     report: Callable[[int, float], None] = lambda iteration, best: None,
 ) -> tuple[Factors, list[float]]:
     """The fittest list (least `fitness`) after the settings' iterations, and the best value after each.
@@ -69,8 +73,12 @@ def evolve(
     `start` lists are candidates of the first population. `state` (a JSON file) is written after each iteration and read first:
     run again to resume; the result is that of an unbroken run. InputError if it belongs to another search.
     """
-    key = {"start": [list(s) for s in start], "top": top, "seed": seed,
-           **{name: value for name, value in vars(settings).items() if name not in ("iterations", "text")}}  # fmt: skip
+    key = {
+        "start": [list(s) for s in start],
+        "top": top,
+        "seed": seed,
+        **{name: value for name, value in vars(settings).items() if name not in ("iterations", "text")},
+    }
     rng, scored, history = Random(seed), {}, []
     if state.is_file():
         saved = json.loads(state.read_text())
@@ -114,6 +122,14 @@ def _child(parents: list[Factors], crossing: bool, known: set[Factors], settings
 def _save(state: Path, key: dict, rng: Random, scored: dict[Factors, float], history: list[float]) -> None:
     state.parent.mkdir(parents=True, exist_ok=True)
     partial = state.with_suffix(".partial")
-    partial.write_text(json.dumps({"of": key, "random": rng.getstate(), "history": history,
-                                   "scored": [[list(f), score] for f, score in scored.items()]}))  # fmt: skip
+    partial.write_text(
+        json.dumps(
+            {
+                "of": key,
+                "random": rng.getstate(),
+                "history": history,
+                "scored": [[list(f), score] for f, score in scored.items()],
+            }
+        )
+    )
     partial.rename(state)

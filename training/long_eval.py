@@ -10,11 +10,10 @@ from random import Random
 import torch
 
 from phi3mobile.errors import InputError
-from phi3mobile.tokenizer import Tokenizer
-
-from .batches import IGNORED, Rows, stream_rows
-from .data.shards import Shards, open_shards
-from .loop import mean_loss, token_losses
+from phi3mobile.text.tokenizer import Tokenizer
+from phi3mobile.training.batches import IGNORED, Rows, stream_rows
+from phi3mobile.training.data.shards import Shards, open_shards
+from phi3mobile.training.loop import mean_loss, token_losses
 
 PLACES = ("Paris", "the north", "Rome", "the river", "the house", "the old mill", "London", "the island")
 

@@ -14,16 +14,23 @@ import torch
 
 from phi3mobile.errors import InputError
 from phi3mobile.models.config import Phi3Config, RopeScaling
-from phi3mobile.tokenizer import load_tokenizer
-
-from .config import LongRope, Search
-from .evolution import Factors, evolve, interpolated, yarn
-from .long_eval import long_rows, needle_losses, needle_rows, perplexity_by_length, plot_lines, plot_needles, tail_rows
-from .loop import Job, NextToken, mean_loss, train
-from .model import check_tokenizer, empty_hf, load_hf
-from .pretrain import finish, tokenizer_of
-from .replica import find_place
-from .sources import TakingTurns, TextSource
+from phi3mobile.text.tokenizer import load_tokenizer
+from phi3mobile.training.config import LongRope, Search
+from phi3mobile.training.evolution import Factors, evolve, interpolated, yarn
+from phi3mobile.training.long_eval import (
+    long_rows,
+    needle_losses,
+    needle_rows,
+    perplexity_by_length,
+    plot_lines,
+    plot_needles,
+    tail_rows,
+)
+from phi3mobile.training.loop import Job, NextToken, mean_loss, train
+from phi3mobile.training.model import check_tokenizer, empty_hf, load_hf
+from phi3mobile.training.pretrain import finish, tokenizer_of
+from phi3mobile.training.replica import find_place
+from phi3mobile.training.sources import TakingTurns, TextSource
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SHORTEST_HAYSTACK = 96  # the needle and its question alone take up to 70 tokens
@@ -126,8 +133,11 @@ def measure(out: Path, base: Phi3Config, search: Search, tokenizer: str) -> dict
 
     model, original = load_hf(out / "final")[0], base.original_max_position_embeddings
     texts = long_rows(search.text, search.length, search.samples)
-    lengths = [length for length in (original // 2, original, 2 * original, 4 * original, 8 * original, 16 * original)
-               if length < search.length] + [search.length]  # fmt: skip
+    lengths = [
+        length
+        for length in (original // 2, original, 2 * original, 4 * original, 8 * original, 16 * original)
+        if length < search.length
+    ] + [search.length]
     curve = perplexity_by_length(model, texts, lengths, min(search.tail, original // 2))
     words, grid = load_tokenizer(Path(tokenizer)), {}
     for length in (length for length in lengths[1:] if length >= SHORTEST_HAYSTACK):

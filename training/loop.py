@@ -18,15 +18,14 @@ from torch.nn import functional
 
 from phi3mobile.errors import InputError
 from phi3mobile.models.config import Phi3Config
-
-from .batches import IGNORED, Rows
-from .checkpoints import checkpoint_folders, resume, save_checkpoint
-from .config import as_dict
-from .metrics import Metrics, peak_flops, read_metrics
-from .model import flops_per_token, param_groups
-from .replica import Place, Replica
-from .schedule import lr_factor
-from .sources import Source
+from phi3mobile.training.batches import IGNORED, Rows
+from phi3mobile.training.checkpoints import checkpoint_folders, resume, save_checkpoint
+from phi3mobile.training.config import as_dict
+from phi3mobile.training.metrics import Metrics, peak_flops, read_metrics
+from phi3mobile.training.model import flops_per_token, param_groups
+from phi3mobile.training.replica import Place, Replica
+from phi3mobile.training.schedule import lr_factor
+from phi3mobile.training.sources import Source
 
 
 class Objective(Protocol):
@@ -116,8 +115,17 @@ def train(job: Job, place: Place) -> tuple[Replica, float]:
         seconds = time.perf_counter() - start
         flops = flops_per_token(job.shape, size) * tokens
         if metrics is not None and (step % run.log_every == 0 or step == schedule.steps):
-            metrics.write(step, {**values, "lr": lr, "grad_norm": norm, "tokens": tokens,
-                                 "tokens_per_s": tokens / seconds, "mfu": flops / seconds / peak})  # fmt: skip
+            metrics.write(
+                step,
+                {
+                    **values,
+                    "lr": lr,
+                    "grad_norm": norm,
+                    "tokens": tokens,
+                    "tokens_per_s": tokens / seconds,
+                    "mfu": flops / seconds / peak,
+                },
+            )
         if step % run.checkpoint_every == 0 or step == schedule.steps:
             save_checkpoint(out, step, plain, job.source.state(), replica, place, run.keep)
     if metrics is not None:
@@ -135,7 +143,7 @@ def make_replica(job: Job, place: Place) -> Any:
             job.model.enable_input_require_grads()  # frozen embeddings under LoRA
     groups = param_groups(job.model, config.optimizer.weight_decay, base, job.shape.hidden_size)
     if config.run.engine == "deepspeed":
-        from .deepspeed_replica import DeepSpeedReplica
+        from phi3mobile.training.deepspeed_replica import DeepSpeedReplica
 
         return DeepSpeedReplica(job.model, groups, config.optimizer, config.run, place, config.batch)
     return Replica(job.model, groups, config.optimizer, config.run, place)
@@ -151,6 +159,4 @@ def _require_finite(what: str, value: float, step: int, out: Path) -> None:
     if not math.isfinite(value):
         last = checkpoint_folders(out)
         kept = f"the last good checkpoint is {last[-1]}" if last else "no checkpoint was written yet"
-        raise InputError(
-            f"{what} is {value} in step {step + 1}: training stopped, {kept}; lower optimizer.lr or raise warmup"
-        )
+        raise InputError(f"{what} is {value} in step {step + 1}: training stopped, {kept}; lower optimizer.lr or raise warmup")

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from phi3mobile.errors import InputError
-
-from .config import LORA_TARGETS, Lora
+from phi3mobile.training.config import LORA_TARGETS, Lora
 
 
 def add_lora(model: nn.Module, lora: Lora, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -22,9 +21,15 @@ def add_lora(model: nn.Module, lora: Lora, dtype: torch.dtype = torch.float32) -
     if lora.qlora:
         _to_nf4(model, lora.targets, dtype)
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, use_dora=lora.dora, use_rslora=lora.rslora,
-        target_modules=list(lora.targets), bias="none", task_type="CAUSAL_LM",
-    )  # fmt: skip
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_dora=lora.dora,
+        use_rslora=lora.rslora,
+        target_modules=list(lora.targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
     return get_peft_model(model, config)
 
 

@@ -13,8 +13,7 @@ from transformers import Phi3ForCausalLM
 from phi3mobile.errors import InputError
 from phi3mobile.models.config import Phi3Config
 from phi3mobile.models.weights import DTYPES, companion_files, expected_tensors, open_checkpoint, write_checkpoint
-
-from .config import Model
+from phi3mobile.training.config import Model
 
 
 def build_model(model: Model, seed: int = 0) -> tuple[Phi3ForCausalLM, Phi3Config]:
@@ -57,7 +56,7 @@ def save_hf(
 
 def check_tokenizer(folder: str | Path, config: Phi3Config) -> None:
     """InputError if the tokenizer's ids do not fit the model."""
-    from phi3mobile.tokenizer import load_tokenizer
+    from phi3mobile.text.tokenizer import load_tokenizer
 
     count = load_tokenizer(folder).vocab_size
     if count > config.vocab_size:

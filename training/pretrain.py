@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from phi3mobile.errors import InputError
-
-from .config import Pretrain
-from .loop import Job, NextToken, train
-from .model import build_model, check_mup, check_tokenizer, save_hf
-from .replica import Place, find_place
-from .sources import TextSource
+from phi3mobile.training.config import Pretrain
+from phi3mobile.training.loop import Job, NextToken, train
+from phi3mobile.training.model import build_model, check_mup, check_tokenizer, save_hf
+from phi3mobile.training.replica import Place, find_place
+from phi3mobile.training.sources import TextSource
 
 
 def pretrain(config: Pretrain) -> dict[str, Any]:

@@ -19,15 +19,14 @@ from phi3mobile.errors import InputError
 from phi3mobile.export.quantize import SMALLEST_SCALE, quantize
 from phi3mobile.export.recipe import Recipe, find_recipe
 from phi3mobile.models.quantized import quantize_activation
-
-from .batches import IGNORED, Rows, pack
-from .chats import conversations, open_encoder
-from .config import Qat
-from .loop import Job, logits_of, train
-from .model import build_model, check_tokenizer
-from .pretrain import finish, tokenizer_of
-from .replica import find_place
-from .sources import PackedSource, Source, TextSource
+from phi3mobile.training.batches import IGNORED, Rows, pack
+from phi3mobile.training.chats import conversations, open_encoder
+from phi3mobile.training.config import Qat
+from phi3mobile.training.loop import Job, logits_of, train
+from phi3mobile.training.model import build_model, check_tokenizer
+from phi3mobile.training.pretrain import finish, tokenizer_of
+from phi3mobile.training.replica import find_place
+from phi3mobile.training.sources import PackedSource, Source, TextSource
 
 
 def on_grid(weight: torch.Tensor, bits: int, group: int) -> torch.Tensor:

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from phi3mobile.chat import Messages
 from phi3mobile.errors import InputError
-
-from .chats import read_lines
+from phi3mobile.text.chat import Messages
+from phi3mobile.training.chats import read_lines
 
 KINDS = ("harmful", "benign")
 REFUSALS = {
@@ -24,7 +23,7 @@ _MARKS = re.compile(
     r"|\bno puedo (ayudar|hacer)|\blo siento\b|\bkann ich (dir |ihnen )?nicht\b|\bich kann (dir |ihnen )?(dabei )?nicht\b"
     r"|\btut mir leid\b|\bje ne peux pas\b|\bdésolée?\b|\bas an AI\b",
     re.IGNORECASE,
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

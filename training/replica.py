@@ -18,8 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from phi3mobile.errors import InputError
-
-from .config import Optimizer, Run
+from phi3mobile.training.config import Optimizer, Run
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,10 @@ class Replica:
     def state(self) -> dict[str, Any]:
         """What exact resuming needs, in torch.distributed.checkpoint's form; frozen weights are left out."""
         options = StateDictOptions(ignore_frozen_params=True)
-        state = {"model": get_model_state_dict(self.model, options=options),
-                 "optimizer": get_optimizer_state_dict(self.model, self.optimizer, options=options)}  # fmt: skip
+        state = {
+            "model": get_model_state_dict(self.model, options=options),
+            "optimizer": get_optimizer_state_dict(self.model, self.optimizer, options=options),
+        }
         return {**state, "ema": self.ema} if self.ema else state
 
     def load(self, state: dict[str, Any]) -> None:

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from .chats import ChatEncoder, open_encoder, read_lines
-from .config import Chats, Dpo, Safety, Sft
-from .data.jsonl import write_json, write_jsonl
-from .dpo import dpo
-from .model import load_hf
-from .pretrain import tokenizer_of
-from .redteam import REFUSALS, Attack, Prompt, attacks, read_prompts, refuses
-from .sft import sft
+from phi3mobile.training.chats import ChatEncoder, open_encoder, read_lines
+from phi3mobile.training.config import Chats, Dpo, Safety, Sft
+from phi3mobile.training.data.jsonl import write_json, write_jsonl
+from phi3mobile.training.dpo import dpo
+from phi3mobile.training.model import load_hf
+from phi3mobile.training.pretrain import tokenizer_of
+from phi3mobile.training.redteam import REFUSALS, Attack, Prompt, attacks, read_prompts, refuses
+from phi3mobile.training.sft import sft
 
 
 def safety(config: Safety) -> dict[str, Any]:
@@ -34,8 +34,10 @@ def safety(config: Safety) -> dict[str, Any]:
         base = out / f"round-{number}"
         base.mkdir(parents=True, exist_ok=True)
         rows.append(_once(base / "measured.json", lambda folder=folder: measure(config, folder, prompts)))
-        done = (rows[-1]["refusal_rate"] >= settings.target_refusal
-                and rows[-1]["over_refusal_rate"] <= settings.target_over_refusal)  # fmt: skip
+        done = (
+            rows[-1]["refusal_rate"] >= settings.target_refusal
+            and rows[-1]["over_refusal_rate"] <= settings.target_over_refusal
+        )
         if number == settings.rounds or done:
             break
         if not (base / "attacks.jsonl").exists():
@@ -54,9 +56,14 @@ def safety(config: Safety) -> dict[str, Any]:
         with new_folder(out / "final") as partial:
             shutil.copytree(folder, partial, dirs_exist_ok=True)
     first, last = rows[0], rows[-1]
-    return {"out": str(out / "final"), "rounds": len(rows) - 1, "refusal_before": first["refusal_rate"],
-            "refusal_after": last["refusal_rate"], "over_refusal_before": first["over_refusal_rate"],
-            "over_refusal_after": last["over_refusal_rate"]}  # fmt: skip
+    return {
+        "out": str(out / "final"),
+        "rounds": len(rows) - 1,
+        "refusal_before": first["refusal_rate"],
+        "refusal_after": last["refusal_rate"],
+        "over_refusal_before": first["over_refusal_rate"],
+        "over_refusal_after": last["over_refusal_rate"],
+    }
 
 
 def measure(config: Safety, folder: str, prompts: list[Prompt]) -> dict[str, Any]:
@@ -77,9 +84,12 @@ def measure(config: Safety, folder: str, prompts: list[Prompt]) -> dict[str, Any
     return {
         "refusal_rate": sum(refused[: len(asked)]) / len(asked),
         "over_refusal_rate": sum(refused[len(asked) :]) / len(benign),
-        "by_category": by(lambda a: a.prompt.category), "by_strategy": by(lambda a: a.strategy),
-        "by_language": by(lambda a: a.prompt.language), "harmful": len(asked), "benign": len(benign),
-    }  # fmt: skip
+        "by_category": by(lambda a: a.prompt.category),
+        "by_strategy": by(lambda a: a.strategy),
+        "by_language": by(lambda a: a.prompt.language),
+        "harmful": len(asked),
+        "benign": len(benign),
+    }
 
 
 def red_team(config: Safety, folder: str, prompts: list[Prompt]) -> list[dict[str, Any]]:
@@ -87,11 +97,18 @@ def red_team(config: Safety, folder: str, prompts: list[Prompt]) -> list[dict[st
     tried = attacks(p for p in prompts if not p.held_out)
     answers = _answers(config, folder, tried)
     return [
-        {"messages": attack.messages, "strategy": attack.strategy, "category": attack.prompt.category, "answer": answer,
-         "kind": attack.prompt.kind, "language": attack.prompt.language, "reply": attack.prompt.reply,
-         "failed": refuses(answer) == (attack.prompt.kind == "benign")}
+        {
+            "messages": attack.messages,
+            "strategy": attack.strategy,
+            "category": attack.prompt.category,
+            "answer": answer,
+            "kind": attack.prompt.kind,
+            "language": attack.prompt.language,
+            "reply": attack.prompt.reply,
+            "failed": refuses(answer) == (attack.prompt.kind == "benign"),
+        }
         for attack, answer in zip(tried, answers, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def curate(
@@ -136,8 +153,14 @@ def _fix(config: Safety, base: Path, folder: str) -> str:
     tuned = Sft(out=str(base / "sft"), model=model, data=chats("sft.jsonl"), optimizer=config.optimizer, **shared)
     folder = sft(tuned)["out"]
     slow = replace(config.optimizer, lr=config.dpo_lr)
-    aligned = Dpo(out=str(base / "dpo"), model=replace(model, folder=folder), data=chats("dpo.jsonl"), optimizer=slow,
-                  beta=config.beta, **shared)  # fmt: skip
+    aligned = Dpo(
+        out=str(base / "dpo"),
+        model=replace(model, folder=folder),
+        data=chats("dpo.jsonl"),
+        optimizer=slow,
+        beta=config.beta,
+        **shared,
+    )
     return dpo(aligned)["out"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from .config import Schedule
+from phi3mobile.training.config import Schedule
 
 
 def lr_factor(schedule: Schedule, step: int) -> float:

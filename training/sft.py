@@ -9,16 +9,15 @@ import torch
 
 from phi3mobile.errors import InputError
 from phi3mobile.models.config import Phi3Config
-
-from .batches import Rows, pack
-from .chats import conversations, open_encoder
-from .config import Sft
-from .loop import Job, NextToken, train
-from .lora import add_lora, merge
-from .model import build_model, check_tokenizer, load_hf, save_hf
-from .pretrain import finish, tokenizer_of
-from .replica import Place, find_place
-from .sources import PackedSource
+from phi3mobile.training.batches import Rows, pack
+from phi3mobile.training.chats import conversations, open_encoder
+from phi3mobile.training.config import Sft
+from phi3mobile.training.loop import Job, NextToken, train
+from phi3mobile.training.lora import add_lora, merge
+from phi3mobile.training.model import build_model, check_tokenizer, load_hf, save_hf
+from phi3mobile.training.pretrain import finish, tokenizer_of
+from phi3mobile.training.replica import Place, find_place
+from phi3mobile.training.sources import PackedSource
 
 
 def sft(config: Sft) -> dict[str, Any]:

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from phi3mobile.errors import InputError
-
-from .batches import Rows, stack, stream_rows
-from .data.mixture import Mixture, Sampler
+from phi3mobile.training.batches import Rows, stack, stream_rows
+from phi3mobile.training.data.mixture import Mixture, Sampler
 
 
 class Source(Protocol):
@@ -75,8 +74,10 @@ class PackedSource:
 
     def load(self, state: dict[str, Any]) -> None:
         if state["of"] != len(self.packed):
-            raise InputError(f"the saved run had {state['of']} rows of examples, now there are {len(self.packed)}; "
-                             "restore its files, or start a new run")  # fmt: skip
+            raise InputError(
+                f"the saved run had {state['of']} rows of examples, now there are {len(self.packed)}; "
+                "restore its files, or start a new run"
+            )
         self.taken = state["taken"]
 
     def _row(self, place: int) -> int:
@@ -119,7 +120,7 @@ def check_vocabulary(vocabulary: Any, vocab: int, tokenizer: str | Path | None) 
 
 def held_out(folder: str | Path, length: int, rows: int = 0) -> Rows:
     """The first `rows` rows (0: all) of a shard folder, in order: for measuring."""
-    from .data.shards import open_shards
+    from phi3mobile.training.data.shards import open_shards
 
     found = []
     for block in open_shards(folder).blocks(length + 1):

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from phi3mobile.errors import InputError
-from phi3mobile.sampling import Sampling
+from phi3mobile.session.sampling import Sampling
 
 THEMES = ("light", "dark", "system")
 TEXT_SCALES = (0.85, 1.0, 1.2, 1.5, 2.0)

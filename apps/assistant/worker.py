@@ -17,7 +17,7 @@ from phi3mobile.assistant.device import open_engine
 from phi3mobile.assistant.meters import Metered
 from phi3mobile.assistant.problems import Problem
 from phi3mobile.errors import InputError
-from phi3mobile.sampling import Sampling
+from phi3mobile.session.sampling import Sampling
 
 PASSAGES = 4  # given to the model with a question
 _log = logging.getLogger("phi3mobile.assistant")
@@ -146,7 +146,7 @@ class Worker:
         self._close_library()
 
     def _load(self, path: Path) -> None:
-        from phi3mobile.session import Session
+        from phi3mobile.session.session import Session
 
         start = time.perf_counter()
         self._close_session()  # first: two models rarely fit
@@ -245,7 +245,7 @@ def _open_bundle(path: str | Path) -> Any:
 
 def _embedder_files(progress: Callable[[str, int, int], None]) -> tuple[bytes, bytes] | None:
     """The sentence embedder for a new library; None where it is not installed: then words are searched, not meanings."""
-    from phi3mobile.verbs.index import embedder_files
+    from phi3mobile.export.verbs.index import embedder_files
 
     try:
         return embedder_files(progress)
@@ -254,14 +254,14 @@ def _embedder_files(progress: Callable[[str, int, int], None]) -> tuple[bytes, b
 
 
 def _ground(question: str, passages: list[Any], history: list[dict[str, str]]) -> list[dict[str, str]]:
-    from phi3mobile.retrieval import grounded_messages
+    from phi3mobile.retrieval.answer import grounded_messages
 
     return grounded_messages(question, passages, history)
 
 
 def _open_library(path: str | Path) -> Any:
     try:
-        from phi3mobile.retrieval import open_library
+        from phi3mobile.retrieval.library import open_library
     except ImportError as error:
-        raise InputError(f"this installation can't search documents ({error}); install phi3mobile[retrieval]") from None
+        raise InputError(f"this installation can't search documents ({error}); install phi3mobile[library]") from None
     return open_library(path)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from phi3mobile.decoding import Decoder, Rows
 from phi3mobile.engines import Engine
-from phi3mobile.sampling import Sampling
-from phi3mobile.session import StopGate
-from phi3mobile.tokenizer import Tokenizer
+from phi3mobile.session.decoding import Decoder, Rows
+from phi3mobile.session.sampling import Sampling
+from phi3mobile.session.session import StopGate
+from phi3mobile.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,14 @@ class Reader:
         return Scores(following, greedy, last)
 
     def generate(
-        self, prompt: list[int], tokenizer: Tokenizer, eos_ids: Collection[int], sampling: Sampling, max_tokens: int,
+        self,
+        prompt: list[int],
+        tokenizer: Tokenizer,
+        eos_ids: Collection[int],
+        sampling: Sampling,
+        max_tokens: int,
         stop: Sequence[str] = (),
-    ) -> str:  # fmt: skip
+    ) -> str:
         """The text after `prompt`, up to an eos id, a stop string (left out), max_tokens or the end of the context."""
         decoder = Decoder(self.rows, list(prompt), eos_ids, sampling, max_tokens)
         text, gate, parts = tokenizer.stream(at_start=True), StopGate(tuple(stop)), []

@@ -16,7 +16,7 @@ from phi3mobile.bench.evaluate.answers import Answers
 from phi3mobile.bench.evaluate.forwards import Reader
 from phi3mobile.bench.evaluate.model import Model
 from phi3mobile.errors import InputError
-from phi3mobile.sampling import GREEDY, Sampling
+from phi3mobile.session.sampling import GREEDY, Sampling
 
 Progress = Callable[[str, int, int], None]
 Scored = tuple[float, bool]
@@ -114,9 +114,7 @@ class EngineLM(TemplateLM):
             for _, start, last, index in group:
                 skipped = start - 1 - first
                 value, greedy = scores.last[last]
-                results[index] = (
-                    sum(scores.following[skipped:]) + value, all(scores.greedy[skipped:]) and greedy,
-                )  # fmt: skip
+                results[index] = (sum(scores.following[skipped:]) + value, all(scores.greedy[skipped:]) and greedy)
                 self.answers.put(["loglikelihood", [*tokens, last], len(tokens) + 1 - start], results[index])
             done += len(group)
             self.progress("choices", done, len(requests))
@@ -155,11 +153,14 @@ class EngineLM(TemplateLM):
         most, sampled = options.pop("max_gen_toks"), options.pop("do_sample", False)
         sampling = {name: options.pop(name) for name in SAMPLING if name in options}
         if options:
-            raise InputError(f"generation_kwargs {', '.join(options)}: allowed are do_sample, until, max_gen_toks and "
-                             f"{', '.join(SAMPLING)}; change the task")  # fmt: skip
+            raise InputError(
+                f"generation_kwargs {', '.join(options)}: allowed are do_sample, until, max_gen_toks and "
+                f"{', '.join(SAMPLING)}; change the task"
+            )
         if most >= self.max_length:
-            raise InputError(f"an answer of {most} tokens was asked for, the context has {self.max_length}; "
-                             "export with a larger --context")  # fmt: skip
+            raise InputError(
+                f"an answer of {most} tokens was asked for, the context has {self.max_length}; export with a larger --context"
+            )
         return sampling if sampled and sampling.get("temperature") != 0 else {}, [text for text in stop if text], most
 
     def _fit(self, tokens: list[int], room: int, least: int) -> list[int]:

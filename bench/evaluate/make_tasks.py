@@ -26,8 +26,12 @@ _WORDY = re.compile(r"[A-Za-z]{2,}")
 def next_sentences(text: str, count: int, seed: int = 0) -> Iterator[Entry]:
     """Two sentences of a paragraph, and four of which the right one follows; the wrong ones follow elsewhere."""
     paragraphs = [_sentences(part) for part in text.split("\n\n")]
-    places = [(number, at) for number, part in enumerate(paragraphs) for at in range(2, len(part))
-              if all(_plain(sentence) for sentence in part[at - 2 : at + 1])]  # fmt: skip
+    places = [
+        (number, at)
+        for number, part in enumerate(paragraphs)
+        for at in range(2, len(part))
+        if all(_plain(sentence) for sentence in part[at - 2 : at + 1])
+    ]
     draw = random.Random(seed)
     draw.shuffle(places)
     for number, at in places[:count]:

@@ -12,8 +12,8 @@ from phi3mobile.engines import Engine
 from phi3mobile.errors import InputError
 
 if TYPE_CHECKING:
-    from phi3mobile.chat import ChatFormat
-    from phi3mobile.tokenizer import Tokenizer
+    from phi3mobile.text.chat import ChatFormat
+    from phi3mobile.text.tokenizer import Tokenizer
 
 
 @dataclass
@@ -55,9 +55,12 @@ def _from_bundle(folder: Path) -> Model:
     manifest = bundle.manifest
     engine = bundle.open_engine()
     about = {
-        "name": manifest["name"], "recipe": manifest["recipe"]["name"], "runtime": type(engine).__name__,
-        "parameters": manifest["model"]["parameters"], "bits_per_weight": manifest["model"]["bits_per_weight"],
-    }  # fmt: skip
+        "name": manifest["name"],
+        "recipe": manifest["recipe"]["name"],
+        "runtime": type(engine).__name__,
+        "parameters": manifest["model"]["parameters"],
+        "bits_per_weight": manifest["model"]["bits_per_weight"],
+    }
     chat = bundle.chat if manifest["chat"]["template"] is not None else None
     files = sorted((name, listed["sha256"]) for name, listed in manifest["files"].items())
     identity = _hash(type(engine).__name__, files, _versions())
@@ -65,12 +68,12 @@ def _from_bundle(folder: Path) -> Model:
 
 
 def _from_checkpoint(folder: Path, context: int | None) -> Model:
-    from phi3mobile.chat import load_chat
     from phi3mobile.engines.eager import EagerEngine
     from phi3mobile.export.build import stop_ids
     from phi3mobile.models.registry import model_from
     from phi3mobile.models.weights import open_checkpoint
-    from phi3mobile.tokenizer import load_tokenizer
+    from phi3mobile.text.chat import load_chat
+    from phi3mobile.text.tokenizer import load_tokenizer
 
     checkpoint = open_checkpoint(folder)
     tokenizer = load_tokenizer(folder)
@@ -80,8 +83,13 @@ def _from_checkpoint(folder: Path, context: int | None) -> Model:
         chat = None
     engine = EagerEngine(model_from(checkpoint, context), chunk=256)
     parameters = sum(weight.numel() for weight in engine.model.parameters())
-    about = {"name": folder.resolve().name, "recipe": "float32", "runtime": "torch", "parameters": parameters,
-             "bits_per_weight": 32.0}  # fmt: skip
+    about = {
+        "name": folder.resolve().name,
+        "recipe": "float32",
+        "runtime": "torch",
+        "parameters": parameters,
+        "bits_per_weight": 32.0,
+    }
     bos = tokenizer.id_of(chat.bos) if chat and chat.bos else checkpoint.config.bos_token_id
     identity = _hash("torch", checkpoint.source_hash(), engine.info.max_context, _versions())
     return Model(engine, tokenizer, chat, frozenset(stop_ids(folder, checkpoint.config)), bos, identity, about)

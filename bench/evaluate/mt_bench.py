@@ -18,14 +18,22 @@ from phi3mobile.bench.evaluate.answers import Answers
 from phi3mobile.bench.evaluate.forwards import Reader
 from phi3mobile.bench.evaluate.model import Model
 from phi3mobile.errors import InputError
-from phi3mobile.sampling import Sampling
+from phi3mobile.session.sampling import Sampling
 from phi3mobile.training.data.jsonl import read_jsonl
 from phi3mobile.training.data.teacher import Desk, Teacher, open_teacher
 
 JUDGE_PROMPTS = Path(__file__).with_name("judge_prompts.jsonl")
 # The protocol's sampling temperatures by category; others: 0.7. Answers have 1024 tokens, judgments 2048.
-TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0,
-                "stem": 0.1, "humanities": 0.1}  # fmt: skip
+TEMPERATURES = {
+    "writing": 0.7,
+    "roleplay": 0.7,
+    "extraction": 0.0,
+    "math": 0.0,
+    "coding": 0.0,
+    "reasoning": 0.0,
+    "stem": 0.1,
+    "humanities": 0.1,
+}
 WITH_REFERENCE = ("math", "reasoning", "coding")
 ANSWER_TOKENS, JUDGMENT_TOKENS = 1024, 2048
 _RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]")
@@ -126,8 +134,10 @@ def answer_turns(model: Model, reader: Reader, answers: Answers, one: Question, 
         tokens = model.chat.encode(model.tokenizer, messages)
         room = model.engine.info.max_context - len(tokens)
         if room < 1:
-            raise InputError(f"question {one.id} has {len(tokens)} tokens with its first answer, the context has "
-                             f"{model.engine.info.max_context}: export with a larger --context")  # fmt: skip
+            raise InputError(
+                f"question {one.id} has {len(tokens)} tokens with its first answer, the context has "
+                f"{model.engine.info.max_context}: export with a larger --context"
+            )
         most = min(ANSWER_TOKENS, room)
         key = ["turn", tokens, sampling.temperature, seed, most]
         answer = answers.get(key)
@@ -144,8 +154,15 @@ def open_judge(memory: Path, **where: str) -> Desk:
 
 
 def measure_conversations(
-    model: Model, answers: Answers, judge: Desk, questions: list[Question], *, limit: int | None = None, seed: int = 0,
-    prompts: dict[str, dict[str, str]] | None = None, progress: Callable[[str, int, int], None] = lambda *_: None,
+    model: Model,
+    answers: Answers,
+    judge: Desk,
+    questions: list[Question],
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    prompts: dict[str, dict[str, str]] | None = None,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> dict[str, Any]:
     """Mean rating of all judgments, of each turn and of each category; `unrated`: judgments without a number, left out."""
     if model.chat is None:
@@ -181,5 +198,12 @@ def summarize_judgments(judgments: list[Judgment]) -> dict[str, Any]:
     means = {name: round(fmean(ratings), 4) for name, ratings in groups.items()}
     ratings = groups["score"]
     error = stdev(ratings) / len(ratings) ** 0.5 if len(ratings) > 1 else None
-    return {"metric": "score", "score": means["score"], "stderr": error, "metrics": means, "shots": 0, "n": len(ratings),
-            "unrated": sum(one.rating is None for one in judgments)}  # fmt: skip
+    return {
+        "metric": "score",
+        "score": means["score"],
+        "stderr": error,
+        "metrics": means,
+        "shots": 0,
+        "n": len(ratings),
+        "unrated": sum(one.rating is None for one in judgments),
+    }

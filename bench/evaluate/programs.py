@@ -14,7 +14,7 @@ from phi3mobile.bench.evaluate.forwards import Reader
 from phi3mobile.bench.evaluate.model import Model
 from phi3mobile.bench.evaluate.sandbox import run_program
 from phi3mobile.errors import InputError
-from phi3mobile.sampling import GREEDY
+from phi3mobile.session.sampling import GREEDY
 
 # A completion ends where the function does: the stop strings of the paper.
 STOPS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint")
@@ -56,8 +56,14 @@ def _function(problem: Problem, answer: str) -> str:
 
 
 def measure_programs(
-    model: Model, answers: Answers, *, limit: int | None = None, chat: bool = False, unguarded: bool = False,
-    problems: list[Problem] | None = None, progress: Callable[[str, int, int], None] = lambda *_: None,
+    model: Model,
+    answers: Answers,
+    *,
+    limit: int | None = None,
+    chat: bool = False,
+    unguarded: bool = False,
+    problems: list[Problem] | None = None,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> dict[str, Any]:
     """Share of problems whose tests the first answer passes, with the failures' reasons. `problems`: default HumanEval's.
 
@@ -80,8 +86,10 @@ def measure_programs(
         else:
             tokens = tokenizer.encode(prompt.rstrip(), special=False)  # a model makes one token of line end and indentation
         if len(tokens) + most > model.engine.info.max_context:
-            raise InputError(f"{problem['task_id']} has {len(tokens)} tokens and its answer up to {most}, the context has "
-                             f"{model.engine.info.max_context}: export with a larger --context")  # fmt: skip
+            raise InputError(
+                f"{problem['task_id']} has {len(tokens)} tokens and its answer up to {most}, the context has "
+                f"{model.engine.info.max_context}: export with a larger --context"
+            )
         key = ["program", tokens, most]
         answer = answers.get(key)
         if answer is None:
@@ -92,5 +100,12 @@ def measure_programs(
     progress("programs", len(problems), len(problems))
     share = sum(reason == "passed" for reason in outcomes.values()) / len(problems)
     error = (share * (1 - share) / (len(problems) - 1)) ** 0.5 if len(problems) > 1 else None
-    return {"metric": "pass@1", "score": share, "stderr": error, "metrics": {"pass@1": share}, "shots": 0,
-            "n": len(problems), "outcomes": outcomes}  # fmt: skip
+    return {
+        "metric": "pass@1",
+        "score": share,
+        "stderr": error,
+        "metrics": {"pass@1": share},
+        "shots": 0,
+        "n": len(problems),
+        "outcomes": outcomes,
+    }

@@ -75,8 +75,10 @@ def quality_table(lines: Sequence[dict[str, Any]]) -> Table:
         score = f"{one['score']:g}" if "score" in one else ""
         cells = [Cell(_value(latest[task, model])) if (task, model) in latest else Cell("") for model in models]
         rows.append([Cell(_title(task, one)), Cell(score), *cells])
-    note = ("Paper: Phi-3-mini, arXiv 2404.14219, with prompts that were not published: close scores say that nothing broke, "
-            "not that one is better. Empty: not run. ± is the standard error.")  # fmt: skip
+    note = (
+        "Paper: Phi-3-mini, arXiv 2404.14219, with prompts that were not published: close scores say that nothing broke, "
+        "not that one is better. Empty: not run. ± is the standard error."
+    )
     return Table("Quality", ["task", "Phi-3 paper", *models.values()], rows, note)
 
 

@@ -40,13 +40,25 @@ def run_program(source: str, seconds: float = SECONDS, memory: int = MEMORY, ung
     """
     reading, writing = os.pipe()
     with TemporaryDirectory(prefix="phi3mobile-program-") as folder, os.fdopen(reading, "rb") as verdict:
-        arguments = json.dumps({"folder": folder, "seconds": seconds, "memory": memory, "report": writing,
-                                "needed": [] if unguarded else sorted(NEEDED)})  # fmt: skip
+        arguments = json.dumps(
+            {
+                "folder": folder,
+                "seconds": seconds,
+                "memory": memory,
+                "report": writing,
+                "needed": [] if unguarded else sorted(NEEDED),
+            }
+        )
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", str(CHILD), arguments], cwd=folder, env={"PATH": "", "TMPDIR": folder},
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[writing],
+            [sys.executable, "-I", "-S", "-B", str(CHILD), arguments],
+            cwd=folder,
+            env={"PATH": "", "TMPDIR": folder},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[writing],
             start_new_session=True,
-        )  # fmt: skip
+        )
         os.close(writing)
         late = False
         try:

@@ -96,8 +96,15 @@ class Library:
             task.set_fewshot_seed(seed=SEED)
         shots = next(iter(loaded["tasks"].values())).get_config("num_fewshot")
         try:
-            found = evaluate(lm, loaded, limit=limit, log_samples=False, bootstrap_iters=1000, apply_chat_template=chat,
-                             fewshot_as_multiturn=chat)  # fmt: skip
+            found = evaluate(
+                lm,
+                loaded,
+                limit=limit,
+                log_samples=False,
+                bootstrap_iters=1000,
+                apply_chat_template=chat,
+                fewshot_as_multiturn=chat,
+            )
         except jinja2.TemplateError as error:  # the task's own: a field that its data lacks
             raise InputError(f"{one.task} can't be filled with its data ({_line(error)}); correct the task file") from None
         scores = (found["results"] | found.get("groups", {})).get(one.task)

@@ -15,10 +15,11 @@ JUDGING = ("questions", "references", "judge_url", "judge_model", "judge_path", 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="folder made by `phi3mobile export`, or a checkpoint folder (float32 in torch)")
     parser.add_argument(
-        "--tasks", default="local",
+        "--tasks",
+        default="local",
         help="names with commas between: lm-eval's tasks, humaneval, mt_bench; report: the paper's; local: those that ship "
         "(default; no network)",
-    )  # fmt: skip
+    )
     parser.add_argument("--tasks-folder", type=Path, help="folder with lm-eval task files (.yaml) and their data (.jsonl)")
     parser.add_argument("--limit", type=int, help="documents per task (default: all)")
     parser.add_argument("--shots", type=int, help="examples in the prompt (default: the paper's, or the task's)")
@@ -65,19 +66,27 @@ def run(args: argparse.Namespace) -> None:
             started, fresh = time.perf_counter(), answers.fresh
             found = _measure(args, one, model, answers, library, conversations, _named(report, one.name))
             how = {"limit": args.limit, "chat": args.chat or one.name == MT_BENCH, "answered_before": answers.fresh == fresh}
-            line = result_line(one.name, found, model.about, model.identity, **how,
-                               seconds=round(time.perf_counter() - started, 2))  # fmt: skip
+            line = result_line(
+                one.name, found, model.about, model.identity, **how, seconds=round(time.perf_counter() - started, 2)
+            )
             if args.out:
                 append_result(args.out, line)
             lines.append(line)
         answers.close()
     table = quality_table(lines)
-    print_card(f"{args.bundle}: {model.about['name']} ({model.about['recipe']})",
-               {row[0].text: row[2].text + (f"   paper: {row[1].text}" if row[1].text else "")
-                for row in table.rows if row[2].text})  # fmt: skip
+    print_card(
+        f"{args.bundle}: {model.about['name']} ({model.about['recipe']})",
+        {row[0].text: row[2].text + (f"   paper: {row[1].text}" if row[1].text else "") for row in table.rows if row[2].text},
+    )
     shown = ("task", "metric", "score", "stderr", "n", "shots", "seconds")
-    print_json({"bundle": args.bundle, "out": args.out and str(args.out), "answers": str(path),
-                "results": [{key: line.get(key) for key in shown} for line in lines]})  # fmt: skip
+    print_json(
+        {
+            "bundle": args.bundle,
+            "out": args.out and str(args.out),
+            "answers": str(path),
+            "results": [{key: line.get(key) for key in shown} for line in lines],
+        }
+    )
 
 
 def check(args: argparse.Namespace, names: list[str]) -> None:

@@ -17,10 +17,9 @@ from torch.nn import functional
 
 from phi3mobile.export.quantize import quantize
 from phi3mobile.export.recipe import SMALLEST_GROUP
+from phi3mobile.export.solve.stream import rounded
 from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
 from phi3mobile.models.form import Form
-
-from .stream import rounded
 
 POWERS = (0.0, 0.15, 0.3, 0.45, 0.6)  # tried. 0: as they are; 1: all columns of one size
 TOGETHER = (0.15, 0.3, 0.45, 0.6, 0.75)  # of one size for all columns of a group, which its scale and offset take over
@@ -64,9 +63,7 @@ def divide(norm: nn.Module, sizes: torch.Tensor) -> None:
         setattr(norm, name, _times(value, 1 / sizes))
 
 
-def best_sizes(
-    weight: torch.Tensor, seen: torch.Tensor, form: Form, shared: tuple[int, ...] | None = None
-) -> torch.Tensor:
+def best_sizes(weight: torch.Tensor, seen: torch.Tensor, form: Form, shared: tuple[int, ...] | None = None) -> torch.Tensor:
     """The sizes [K] with the least error of weight [N, K] times `seen` [B, T, K] / sizes, when both are rounded.
 
     Groups with offsets may fit their weights almost exactly: then one size for all columns of a group spares them.

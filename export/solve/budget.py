@@ -17,13 +17,12 @@ from torch.nn import functional
 
 from phi3mobile.errors import InputError
 from phi3mobile.export.quantize import quantize
+from phi3mobile.export.solve.card import log_probabilities
+from phi3mobile.export.solve.checkpoint import finite_tensor
+from phi3mobile.export.solve.rotate import Rotated
+from phi3mobile.export.solve.stream import load_layer, load_norm, run_layer
 from phi3mobile.models.form import Form
 from phi3mobile.models.weights import Checkpoint
-
-from .card import log_probabilities
-from .checkpoint import finite_tensor
-from .rotate import Rotated
-from .stream import load_layer, load_norm, run_layer
 
 BANDS = 4  # parts of the depth
 GROUPS = (128, 64, 32)  # coarsest first

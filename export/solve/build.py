@@ -14,24 +14,20 @@ from typing import Any
 from phi3mobile.errors import InputError
 from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.recipe import DEFAULT_RECIPE, Recipe, find_recipe
+from phi3mobile.export.solve.balance import FormOf
+from phi3mobile.export.solve.budget import TOKENS, choose, measure_classes
+from phi3mobile.export.solve.calibration import Calibration, calibration_of, card_tokens
+from phi3mobile.export.solve.checkpoint import on_grid, solve_checkpoint
+from phi3mobile.export.solve.folder import is_solved, write_about
+from phi3mobile.export.solve.rotate import Rotated
+from phi3mobile.export.solve.stream import load_layer
 from phi3mobile.files import refuse_existing, require_space
 from phi3mobile.hub import resolve
 from phi3mobile.models.form import Form
 from phi3mobile.models.weights import Checkpoint, companion_files, open_checkpoint
-from phi3mobile.tokenizer import load_tokenizer
+from phi3mobile.text.tokenizer import load_tokenizer
 
-from .balance import FormOf
-from .budget import TOKENS, choose, measure_classes
-from .calibration import Calibration, calibration_of, card_tokens
-from .checkpoint import on_grid, solve_checkpoint
-from .folder import is_solved, write_about
-from .rotate import Rotated
-from .stream import load_layer
-
-METHODS = {
-    "gptq": "GPTQ on calibration text, with a quality card",
-    "rtn": "round to nearest: fast, no text needed, less exact",
-}
+METHODS = {"gptq": "GPTQ on calibration text, with a quality card", "rtn": "round to nearest: fast, no text needed, less exact"}
 MOST_LOSS = 1.10  # perplexity of the quantized model over the float one's, above which a bundle is refused
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -88,9 +84,14 @@ def forms_for(
 
 
 def solve_into(
-    folder: Path, checkpoint: Checkpoint | Rotated, recipe: Recipe, text: Calibration, progress: Progress,
-    forms: dict[str, Form], source: str = "",
-) -> dict[str, Any]:  # fmt: skip
+    folder: Path,
+    checkpoint: Checkpoint | Rotated,
+    recipe: Recipe,
+    text: Calibration,
+    progress: Progress,
+    forms: dict[str, Form],
+    source: str = "",
+) -> dict[str, Any]:
     """A solved model in `folder`, but for the tokenizer's files; returns what was written about it."""
     wanted, config = PackedModel(checkpoint, recipe, forms), checkpoint.config
     if isinstance(checkpoint, Rotated):

@@ -10,7 +10,7 @@ import torch
 
 from phi3mobile.errors import InputError
 from phi3mobile.models.config import Phi3Config
-from phi3mobile.tokenizer import Tokenizer
+from phi3mobile.text.tokenizer import Tokenizer
 
 WINDOW = 512  # tokens of one sequence
 TOKENS = 20480  # read at most: more gains little and costs time

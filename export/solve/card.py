@@ -9,10 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from phi3mobile.export.solve.stream import rounded, run_layer
 from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
 from phi3mobile.models.quantized import Packed
-
-from .stream import rounded, run_layer
 
 _TOKENS = 256  # of logits at once
 
@@ -70,8 +69,12 @@ def compare(
         kl += functional.kl_div(tells, told, reduction="none", log_target=True).double().sum().item()
         same += int((told.argmax(-1) == tells.argmax(-1)).sum())
     count = len(following)
-    return {"perplexity_float": math.exp(min(float_nll / count, 700)), "perplexity": math.exp(min(nll / count, 700)),
-            "kl": max(0.0, kl / count), "top1": same / count}  # fmt: skip
+    return {
+        "perplexity_float": math.exp(min(float_nll / count, 700)),
+        "perplexity": math.exp(min(nll / count, 700)),
+        "kl": max(0.0, kl / count),
+        "top1": same / count,
+    }
 
 
 def log_probabilities(config: Phi3Config, x: torch.Tensor, head: torch.Tensor) -> torch.Tensor:

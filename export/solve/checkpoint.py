@@ -13,19 +13,27 @@ from torch.nn import functional
 
 from phi3mobile.errors import InputError
 from phi3mobile.export.quantize import quantize
+from phi3mobile.export.solve.balance import FormOf, balance, best_sizes, divide
+from phi3mobile.export.solve.card import Card
+from phi3mobile.export.solve.folder import HEAD, read_part, write_part
+from phi3mobile.export.solve.gptq import solve
+from phi3mobile.export.solve.stream import (
+    Weights,
+    load_layer,
+    load_norm,
+    products,
+    rounded,
+    run_layer,
+    run_watched,
+    solve_layer,
+)
 from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
 from phi3mobile.models.form import Form
 from phi3mobile.models.quantized import Packed, QuantizedEmbedding, QuantizedLinear
 from phi3mobile.models.weights import Checkpoint
 
-from .balance import FormOf, balance, best_sizes, divide
-from .card import Card
-from .folder import HEAD, read_part, write_part
-from .gptq import solve
-from .stream import Weights, load_layer, load_norm, products, rounded, run_layer, run_watched, solve_layer
-
 if TYPE_CHECKING:
-    from .rotate import Rotated
+    from phi3mobile.export.solve.rotate import Rotated
 
 EMBEDDING = "model.embed_tokens.weight"
 Progress = Callable[[str, int, int], None]  # stage, done, total

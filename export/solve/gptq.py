@@ -117,9 +117,7 @@ def fit_scales(
     return fitted.clamp_(min=SMALLEST_SCALE).bfloat16().float()
 
 
-def polish(
-    codes: torch.Tensor, weight: torch.Tensor, hessian: torch.Tensor, scales: torch.Tensor, group: int
-) -> torch.Tensor:
+def polish(codes: torch.Tensor, weight: torch.Tensor, hessian: torch.Tensor, scales: torch.Tensor, group: int) -> torch.Tensor:
     """One more look at every column with all others in place: coordinate descent, which never makes the error larger."""
     width = codes.shape[1]
     steps = scales.repeat_interleave(group, 1).t().contiguous()

@@ -17,16 +17,17 @@ from dataclasses import replace
 import torch
 
 from phi3mobile.errors import InputError
-from phi3mobile.export.segments import segment_parts
+from phi3mobile.export.solve.checkpoint import finite_tensor
+from phi3mobile.export.targets.executorch.segments import segment_parts
 from phi3mobile.models.config import Phi3SmallConfig
 from phi3mobile.models.weights import Checkpoint, expected_tensors
 
-from .checkpoint import finite_tensor
-
 _READERS = {  # of the hidden states, and the norm that they read them through
-    "qkv_proj": "input_layernorm", "query_key_value": "input_layernorm",
-    "gate_up_proj": "post_attention_layernorm", "up_proj": "post_attention_layernorm",
-}  # fmt: skip
+    "qkv_proj": "input_layernorm",
+    "query_key_value": "input_layernorm",
+    "gate_up_proj": "post_attention_layernorm",
+    "up_proj": "post_attention_layernorm",
+}
 _MIXERS = ("o_proj", "dense")  # write the hidden states, and read heads of v
 _LARGEST_SHIFT = 1000.0  # of a final norm's bias over its weight: more would drown the hidden states
 

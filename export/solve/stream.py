@@ -14,12 +14,11 @@ import torch
 from torch import nn
 
 from phi3mobile.errors import InputError
+from phi3mobile.export.solve.gptq import matched
 from phi3mobile.models import phi3, phi3small
 from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
 from phi3mobile.models.quantized import Packed, QuantizedLinear
 from phi3mobile.models.rope import rope_tables
-
-from .gptq import matched
 
 _ROWS = 4096  # activations rounded or multiplied at once
 

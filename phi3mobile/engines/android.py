@@ -24,9 +24,7 @@ class AndroidEngine:
     `find_class`: name -> Java class (default: jnius.autoclass). `threads`: 0 leaves the number to ExecuTorch.
     """
 
-    def __init__(
-        self, pte: Path, info: EngineInfo, threads: int = 0, find_class: Callable[[str], Any] | None = None
-    ) -> None:
+    def __init__(self, pte: Path, info: EngineInfo, threads: int = 0, find_class: Callable[[str], Any] | None = None) -> None:
         if not pte.is_file():
             raise InputError(f"{pte} is not a file: give the .pte of a bundle")
         if find_class is None:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phi3mobile import packed_cache
-from phi3mobile.engines import LONG_REGIME, EngineInfo, check_forward, check_memory
+from phi3mobile.engines import LONG_REGIME, EngineInfo, check_forward, check_memory, packed_cache
 from phi3mobile.errors import InputError
 from phi3mobile.files import whole_file
 
@@ -79,7 +78,7 @@ ROW_STEP = 256  # the cache has a multiple of so many rows: attention goes over 
 
 
 class LitertEngine:
-    """Signatures of fixed lengths T over one KV cache (export/litert/decoder.py says what they take).
+    """Signatures of fixed lengths T over one KV cache (export/targets/litert/decoder.py says what they take).
 
     The cache is passed as input and output of every run: LiteRT updates it in place. It has as many rows as the sequence
     needs, grows and shrinks with it, and is copied only then.

@@ -1,6 +1,6 @@
 """The native runner as an engine: .pte memory-mapped, packed weights in a file, our kernels; no torch.
 
-Built by `cmake -S export/kernels -B build/native && cmake --build build/native && cmake --install build/native`.
+Built by `cmake -S phi3mobile/core -B build/native && cmake --build build/native && cmake --install build/native`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from phi3mobile import packed_cache
-from phi3mobile.engines import LONG_REGIME, EngineInfo, check_memory, check_operators, check_version
+from phi3mobile.engines import LONG_REGIME, EngineInfo, check_memory, check_operators, check_version, packed_cache
 from phi3mobile.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def native_library() -> Path | None:
 
 
 def load_library() -> ctypes.CDLL:
-    """The library with its signatures (export/kernels/runner.h); loading it registers our operators in this process."""
+    """The library with its signatures (phi3mobile/core/runner.h); loading it registers our operators in this process."""
     path = native_library()
     if path is None:
         raise InputError("the native library is not built: run `make native`, or use the executorch engine")

@@ -23,8 +23,13 @@ class _Descriptor(ctypes.Structure):
 
 
 class _Block(ctypes.Structure):
-    _fields_ = (("isa", ctypes.c_void_p), ("flags", ctypes.c_int), ("reserved", ctypes.c_int), ("invoke", _HANDLER),
-                ("descriptor", ctypes.POINTER(_Descriptor)))  # fmt: skip
+    _fields_ = (
+        ("isa", ctypes.c_void_p),
+        ("flags", ctypes.c_int),
+        ("reserved", ctypes.c_int),
+        ("invoke", _HANDLER),
+        ("descriptor", ctypes.POINTER(_Descriptor)),
+    )
 
 
 class Runtime:

@@ -51,8 +51,14 @@ class Phi3Config:
     source_model_type: str = "phi3"  # whose weight names the checkpoint uses
 
     def __post_init__(self) -> None:
-        for name in (*SHAPE_KEYS, "num_key_value_heads", "head_dim", "max_position_embeddings",
-                     "original_max_position_embeddings", "sliding_window"):  # fmt: skip
+        for name in (
+            *SHAPE_KEYS,
+            "num_key_value_heads",
+            "head_dim",
+            "max_position_embeddings",
+            "original_max_position_embeddings",
+            "sliding_window",
+        ):
             value = getattr(self, name)
             if not (name == "sliding_window" and value is None) and (type(value) is not int or value < 1):
                 raise InputError(f"config: {name} is {value!r}; it must be a whole number above 0")

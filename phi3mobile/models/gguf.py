@@ -19,8 +19,11 @@ from phi3mobile.models.config import Phi3Config, RopeScaling
 from phi3mobile.models.weights import expected_tensors, refuse_differences, write_checkpoint
 
 ARCHITECTURES = ("phi3", "llama")
-_TOP = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
-        "lm_head.weight": "output.weight"}  # fmt: skip
+_TOP = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
 _LAYER = {
     "input_layernorm": ("attn_norm",),
     "self_attn.qkv_proj": ("attn_q", "attn_k", "attn_v"),
@@ -119,11 +122,11 @@ def import_gguf(
 ) -> Path:
     """Write the GGUF file at `path` as a Phi-3-layout HF folder, tokenizer included, tensor by tensor.
 
-    `write_tokenizer(reader, folder)` defaults to phi3mobile.gguf_vocab's. Raises InputError as open_gguf, check and
+    `write_tokenizer(reader, folder)` defaults to phi3mobile.text.gguf_vocab's. Raises InputError as open_gguf, check and
     write_checkpoint do.
     """
     if write_tokenizer is None:
-        from phi3mobile.gguf_vocab import write_tokenizer
+        from phi3mobile.text.gguf_vocab import write_tokenizer
     source = open_gguf(path)
     source.check()
     tensors = ((name, source.tensor(name)) for name in source.names())
@@ -144,9 +147,7 @@ def _short(value: Any) -> float:
     return float(str(np.float32(value)))
 
 
-def _config(
-    path: Path, architecture: str, reader: gguf.GGUFReader, tensors: dict[str, gguf.ReaderTensor]
-) -> Phi3Config:
+def _config(path: Path, architecture: str, reader: gguf.GGUFReader, tensors: dict[str, gguf.ReaderTensor]) -> Phi3Config:
     prefix = architecture + "."
     ours = {key: field for key, field in reader.fields.items() if key.startswith(prefix)}
     given = {key.removeprefix(prefix): field.contents() for key, field in ours.items()}

@@ -14,22 +14,51 @@ from phi3mobile.models.config import MODEL_TYPES, SHAPE_KEYS, Phi3Config, Phi3Sm
 
 # Where a config.json may leave a key out, the value that transformers 5 gives the class.
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "phi3": {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "bos_token_id": 1, "eos_token_id": 32000,
-             "pad_token_id": 32000, "sliding_window": None},
-    "llama": {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2,
-              "pad_token_id": None, "sliding_window": None},
-    "mistral": {"rms_norm_eps": 1e-6, "max_position_embeddings": 131072, "bos_token_id": 1, "eos_token_id": 2,
-                "pad_token_id": None, "sliding_window": 4096, "num_key_value_heads": 8},
-}  # fmt: skip
+    "phi3": {
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 4096,
+        "bos_token_id": 1,
+        "eos_token_id": 32000,
+        "pad_token_id": 32000,
+        "sliding_window": None,
+    },
+    "llama": {
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 2048,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": None,
+        "sliding_window": None,
+    },
+    "mistral": {
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 131072,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": None,
+        "sliding_window": 4096,
+        "num_key_value_heads": 8,
+    },
+}
 
 # Keys that would change the maths: only these values are the graph's.
 FIXED: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,), "lm_head_bias": (False,),
-    "quantization_config": (None,), "rope_interleaved": (False,), "full_attn_mod": (1,), "interpolate_factor": (1,),
-    "is_encoder_decoder": (False,), "is_decoder": (False, True), "add_cross_attention": (False,),
-    "pruned_heads": ({}, None), "cross_attention_hidden_size": (None,), "layer_types": (None,),
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "lm_head_bias": (False,),
+    "quantization_config": (None,),
+    "rope_interleaved": (False,),
+    "full_attn_mod": (1,),
+    "interpolate_factor": (1,),
+    "is_encoder_decoder": (False,),
+    "is_decoder": (False, True),
+    "add_cross_attention": (False,),
+    "pruned_heads": ({}, None),
+    "cross_attention_hidden_size": (None,),
+    "layer_types": (None,),
     "tie_encoder_decoder": (False,),
-}  # fmt: skip
+}
 
 # Keys without effect on inference: bookkeeping, training, and what transformers 4 and 5 write for every model.
 HARMLESS = frozenset(
@@ -45,16 +74,32 @@ HARMLESS = frozenset(
     begin_suppress_tokens""".split()  # noqa: SIM905
 )
 _READ = frozenset(
-    (*SHAPE_KEYS, *(key for defaults in _DEFAULTS.values() for key in defaults), "head_dim", "tie_word_embeddings",
-     "rope_theta", "partial_rotary_factor", "rope_scaling", "rope_parameters", "original_max_position_embeddings")
-)  # fmt: skip
+    (
+        *SHAPE_KEYS,
+        *(key for defaults in _DEFAULTS.values() for key in defaults),
+        "head_dim",
+        "tie_word_embeddings",
+        "rope_theta",
+        "partial_rotary_factor",
+        "rope_scaling",
+        "rope_parameters",
+        "original_max_position_embeddings",
+    )
+)
 _ROPE_KEYS = {
     "default": set(),
     "linear": {"factor"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
-    "longrope": {"short_factor", "long_factor", "short_mscale", "long_mscale", "attention_factor", "factor",
-                 "original_max_position_embeddings"},
-}  # fmt: skip
+    "longrope": {
+        "short_factor",
+        "long_factor",
+        "short_mscale",
+        "long_mscale",
+        "attention_factor",
+        "factor",
+        "original_max_position_embeddings",
+    },
+}
 
 
 def read_hf(hf: dict[str, Any]) -> Phi3Config:
@@ -79,8 +124,9 @@ def read_hf(hf: dict[str, Any]) -> Phi3Config:
         head_dim = hidden // heads
     rope = rope_parameters(values)
     eos = values["eos_token_id"]
-    plain = {key: values[key] for key in (*SHAPE_KEYS, "rms_norm_eps", "max_position_embeddings", "bos_token_id",
-                                          "pad_token_id")}  # fmt: skip
+    plain = {
+        key: values[key] for key in (*SHAPE_KEYS, "rms_norm_eps", "max_position_embeddings", "bos_token_id", "pad_token_id")
+    }
     shape = Phi3Config(
         **plain,
         num_key_value_heads=_first(values.get("num_key_value_heads"), heads),
@@ -156,9 +202,7 @@ def rope_parameters(values: dict[str, Any]) -> dict[str, Any]:
 def original_context(values: dict[str, Any], rope: dict[str, Any]) -> int:
     top, inner = values.get("original_max_position_embeddings"), rope.get("original_max_position_embeddings")
     if rope["rope_type"] == "longrope" and None not in (top, inner) and top != inner:
-        raise InputError(
-            f"config: original_max_position_embeddings is {top} and, in the rope values, {inner}; they must agree"
-        )
+        raise InputError(f"config: original_max_position_embeddings is {top} and, in the rope values, {inner}; they must agree")
     if rope["rope_type"] in ("longrope", "llama3") and (top or inner) is None:
         raise InputError(f"config: rope type {rope['rope_type']} needs original_max_position_embeddings")
     if rope["rope_type"] == "llama3":

@@ -15,25 +15,52 @@ from phi3mobile.models.hf_config import FIXED, HARMLESS, original_context, refus
 
 # Read as they are, with the value that the class gives a key left out.
 _PLAIN: dict[str, Any] = {
-    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
-    "vocab_size": 100352, "max_position_embeddings": 8192, "gegelu_limit": 20.0, "blocksparse_block_size": 64,
-    "blocksparse_num_local_blocks": 16, "blocksparse_vert_stride": 8, "blocksparse_homo_head_pattern": False,
-    "mup_use_scaling": True, "mup_attn_multiplier": 1.0, "mup_embedding_multiplier": 10.0, "mup_width_multiplier": 8.0,
-    "tie_word_embeddings": True, "bos_token_id": 100257, "pad_token_id": None,
-}  # fmt: skip
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 100352,
+    "max_position_embeddings": 8192,
+    "gegelu_limit": 20.0,
+    "blocksparse_block_size": 64,
+    "blocksparse_num_local_blocks": 16,
+    "blocksparse_vert_stride": 8,
+    "blocksparse_homo_head_pattern": False,
+    "mup_use_scaling": True,
+    "mup_attn_multiplier": 1.0,
+    "mup_embedding_multiplier": 10.0,
+    "mup_width_multiplier": 8.0,
+    "tie_word_embeddings": True,
+    "bos_token_id": 100257,
+    "pad_token_id": None,
+}
 _OTHER: dict[str, Any] = {
-    "layer_norm_epsilon": 1e-5, "rope_embedding_base": 1000000, "rope_scaling": None, "eos_token_id": 100257,
-    "dense_attention_every_n_layers": 2, "ff_dim_multiplier": None, "ff_intermediate_size": 14336,
-    "gegelu_pad_to_256": True, "dummy_token_indices": None, "original_max_position_embeddings": None,
-}  # fmt: skip
+    "layer_norm_epsilon": 1e-5,
+    "rope_embedding_base": 1000000,
+    "rope_scaling": None,
+    "eos_token_id": 100257,
+    "dense_attention_every_n_layers": 2,
+    "ff_dim_multiplier": None,
+    "ff_intermediate_size": 14336,
+    "gegelu_pad_to_256": True,
+    "dummy_token_indices": None,
+    "original_max_position_embeddings": None,
+}
 _FIXED = {key: values for key, values in FIXED.items() if key not in ("hidden_act", "attention_bias")} | {
-    "hidden_act": ("gegelu",), "rope_position_scale": (1.0,), "sliding_window": (None,),
-}  # fmt: skip
+    "hidden_act": ("gegelu",),
+    "rope_position_scale": (1.0,),
+    "sliding_window": (None,),
+}
 # attention_bias: released as false, and the released code gives every linear a bias all the same.
 _HARMLESS = HARMLESS | {
-    "attention_bias", "attention_dropout_prob", "embedding_dropout_prob", "ffn_dropout_prob", "reorder_and_upcast_attn",
-    "pad_sequence_to_multiple_of_64", "blocksparse_triton_kernel_block_size",
-}  # fmt: skip
+    "attention_bias",
+    "attention_dropout_prob",
+    "embedding_dropout_prob",
+    "ffn_dropout_prob",
+    "reorder_and_upcast_attn",
+    "pad_sequence_to_multiple_of_64",
+    "blocksparse_triton_kernel_block_size",
+}
 # cl100k has no token 100256 and 100267 to 100275; phi-3-small never says its fim and endofprompt tokens, nor the padding.
 _CL100K_DUMMIES = (100256, 100258, 100259, 100260, 100264, 100265, *range(100267, 100352))
 

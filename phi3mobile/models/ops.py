@@ -1,4 +1,4 @@
-"""Our operators `phi3mobile::*`: definition, eager reference and fake implementation. Kernels: export/kernels.
+"""Our operators `phi3mobile::*`: definition, eager reference and fake implementation. Kernels: phi3mobile/core.
 
 `blocksparse_attention` and `blocksparse_attention_int8` take the output of the fused projection, rotate queries and
 keys, write the new keys and values into a KV cache, in place, and attend over it.
@@ -101,9 +101,20 @@ def _pattern(heads, kv_heads, window, block, local_blocks, stride, head_step) ->
 
 
 def blocksparse_attention(
-    qkv, cos, sin, k_cache, v_cache, input_pos, heads: int, window: int, scale: float,
-    block: int = 0, local_blocks: int = 0, stride: int = 0, head_step: int = 0,
-) -> torch.Tensor:  # fmt: skip
+    qkv,
+    cos,
+    sin,
+    k_cache,
+    v_cache,
+    input_pos,
+    heads: int,
+    window: int,
+    scale: float,
+    block: int = 0,
+    local_blocks: int = 0,
+    stride: int = 0,
+    head_step: int = 0,
+) -> torch.Tensor:
     """Eager reference, float32 cache. Shapes: see the module."""
     q, k, v, start = _rows(qkv, cos, sin, k_cache, input_pos, heads, k_cache.shape[2])
     pattern = _pattern(heads, len(k), window, block, local_blocks, stride, head_step)
@@ -113,9 +124,22 @@ def blocksparse_attention(
 
 
 def blocksparse_attention_int8(
-    qkv, cos, sin, k_cache, v_cache, k_scale, v_scale, input_pos, heads: int, window: int, scale: float,
-    block: int = 0, local_blocks: int = 0, stride: int = 0, head_step: int = 0,
-) -> torch.Tensor:  # fmt: skip
+    qkv,
+    cos,
+    sin,
+    k_cache,
+    v_cache,
+    k_scale,
+    v_scale,
+    input_pos,
+    heads: int,
+    window: int,
+    scale: float,
+    block: int = 0,
+    local_blocks: int = 0,
+    stride: int = 0,
+    head_step: int = 0,
+) -> torch.Tensor:
     """Eager reference, int8 cache. Shapes: see the module."""
     q, k, v, start = _rows(qkv, cos, sin, k_cache, input_pos, heads, k_cache.shape[2])
     pattern = _pattern(heads, len(k), window, block, local_blocks, stride, head_step)
@@ -167,9 +191,21 @@ def _evicting_cache(rows: int, pattern: Pattern, ring: int) -> EvictingCache:
 
 
 def blocksparse_attention_evicting(
-    qkv, cos, sin, k_cache, v_cache, mark, input_pos, heads: int, scale: float,
-    block: int, local_blocks: int, stride: int, head_step: int, ring: int,
-) -> torch.Tensor:  # fmt: skip
+    qkv,
+    cos,
+    sin,
+    k_cache,
+    v_cache,
+    mark,
+    input_pos,
+    heads: int,
+    scale: float,
+    block: int,
+    local_blocks: int,
+    stride: int,
+    head_step: int,
+    ring: int,
+) -> torch.Tensor:
     """Eager reference, evicting float32 cache. Shapes: see the module."""
 
     def store(head, at, k, v):
@@ -183,9 +219,23 @@ def blocksparse_attention_evicting(
 
 
 def blocksparse_attention_evicting_int8(
-    qkv, cos, sin, k_cache, v_cache, k_scale, v_scale, mark, input_pos, heads: int, scale: float,
-    block: int, local_blocks: int, stride: int, head_step: int, ring: int,
-) -> torch.Tensor:  # fmt: skip
+    qkv,
+    cos,
+    sin,
+    k_cache,
+    v_cache,
+    k_scale,
+    v_scale,
+    mark,
+    input_pos,
+    heads: int,
+    scale: float,
+    block: int,
+    local_blocks: int,
+    stride: int,
+    head_step: int,
+    ring: int,
+) -> torch.Tensor:
     """Eager reference, evicting int8 cache. Shapes: see the module."""
 
     def store(head, at, k, v):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .form import Form
+from phi3mobile.models.form import Form
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Packed:
         if self.bits == 8:
             return self.codes
         low, high = self.codes & 15, self.codes >> 4
-        return (torch.stack((low, high), dim=-1).flatten(1).to(torch.int8) - 8)
+        return torch.stack((low, high), dim=-1).flatten(1).to(torch.int8) - 8
 
     def dequantized(self) -> torch.Tensor:
         """float32 [N, K]."""

@@ -29,9 +29,7 @@ def rope_tables(config: Phi3Config, context: int) -> tuple[torch.Tensor, torch.T
     return torch.cat([short[0], long[0]]), torch.cat([short[1], long[1]])
 
 
-def _table(
-    config: Phi3Config, factors: tuple[float, ...], mscale: float, rows: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _table(config: Phi3Config, factors: tuple[float, ...], mscale: float, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float64) / config.rotary_dim
     inv_freq = 1.0 / (torch.tensor(factors, dtype=torch.float64) * config.rope_theta**exponents)
     angles = torch.arange(rows, dtype=torch.float64)[:, None] * inv_freq

@@ -25,8 +25,18 @@ from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _STORED = {"F16": 2, "BF16": 2, "F32": 4}
 _BUFFERS = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")  # what old tools stored beside the weights
-_COMPANIONS = ("tokenizer*", "*.tiktoken", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-               "generation_config.json", "chat_template*", "LICENSE*", "NOTICE*")  # fmt: skip
+_COMPANIONS = (
+    "tokenizer*",
+    "*.tiktoken",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+    "chat_template*",
+    "LICENSE*",
+    "NOTICE*",
+)
 
 
 def expected_tensors(config: Phi3Config) -> dict[str, tuple[int, ...]]:
@@ -280,9 +290,13 @@ def write_checkpoint(
 
 
 def _write_weights(
-    partial: Path, where: str, config: Phi3Config, tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype,
+    partial: Path,
+    where: str,
+    config: Phi3Config,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    dtype: torch.dtype,
     shard_bytes: int,
-) -> None:  # fmt: skip
+) -> None:
     shards: list[list[str]] = []
     pending: dict[str, torch.Tensor] = {}
     shapes: dict[str, tuple[int, ...]] = {}

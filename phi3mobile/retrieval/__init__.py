@@ -1,9 +1,9 @@
 """Answers from the user's own files: read, cut into passages, index in one SQLite file, search it, quote what was found.
 
-    index_documents([folder], "library.db")          on the computer
-    library = open_library("library.db")             on the phone: sqlite3 and numpy
-    passages = library.search("When is the rent due?", k=5)
-    session.generate(grounded_messages(question, passages, history))
+index_documents([folder], "library.db")          on the computer
+library = open_library("library.db")             on the phone: sqlite3 and numpy
+passages = library.search("When is the rent due?", k=5)
+session.generate(grounded_messages(question, passages, history))
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["Library", "Passage", "grounded_messages", "index_documents", "open_library"]
 
 _HOMES = {
-    "Library": "library", "Passage": "library", "open_library": "library",
-    "grounded_messages": "answer", "index_documents": "index",
-}  # fmt: skip
+    "Library": "library",
+    "Passage": "library",
+    "open_library": "library",
+    "grounded_messages": "answer",
+    "index_documents": "index",
+}
 
 
 def __getattr__(name: str):

@@ -8,9 +8,29 @@ from html.parser import HTMLParser
 from phi3mobile.retrieval.document import Block, Document
 
 _BLOCK = frozenset(
-    ("p", "div", "section", "article", "li", "dt", "dd", "tr", "table", "ul", "ol", "dl", "blockquote", "figcaption", "main",
-     "header", "body", "br", "hr", "caption")
-)  # fmt: skip
+    (
+        "p",
+        "div",
+        "section",
+        "article",
+        "li",
+        "dt",
+        "dd",
+        "tr",
+        "table",
+        "ul",
+        "ol",
+        "dl",
+        "blockquote",
+        "figcaption",
+        "main",
+        "header",
+        "body",
+        "br",
+        "hr",
+        "caption",
+    )
+)
 _SKIP = frozenset(("script", "style", "template", "nav", "noscript", "svg", "math", "select", "button"))
 _VOID = frozenset(("br", "hr", "img", "input", "meta", "link", "source", "wbr", "col", "area", "base", "embed", "track"))
 

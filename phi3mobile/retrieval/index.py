@@ -159,9 +159,7 @@ def _bring_up_to_date(
     return report
 
 
-def _add(
-    db: sqlite3.Connection, source: str, digest: str, title: str, chunks: list[Chunk], embedder: Embedder | None
-) -> None:
+def _add(db: sqlite3.Connection, source: str, digest: str, title: str, chunks: list[Chunk], embedder: Embedder | None) -> None:
     insert = "INSERT INTO documents(source, title, sha256) VALUES(?, ?, ?)"
     document = db.execute(insert, (source, title, digest)).lastrowid
     for part in chunks:

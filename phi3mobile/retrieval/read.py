@@ -137,6 +137,15 @@ def _pdf(path: Path) -> Document:
 
 
 _READERS: dict[str, Callable[[Path], Document]] = {
-    ".txt": _text, ".text": _text, ".rst": _markdown, ".md": _markdown, ".markdown": _markdown,
-    ".html": _html, ".htm": _html, ".xhtml": _html, ".pdf": _pdf, ".epub": read_epub, ".docx": read_docx,
-}  # fmt: skip
+    ".txt": _text,
+    ".text": _text,
+    ".rst": _markdown,
+    ".md": _markdown,
+    ".markdown": _markdown,
+    ".html": _html,
+    ".htm": _html,
+    ".xhtml": _html,
+    ".pdf": _pdf,
+    ".epub": read_epub,
+    ".docx": read_docx,
+}

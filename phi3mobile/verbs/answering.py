@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from phi3mobile.session import Session, Statistics
+    from phi3mobile.session.session import Session, Statistics
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 def options_from(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of Session.generate and .complete."""
-    from phi3mobile.sampling import Sampling
+    from phi3mobile.session.sampling import Sampling
 
     penalty = args.repetition_penalty
     return {
@@ -39,7 +39,7 @@ def options_from(args: argparse.Namespace) -> dict[str, Any]:
 def open_session(path: str) -> Session:
     """A session over a bundle, without the runtime's chatter."""
     from phi3mobile.quiet import quiet
-    from phi3mobile.session import Session
+    from phi3mobile.session.session import Session
 
     with quiet():
         return Session(path, on_event=lambda event: print(f"[{event}]", file=sys.stderr))

@@ -13,8 +13,8 @@ from phi3mobile.errors import InputError
 from phi3mobile.verbs.answering import add_sampling_arguments
 
 if TYPE_CHECKING:
-    from phi3mobile.conversation import Conversation
-    from phi3mobile.session import Session
+    from phi3mobile.session.conversation import Conversation
+    from phi3mobile.session.session import Session
 
 HELP = (
     "/reset forgets the conversation, /undo the last turn, /save FILE and /load FILE keep it, "
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from phi3mobile.conversation import Conversation
+    from phi3mobile.session.conversation import Conversation
     from phi3mobile.verbs.answering import open_session, options_from
 
     conversation = Conversation()

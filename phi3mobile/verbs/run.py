@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     options = options_from(args)
     with open_session(args.bundle) as session:
         if grammar:
-            from phi3mobile.guidance import Guide
+            from phi3mobile.session.guidance import Guide
 
             options["guide"] = Guide(grammar, session.parts.tokenizer)
         if args.raw:
@@ -83,7 +83,7 @@ def _guide_grammar(args: argparse.Namespace) -> str | None:
     """What the answer must be, checked before the model is loaded."""
     if args.json_schema is None and args.regex is None and args.grammar is None:
         return None
-    from phi3mobile.guidance import json_grammar, lark_grammar, regex_grammar
+    from phi3mobile.session.guidance import json_grammar, lark_grammar, regex_grammar
 
     if args.stop:
         raise InputError("--stop would cut an answer that is guided to be whole; leave one of them out")

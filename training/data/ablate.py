@@ -1,7 +1,7 @@
 """Which data is best: the same small model trained on each arm's mixture at equal tokens; loss on held-out sets, plotted.
 
-    OUT/<arm>-seed<N>/     a `train pretrain` run, resumed if the command is run again
-    OUT/ablation.json, OUT/ablation.svg
+OUT/<arm>-seed<N>/     a `train pretrain` run, resumed if the command is run again
+OUT/ablation.json, OUT/ablation.svg
 """
 
 from __future__ import annotations

@@ -80,8 +80,12 @@ def curate(config: Curate, report: Report = lambda stage, done, total: None, tra
     if not rounds:
         first = scores(config.out / "round-1" / "before.jsonl")
         return {"model": model, "before": first["all"], "after": first["all"], "rounds": []}
-    return {"model": model, "before": rounds[0]["before"]["all"], "rounds": rounds,
-            "after": rounds[-1]["after" if rounds[-1]["kept"] else "before"]["all"]}  # fmt: skip
+    return {
+        "model": model,
+        "before": rounds[0]["before"]["all"],
+        "rounds": rounds,
+        "after": rounds[-1]["after" if rounds[-1]["kept"] else "before"]["all"],
+    }
 
 
 def _round(

@@ -9,15 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from phi3mobile.errors import InputError
-from phi3mobile.training.data.generators import (
-    Unusable,
-    final_answer,
-    judge_prompt,
-    normal,
-    read_score,
-    solve_prompt,
-    text_of,
-)
+from phi3mobile.training.data.generators import Unusable, final_answer, judge_prompt, normal, read_score, solve_prompt, text_of
 from phi3mobile.training.data.jsonl import read_texts
 from phi3mobile.training.data.teacher import Ask
 

@@ -18,8 +18,14 @@ KINDS: tuple[Kind, ...] = ("passage", "exercise", "instruction", "chat")
 
 # Variety comes from the prompt (arXiv 2306.11644, 2305.07759): who reads it, how it is told, what it must touch on.
 AUDIENCES = ("a curious ten-year-old", "a high-school student", "an undergraduate", "a working engineer", "a careful beginner")
-STYLES = ("plain and exact", "with one everyday example", "as reasoning step by step", "with a common mistake and its cure",
-          "as question and answer", "from a concrete case to the rule")  # fmt: skip
+STYLES = (
+    "plain and exact",
+    "with one everyday example",
+    "as reasoning step by step",
+    "with a common mistake and its cure",
+    "as question and answer",
+    "from a concrete case to the rule",
+)
 LEVELS = ("easy", "medium", "hard")
 _ANSWER = re.compile(r"answer\s*(?:is|:|=)\s*(.+)", re.IGNORECASE)
 
@@ -139,18 +145,31 @@ def normal(text: str) -> str:
 
 def judge_prompt(text: str) -> list[dict[str, str]]:
     """Asks for a score from 1 to 5."""
-    return [{"role": "user", "content": (
-        "Rate this text as training material for a small language model: is it correct, clear, complete and worth learning "
-        f'from? Reply with JSON only: {{"score": 1 to 5}}\n\n"""\n{text}\n"""')}]  # fmt: skip
+    return [
+        {
+            "role": "user",
+            "content": (
+                "Rate this text as training material for a small language model: is it correct, clear, complete and worth "
+                f'learning from? Reply with JSON only: {{"score": 1 to 5}}\n\n"""\n{text}\n"""'
+            ),
+        }
+    ]
 
 
 def education_prompt(text: str) -> list[dict[str, str]]:
     """Asks for the educational value from 0 to 5, a point for each thing that holds (the additive scale of FineWeb-Edu)."""
-    return [{"role": "user", "content": (
-        "Score the educational value of this web text from 0 to 5. One point for each that holds: it has some basic "
-        "information on a subject of study; it deals with the subject, if mixed with other matter; it fits teaching and is "
-        "coherent; it is clear and consistent like a section of a textbook; it is outstanding, with detailed reasoning "
-        f'that is easy to follow. Reply with JSON only: {{"score": 0 to 5}}\n\n"""\n{text[:4000]}\n"""')}]  # fmt: skip
+    return [
+        {
+            "role": "user",
+            "content": (
+                "Score the educational value of this web text from 0 to 5. One point for each that holds: it has some"
+                " basic information on a subject of study; it deals with the subject, if mixed with other matter; it "
+                "fits teaching and is coherent; it is clear and consistent like a section of a textbook; it is "
+                "outstanding, with detailed reasoning "
+                f'that is easy to follow. Reply with JSON only: {{"score": 0 to 5}}\n\n"""\n{text[:4000]}\n"""'
+            ),
+        }
+    ]
 
 
 def read_score(answer: str, low: float, high: float) -> float:
@@ -188,8 +207,14 @@ def _pair(question: str, reply: str) -> list[dict[str, str]]:
 
 
 _PROMPTS: dict[str, Callable[[Task], str]] = {
-    "passage": _ask_passage, "exercise": _ask_exercise, "instruction": _ask_instruction, "chat": _ask_chat,
-}  # fmt: skip
+    "passage": _ask_passage,
+    "exercise": _ask_exercise,
+    "instruction": _ask_instruction,
+    "chat": _ask_chat,
+}
 _READERS: dict[str, Callable[[str], dict[str, Any]]] = {
-    "passage": _read_passage, "exercise": _read_exercise, "instruction": _read_instruction, "chat": _read_chat,
-}  # fmt: skip
+    "passage": _read_passage,
+    "exercise": _read_exercise,
+    "instruction": _read_instruction,
+    "chat": _read_chat,
+}

@@ -78,8 +78,14 @@ class ShardWriter:
         stem = self._folder / f"{self._name}-{self._count:05d}"
         ends, keys = (np.array(values, "<u8") for values in (self._ends, self._keys))
         parts = {"tokens": np.concatenate(self._tokens), "ends": ends, "keys": keys}
-        record = {"name": stem.name, "tokens": self._length, "documents": len(self._ends), "limit": self._limit,
-                  "vocabulary": asdict(self._vocabulary), "sha256": {}}  # fmt: skip
+        record = {
+            "name": stem.name,
+            "tokens": self._length,
+            "documents": len(self._ends),
+            "limit": self._limit,
+            "vocabulary": asdict(self._vocabulary),
+            "sha256": {},
+        }
         for part, values in parts.items():
             file = _rename_into(stem.with_name(f"{stem.name}.{part}"), values.tobytes())
             record["sha256"][part] = sha256(file)
@@ -120,8 +126,10 @@ class Shards:
 
     @cached_property
     def _maps(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        return [(_map(self._part(name, "tokens"), self.vocabulary.dtype), _map(self._part(name, "ends"), "<u8"))
-                for name in self.names]  # fmt: skip
+        return [
+            (_map(self._part(name, "tokens"), self.vocabulary.dtype), _map(self._part(name, "ends"), "<u8"))
+            for name in self.names
+        ]
 
     def read(self, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [start, start + length) of the stream: ids and document numbers (over the whole stream), int64 [length]."""

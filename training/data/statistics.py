@@ -12,10 +12,16 @@ from phi3mobile.training.data.jsonl import read_jsonl, write_json
 
 # Step, as datatrove's logs name it -> folder of its samples, and its name in a config.
 _STEPS = {
-    "Trafilatura": "extract", "Language ID": "language", "Gopher Repetition": "gopher_repetition",
-    "Gopher Quality": "gopher_quality", "C4 Quality": "c4", "FineWeb Quality": "fineweb", "Education": "education",
-    "N-grams decontaminate": "decontaminate", "MinHash stage 4": "deduplicate",
-}  # fmt: skip
+    "Trafilatura": "extract",
+    "Language ID": "language",
+    "Gopher Repetition": "gopher_repetition",
+    "Gopher Quality": "gopher_quality",
+    "C4 Quality": "c4",
+    "FineWeb Quality": "fineweb",
+    "Education": "education",
+    "N-grams decontaminate": "decontaminate",
+    "MinHash stage 4": "deduplicate",
+}
 _SHOWN = 12
 
 

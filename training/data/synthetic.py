@@ -1,7 +1,7 @@
 """Synthetic data: tasks -> teacher -> records -> gates -> one jsonl file a kind. Run again to go on where it stopped.
 
-    OUT/passage.jsonl, exercise.jsonl, instruction.jsonl, chat.jsonl    {"text"} for `data build`, {"messages"} for `train sft`
-    OUT/statistics.json                                                 what each gate kept out, with samples
+OUT/passage.jsonl, exercise.jsonl, instruction.jsonl, chat.jsonl    {"text"} for `data build`, {"messages"} for `train sft`
+OUT/statistics.json                                                 what each gate kept out, with samples
 """
 
 from __future__ import annotations
@@ -15,17 +15,7 @@ from typing import Any
 from phi3mobile.errors import InputError
 from phi3mobile.files import new_folder, refuse_existing
 from phi3mobile.training.data.gates import Gates, Sieve
-from phi3mobile.training.data.generators import (
-    KINDS,
-    Kind,
-    Task,
-    Unusable,
-    education_prompt,
-    prompt,
-    read,
-    read_score,
-    text_of,
-)
+from phi3mobile.training.data.generators import KINDS, Kind, Task, Unusable, education_prompt, prompt, read, read_score, text_of
 from phi3mobile.training.data.jsonl import read_texts, write_json, write_jsonl
 from phi3mobile.training.data.teacher import Desk, Teacher, open_teacher
 

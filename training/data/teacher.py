@@ -101,16 +101,21 @@ def _server(teacher: Teacher) -> Ask:
     import openai
 
     client = openai.OpenAI(
-        base_url=teacher.url, api_key=os.environ.get(teacher.key_variable) or "none",
-        timeout=teacher.timeout, max_retries=teacher.retries,
-    )  # fmt: skip
+        base_url=teacher.url,
+        api_key=os.environ.get(teacher.key_variable) or "none",
+        timeout=teacher.timeout,
+        max_retries=teacher.retries,
+    )
 
     def ask(messages: Messages, seed: int) -> str:
         try:
             reply = client.chat.completions.create(
-                model=teacher.model, messages=list(messages), seed=seed,
-                temperature=teacher.temperature, max_tokens=teacher.max_tokens,
-            )  # fmt: skip
+                model=teacher.model,
+                messages=list(messages),
+                seed=seed,
+                temperature=teacher.temperature,
+                max_tokens=teacher.max_tokens,
+            )
         except openai.OpenAIError as error:
             raise InputError(
                 f"the teacher at {teacher.url} did not answer ({str(error)[:160]}); check url, model and key, then run again: "
@@ -123,17 +128,17 @@ def _server(teacher: Teacher) -> Ask:
 
 def open_session(path: str | Path) -> Any:
     """A Session over a bundle, or over a checkpoint folder's unquantized weights."""
-    from phi3mobile.session import Session
+    from phi3mobile.session.session import Session
 
     path = Path(path)
     if (path / "manifest.json").is_file():
         return Session(path)
-    from phi3mobile.chat import load_chat
     from phi3mobile.engines.eager import EagerEngine
     from phi3mobile.export.build import stop_ids
     from phi3mobile.models.registry import model_from
     from phi3mobile.models.weights import open_checkpoint
-    from phi3mobile.tokenizer import load_tokenizer
+    from phi3mobile.text.chat import load_chat
+    from phi3mobile.text.tokenizer import load_tokenizer
 
     checkpoint = open_checkpoint(path)
 
@@ -149,7 +154,7 @@ def open_session(path: str | Path) -> Any:
 
 def session_ask(session: Any, temperature: float, max_tokens: int) -> Ask:
     """A Session as a teacher; `seed` makes each answer repeatable."""
-    from phi3mobile.sampling import Sampling
+    from phi3mobile.session.sampling import Sampling
 
     def ask(messages: Messages, seed: int) -> str:
         sampling = Sampling(temperature=temperature, seed=seed)

@@ -72,12 +72,18 @@ def _train_classifier(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _show(args: argparse.Namespace) -> dict[str, Any]:
-    from phi3mobile.tokenizer import load_tokenizer
+    from phi3mobile.text.tokenizer import load_tokenizer
     from phi3mobile.training.data.shards import open_shards
 
     shards = open_shards(args.folder)
-    result = {"tokens": shards.tokens, "documents": shards.documents, "shards": len(shards.names),
-              "vocabulary": shards.vocabulary.size, "eos": shards.vocabulary.eos, **shards.about}  # fmt: skip
+    result = {
+        "tokens": shards.tokens,
+        "documents": shards.documents,
+        "shards": len(shards.names),
+        "vocabulary": shards.vocabulary.size,
+        "eos": shards.vocabulary.eos,
+        **shards.about,
+    }
     if args.tokenizer:
         tokenizer = load_tokenizer(args.tokenizer)
         for index in sorted({0, shards.documents // 2, shards.documents - 1}):

@@ -12,16 +12,20 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from phi3mobile.chat import KNOWN_TEMPLATES
 from phi3mobile.errors import InputError
+from phi3mobile.text.chat import KNOWN_TEMPLATES
 
 PACKAGES = ("jargon-text", "debian-policy", "debian-reference-en", "developers-reference", "maint-guide", "python3.11-doc")
 TRANSLATIONS = tuple(
-    f"{book}-{language}" for book, languages in (
-        ("debian-reference", ("de", "es", "fr", "it")), ("developers-reference", ("de", "fr", "it")),
-        ("maint-guide", ("de", "es", "fr")), ("aptitude-doc", ("es", "fr")),
-    ) for language in languages
-)  # fmt: skip  what an unfiltered crawl of English manuals brings along
+    f"{book}-{language}"
+    for book, languages in (
+        ("debian-reference", ("de", "es", "fr", "it")),
+        ("developers-reference", ("de", "fr", "it")),
+        ("maint-guide", ("de", "es", "fr")),
+        ("aptitude-doc", ("es", "fr")),
+    )
+    for language in languages
+)  # what an unfiltered crawl of English manuals brings along
 CONTROL = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")  # ids 0 to 4
 SECTIONS = ("perl", "python", "games", "fonts", "doc", "javascript")
 
@@ -149,7 +153,7 @@ def write_tokenizer(folder: Path, corpus: Path, vocab: int) -> None:
 def write_shards(source: Path, tokenizer: Path, out: Path) -> None:
     """Every document of SOURCE/docs.jsonl as token shards, unfiltered, in an order of its own."""
     from phi3mobile.files import sha256
-    from phi3mobile.tokenizer import load_tokenizer
+    from phi3mobile.text.tokenizer import load_tokenizer
     from phi3mobile.training.data.shards import ShardWriter, Vocabulary, write_index
 
     words = load_tokenizer(tokenizer)
@@ -187,8 +191,9 @@ def write_chats(out: Path, count: int) -> None:
         for entry, other in zip(part, [*part[1:], part[0]], strict=True):
             question = [{"role": "user", "content": f"What is the package {entry['name']} for?"}]
             chats.append({"messages": [*question, {"role": "assistant", "content": f"It is for: {entry['about']}."}]})
-            pairs.append({"messages": question, "chosen": f"It is for: {entry['about']}.",
-                          "rejected": f"It is for: {other['about']}."})  # fmt: skip
+            pairs.append(
+                {"messages": question, "chosen": f"It is for: {entry['about']}.", "rejected": f"It is for: {other['about']}."}
+            )
         # DPO computes every pair's reference first: 2,500 of them are a minute here.
         for kind, lines in (("chats", chats), ("pairs", pairs[:2500])):
             (out / f"{name}{kind}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -200,11 +205,13 @@ def write_sections(out: Path, count: int) -> None:
     groups = {name: [e for e in packages() if e["section"] == name] for name in SECTIONS}
     chosen = [group[i] for i in range(max(map(len, groups.values()))) for group in groups.values() if i < len(group)]
     lines = [
-        {"messages": [
-            {"role": "user", "content": f"Package: {e['about']}\nSection (one of {', '.join(SECTIONS)})?"},
-            {"role": "assistant", "content": e["section"]},
-        ]}
+        {
+            "messages": [
+                {"role": "user", "content": f"Package: {e['about']}\nSection (one of {', '.join(SECTIONS)})?"},
+                {"role": "assistant", "content": e["section"]},
+            ]
+        }
         for e in chosen
-    ]  # fmt: skip
+    ]
     for name, part in (("held-out-", lines[:96]), ("", lines[96 : 96 + count])):
         (out / f"{name}sections.jsonl").write_text("".join(json.dumps(line) + "\n" for line in part))

@@ -49,17 +49,32 @@ class Line:
 
         run = {"checkpoint_every": max(50, steps // 4), "keep": 1, "save_dtype": "float32", "log_every": 5}
         run |= more.pop("run", {})
-        table = {"out": self.path(out), "optimizer": {"lr": lr, "weight_decay": more.pop("decay", 0.0)},
-                 "schedule": {"steps": steps, "warmup": min(steps, max(2, steps // 20)), **more.pop("schedule", {})},
-                 "batch": {"rows": rows, "length": length}, "run": run, **more}  # fmt: skip
+        table = {
+            "out": self.path(out),
+            "optimizer": {"lr": lr, "weight_decay": more.pop("decay", 0.0)},
+            "schedule": {"steps": steps, "warmup": min(steps, max(2, steps // 20)), **more.pop("schedule", {})},
+            "batch": {"rows": rows, "length": length},
+            "run": run,
+            **more,
+        }
         module = importlib.import_module(f"phi3mobile.training.{stage}")
         return getattr(module, stage)(from_table(table, STAGES[stage], out))
 
     def shape(self, hidden: int, layers: int, context: int) -> dict:
-        return {"hidden_size": hidden, "intermediate_size": hidden * 8 // 3 // 32 * 32, "num_hidden_layers": layers,
-                "num_attention_heads": hidden // 32, "num_key_value_heads": hidden // 64, "vocab_size": VOCAB,
-                "max_position_embeddings": context, "original_max_position_embeddings": context, "bos_token_id": 0,
-                "eos_token_id": 0, "pad_token_id": 0, "tie_word_embeddings": True}  # fmt: skip
+        return {
+            "hidden_size": hidden,
+            "intermediate_size": hidden * 8 // 3 // 32 * 32,
+            "num_hidden_layers": layers,
+            "num_attention_heads": hidden // 32,
+            "num_key_value_heads": hidden // 64,
+            "vocab_size": VOCAB,
+            "max_position_embeddings": context,
+            "original_max_position_embeddings": context,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "pad_token_id": 0,
+            "tie_word_embeddings": True,
+        }
 
     def held_out_loss(self, folder: str, shards: str = "held-out", length: int = 256, rows: int = 64) -> float:
         from phi3mobile.training.loop import mean_loss
@@ -86,19 +101,29 @@ def data(line: Line) -> dict:
     # too, so more of their n-grams come twice.
     quality, ngrams = {"max_non_alpha_words_ratio": 0.6}, [[5, 0.3], [6, 0.28], [7, 0.26], [8, 0.24], [9, 0.22], [10, 0.2]]
     filters = {"gopher_quality": quality, "gopher_repetition": {}, "deduplicate": {}}
-    cleaning = {"extract": {"timeout": 60.0}, "language": {}, "gopher_quality": quality,
-                "gopher_repetition": {"dup_n_grams": ngrams}, "deduplicate": {}}  # fmt: skip
+    cleaning = {
+        "extract": {"timeout": 60.0},
+        "language": {},
+        "gopher_quality": quality,
+        "gopher_repetition": {"dup_n_grams": ngrams},
+        "deduplicate": {},
+    }
     found = {}
     for name in ("unfiltered", "held-out", "held-out-pages"):
         source = texts / ("raw" if name == "unfiltered" else name)
         corpus.write_shards(source, line.folder / "data" / "tokenizer", shards / name)
     for name, source, steps in (
-        ("filtered", "crawl", cleaning), ("broad", "broad", filters),
+        ("filtered", "crawl", cleaning),
+        ("broad", "broad", filters),
         ("strict", "strict", {"gopher_repetition": {}, "deduplicate": {}}),
-    ):  # fmt: skip
+    ):
         if not (shards / name / "index.json").exists():
-            table = {"out": str(shards / name), "tokenizer": line.path("data", "tokenizer"), **steps,
-                     "inputs": [{"path": str(texts / source), "format": "jsonl", "limit": line.documents()}]}  # fmt: skip
+            table = {
+                "out": str(shards / name),
+                "tokenizer": line.path("data", "tokenizer"),
+                **steps,
+                "inputs": [{"path": str(texts / source), "format": "jsonl", "limit": line.documents()}],
+            }
             build(from_table(table, Build, name))
     for name in ("unfiltered", "filtered", "broad", "strict", "held-out", "held-out-pages"):
         from phi3mobile.training.data.shards import open_shards
@@ -110,10 +135,12 @@ def data(line: Line) -> dict:
 
 def phases(line: Line, *sources: tuple[str, float]) -> dict:
     """A mixture of one phase each; as many epochs as the steps need."""
-    return {"phases": [
-        {"tokens": int(tokens), "name": name, "sources": [{"path": line.path("data", "shards", name), "epochs": 40.0}]}
-        for name, tokens in sources
-    ]}  # fmt: skip
+    return {
+        "phases": [
+            {"tokens": int(tokens), "name": name, "sources": [{"path": line.path("data", "shards", name), "epochs": 40.0}]}
+            for name, tokens in sources
+        ]
+    }
 
 
 def filters(line: Line) -> dict:
@@ -121,9 +148,16 @@ def filters(line: Line) -> dict:
     steps, found = line.steps(500), {}
     for name in ("unfiltered", "filtered"):
         result = line.train(
-            "pretrain", f"filters/{name}", steps, 3e-3, 16, 256, decay=0.1, data=phases(line, (name, 0)),
+            "pretrain",
+            f"filters/{name}",
+            steps,
+            3e-3,
+            16,
+            256,
+            decay=0.1,
+            data=phases(line, (name, 0)),
             model={"shape": line.shape(128, 4, 512), "tokenizer": line.path("data", "tokenizer")},
-        )  # fmt: skip
+        )
         found[name] = {kind: line.held_out_loss(result["out"], kind) for kind in ("held-out", "held-out-pages")}
     return {"tokens_each": steps * 16 * 256, "held_out_loss": found}
 
@@ -133,10 +167,18 @@ def pretrain(line: Line) -> dict:
     steps, row = line.steps(800), 16 * 257
     first = math.ceil(steps * 0.6) * row
     result = line.train(
-        "pretrain", "pretrain", steps, 2e-3, 16, 256, decay=0.1, schedule={"kind": "wsd"},
+        "pretrain",
+        "pretrain",
+        steps,
+        2e-3,
+        16,
+        256,
+        decay=0.1,
+        schedule={"kind": "wsd"},
         model={"shape": line.shape(192, 6, 1024), "tokenizer": line.path("data", "tokenizer")},
-        data=phases(line, ("broad", first), ("strict", (steps + 1) * row - first)), run={"ema": 0.99},
-    )  # fmt: skip
+        data=phases(line, ("broad", first), ("strict", (steps + 1) * row - first)),
+        run={"ema": 0.99},
+    )
     folder = Path(result["out"])
     ema = line.held_out_loss(str(folder.with_name("final-ema")))
     own = line.held_out_loss(result["out"])
@@ -148,11 +190,21 @@ def align(line: Line) -> dict:
     chats = line.folder / "data" / "chats"
     found = {"pretrained": _aligned(line, line.path("pretrain", "final"))}
     start = {"folder": line.path("pretrain", "final")}
-    tuned = line.train("sft", "align/sft", line.steps(400), 1e-3, 16, 256, model=start,
-                       data={"files": [str(chats / "chats.jsonl")]})  # fmt: skip
+    tuned = line.train(
+        "sft", "align/sft", line.steps(400), 1e-3, 16, 256, model=start, data={"files": [str(chats / "chats.jsonl")]}
+    )
     found["sft"] = _aligned(line, tuned["out"])
-    liked = line.train("dpo", "align/dpo", line.steps(80), 1e-4, 16, 256, sft_weight=0.2,
-                       model={"folder": tuned["out"]}, data={"files": [str(chats / "pairs.jsonl")]})  # fmt: skip
+    liked = line.train(
+        "dpo",
+        "align/dpo",
+        line.steps(80),
+        1e-4,
+        16,
+        256,
+        sft_weight=0.2,
+        model={"folder": tuned["out"]},
+        data={"files": [str(chats / "pairs.jsonl")]},
+    )
     found["dpo"] = _aligned(line, liked["out"])
     return {"final": liked["out"], "held_out": found}
 
@@ -177,7 +229,7 @@ def _aligned(line: Line, folder: str) -> dict:
 def chat(line: Line) -> dict:
     """Export the aligned model and talk to the bundle."""
     from phi3mobile.export.build import export
-    from phi3mobile.session import Session
+    from phi3mobile.session.session import Session
 
     final = json.loads((line.folder / "align" / "result.json").read_text())["final"]
     bundle = line.folder / "chat" / "tiny.bundle"
@@ -207,8 +259,9 @@ def quantization(line: Line) -> dict:
     more = line.train("pretrain", "quantization/more", steps, 3e-4, 8, 256, schedule={"floor": 0.0}, **shared)["out"]
     found = {"full": mean_loss(load_hf(start)[0], rows), "full_more_training": mean_loss(load_hf(more)[0], rows)}
     for bits in (4, 3):
-        trained = line.train("qat", f"quantization/qat{bits}", steps, 3e-4, 8, 256, schedule={"floor": 0.0},
-                             quant={"bits": bits}, **shared)["out"]  # fmt: skip
+        trained = line.train(
+            "qat", f"quantization/qat{bits}", steps, 3e-4, 8, 256, schedule={"floor": 0.0}, quant={"bits": bits}, **shared
+        )["out"]
         for name, folder in (("ptq", start), ("ptq_more_training", more), ("qat", trained)):
             model = add_fake_quant(load_hf(folder)[0], find_recipe("android-cpu"), bits)
             found[f"{name}_{bits}"] = mean_loss(model, rows)
@@ -225,13 +278,29 @@ def longrope(line: Line) -> dict:
 
     original, length = 128, 1024
     base = line.train(
-        "pretrain", "longrope/short", line.steps(1200), 3e-3, 32, original, decay=0.1, data=phases(line, ("filtered", 0)),
+        "pretrain",
+        "longrope/short",
+        line.steps(1200),
+        3e-3,
+        32,
+        original,
+        decay=0.1,
+        data=phases(line, ("filtered", 0)),
         model={"shape": line.shape(128, 4, original), "tokenizer": line.path("data", "tokenizer")},
-    )["out"]  # fmt: skip
+    )["out"]
     shards = line.path("data", "shards", "held-out")
-    options = {"length": length, "text": line.path("data", "shards", "strict"), "samples": 4, "population": 24, "parents": 12,
-               "mutations": 8, "crossovers": 8, "iterations": max(3, round(14 * min(1, line.scale))), "tail": 512,
-               "mscale": "one"}  # fmt: skip
+    options = {
+        "length": length,
+        "text": line.path("data", "shards", "strict"),
+        "samples": 4,
+        "population": 24,
+        "parents": 12,
+        "mutations": 8,
+        "crossovers": 8,
+        "iterations": max(3, round(14 * min(1, line.scale))),
+        "tail": 512,
+        "mscale": "one",
+    }
     texts, lengths = long_rows(shards, length, 8), (64, 128, 256, 512, 1024)
     found, curves = {}, {}
     model, config = load_hf(base)
@@ -248,17 +317,31 @@ def longrope(line: Line) -> dict:
             target = line.folder / "longrope" / name / "search.json"
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(state.read_text())
-        result = line.train("longrope", f"longrope/{name}", line.steps(200), 5e-4, 16, original, model={"folder": base},
-                            search=search, data=phases(line, ("filtered", 0)))  # fmt: skip
+        result = line.train(
+            "longrope",
+            f"longrope/{name}",
+            line.steps(200),
+            5e-4,
+            16,
+            original,
+            model={"folder": base},
+            search=search,
+            data=phases(line, ("filtered", 0)),
+        )
         curves[f"{name}, trained"] = perplexity_by_length(load_hf(result["out"])[0], texts, lengths, 64)
         found[name] = json.loads((line.folder / "longrope" / name / "long.json").read_text())["needle_loss"]
-    return {"original": original, "perplexity": curves, "needle_loss": found, "searched": factors["searched"],
-            "history": history}  # fmt: skip
+    return {
+        "original": original,
+        "perplexity": curves,
+        "needle_loss": found,
+        "searched": factors["searched"],
+        "history": history,
+    }
 
 
 def smollm2(line: Line) -> dict:
     """SmolLM2-135M, LoRA on naming a package's section; exact answers of the exported bundle before and after."""
-    from phi3mobile.verbs.demo import checkpoint_path, demo_gguf
+    from phi3mobile.export.demo_model import checkpoint_path, demo_gguf
 
     folder = line.folder / "smollm2"
     if not checkpoint_path(folder).exists():
@@ -268,18 +351,28 @@ def smollm2(line: Line) -> dict:
         import_checkpoint(demo_gguf(), checkpoint_path(folder))
     start = str(checkpoint_path(folder))
     tuned = line.train(
-        "sft", "smollm2/lora", line.steps(80), 1e-3, 4, 256, model={"folder": start}, lora={"rank": 8, "alpha": 16.0},
-        data={"files": [line.path("data", "chats", "sections.jsonl")]}, run={"save_dtype": "bfloat16", "log_every": 1},
-    )["out"]  # fmt: skip
+        "sft",
+        "smollm2/lora",
+        line.steps(80),
+        1e-3,
+        4,
+        256,
+        model={"folder": start},
+        lora={"rank": 8, "alpha": 16.0},
+        data={"files": [line.path("data", "chats", "sections.jsonl")]},
+        run={"save_dtype": "bfloat16", "log_every": 1},
+    )["out"]
     limit = max(12, round(96 * min(1, line.scale)))
-    scores = {name: _sections(line, folder / f"{name}.bundle", checkpoint, limit)
-              for name, checkpoint in (("before", start), ("after", tuned))}  # fmt: skip
+    scores = {
+        name: _sections(line, folder / f"{name}.bundle", checkpoint, limit)
+        for name, checkpoint in (("before", start), ("after", tuned))
+    }
     return {"questions": limit, "right": scores, "chance": 1 / len(corpus.SECTIONS)}
 
 
 def _sections(line: Line, bundle: Path, checkpoint: str, limit: int) -> float:
     from phi3mobile.export.build import export
-    from phi3mobile.session import Session
+    from phi3mobile.session.session import Session
 
     if not bundle.exists():
         export(checkpoint, bundle, context=256, method="rtn")
@@ -294,8 +387,16 @@ def _sections(line: Line, bundle: Path, checkpoint: str, limit: int) -> float:
     return right / len(lines)
 
 
-PARTS = {"data": data, "filters": filters, "pretrain": pretrain, "align": align, "chat": chat,
-         "quantization": quantization, "longrope": longrope, "smollm2": smollm2}  # fmt: skip
+PARTS = {
+    "data": data,
+    "filters": filters,
+    "pretrain": pretrain,
+    "align": align,
+    "chat": chat,
+    "quantization": quantization,
+    "longrope": longrope,
+    "smollm2": smollm2,
+}
 
 
 def main() -> int:

@@ -16,14 +16,12 @@ BASE, ARABIC, HEBREW, EMOJI, MONO, MATH, SIGNS, CJK = "base", "arabic", "hebrew"
 _FONTS = {
     ARABIC: ((0x600, 0x6FF), (0x750, 0x77F), (0x8A0, 0x8FF), (0xFB50, 0xFDFF), (0xFE70, 0xFEFE)),
     HEBREW: ((0x590, 0x5FF), (0xFB1D, 0xFB4F)),
-    CJK: (
-        (0x1100, 0x11FF), (0x2E80, 0xA4CF), (0xAC00, 0xD7FF), (0xF900, 0xFAFF), (0xFF00, 0xFFEF), (0x20000, 0x3FFFF),
-    ),
+    CJK: ((0x1100, 0x11FF), (0x2E80, 0xA4CF), (0xAC00, 0xD7FF), (0xF900, 0xFAFF), (0xFF00, 0xFFEF), (0x20000, 0x3FFFF)),
     MATH: ((0x2190, 0x22FF), (0x27C0, 0x2AFF)),
     SIGNS: ((0x2300, 0x23FF), (0x2440, 0x24FF), (0x25A0, 0x27BF), (0x2B00, 0x2BFF)),
     MONO: ((0x2500, 0x259F), (0xFFFD, 0xFFFD)),
     EMOJI: ((0x1F000, 0x1FAFF), (0xE0020, 0xE007F)),
-}  # fmt: skip
+}
 _RANGES = sorted((first, last, font) for font, ranges in _FONTS.items() for first, last in ranges)
 _STARTS = [first for first, _, _ in _RANGES]
 # Below U+1F000, Unicode's Emoji_Presentation=Yes (emoji-data.txt); others are emoji only with U+FE0F after them.
@@ -152,9 +150,12 @@ def _sequences(text: str) -> list[str]:
     for character in text:
         regional = "\U0001f1e6" <= character <= "\U0001f1ff"
         joins = found and (
-            character in _JOINERS or found[-1].endswith("\u200d") or "\U0001f3fb" <= character <= "\U0001f3ff"
-            or "\U000e0020" <= character <= "\U000e007f" or (regional and flags % 2 == 1)
-        )  # fmt: skip
+            character in _JOINERS
+            or found[-1].endswith("\u200d")
+            or "\U0001f3fb" <= character <= "\U0001f3ff"
+            or "\U000e0020" <= character <= "\U000e007f"
+            or (regional and flags % 2 == 1)
+        )
         flags = flags + 1 if regional else 0
         if joins:
             found[-1] += character

@@ -155,9 +155,13 @@ class AssistantApp(App):
         self.content.close_sheet()
         name = chat.title or "New chat"
         sheet = sheets.question_sheet(
-            self.content.theme, "Delete this chat?", f"“{name}” and its answers will be gone.", "Delete",
-            lambda: self.state.delete_chat(chat.id), self.content.close_sheet,
-        )  # fmt: skip
+            self.content.theme,
+            "Delete this chat?",
+            f"“{name}” and its answers will be gone.",
+            "Delete",
+            lambda: self.state.delete_chat(chat.id),
+            self.content.close_sheet,
+        )
         self.content.open_sheet(sheet)
 
     def toggle_panel(self) -> None:

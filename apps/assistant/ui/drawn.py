@@ -56,13 +56,31 @@ class Text(Label):
     """A block of text as high as it must be. `mono`: as code; `bold`; `plain`: no Markdown in it."""
 
     def __init__(
-        self, theme: Theme, text: str = "", *, size: float | None = None, color: str = "text", bold: bool = False,
-        mono: bool = False, plain: bool = False, halign: str = "left", lines: int = 0, **kwargs
-    ) -> None:  # fmt: skip
+        self,
+        theme: Theme,
+        text: str = "",
+        *,
+        size: float | None = None,
+        color: str = "text",
+        bold: bool = False,
+        mono: bool = False,
+        plain: bool = False,
+        halign: str = "left",
+        lines: int = 0,
+        **kwargs,
+    ) -> None:
         super().__init__(
-            markup=True, font_name="mono" if mono else BASE, font_size=size or theme.text, color=theme.color(color),
-            bold=bold, font_hinting=None, size_hint_y=None, valign="top", line_height=1.0, **kwargs,
-        )  # fmt: skip
+            markup=True,
+            font_name="mono" if mono else BASE,
+            font_size=size or theme.text,
+            color=theme.color(color),
+            bold=bold,
+            font_hinting=None,
+            size_hint_y=None,
+            valign="top",
+            line_height=1.0,
+            **kwargs,
+        )
         self._mono, self._plain, self._halign, self._lines = mono, plain or mono, halign, lines
         self._code_color = get_hex_from_color(theme.color("accent"))
         self.source = text
@@ -113,10 +131,18 @@ class Field(TextInput):
     def __init__(self, theme: Theme, **kwargs) -> None:
         self._ink = theme.color("text")  # in the textures themselves: the canvas would tint emoji too
         super().__init__(
-            font_name=BASE, font_size=theme.text, background_normal="", background_active="", background_color=(0, 0, 0, 0),
-            foreground_color=(1, 1, 1, 1), hint_text_color=theme.color("dim"), cursor_color=theme.color("accent"),
-            cursor_width="2dp", selection_color=(*theme.color("accent")[:3], 0.35), **kwargs,
-        )  # fmt: skip
+            font_name=BASE,
+            font_size=theme.text,
+            background_normal="",
+            background_active="",
+            background_color=(0, 0, 0, 0),
+            foreground_color=(1, 1, 1, 1),
+            hint_text_color=theme.color("dim"),
+            cursor_color=theme.color("accent"),
+            cursor_width="2dp",
+            selection_color=(*theme.color("accent")[:3], 0.35),
+            **kwargs,
+        )
         self.bind(text=self._align)
 
     def _create_line_label(self, text: str, hint: bool = False):

@@ -79,18 +79,31 @@ class Icon(Label):
     def __init__(self, theme: Theme, name: str, color: str = "dim", size: float = 20, **kwargs) -> None:
         side = dp(size) + dp(8)
         super().__init__(
-            text=ICONS[name], font_name="icons", font_size=dp(size), color=theme.color(color),
-            size_hint=(None, None), size=(side, side), **kwargs,
-        )  # fmt: skip
+            text=ICONS[name],
+            font_name="icons",
+            font_size=dp(size),
+            color=theme.color(color),
+            size_hint=(None, None),
+            size=(side, side),
+            **kwargs,
+        )
 
 
 class TextButton(Pressable):
     """A word or two to press. `strong`: the one that is meant to be pressed; `quiet`: no background."""
 
     def __init__(
-        self, theme: Theme, text: str, action: Callable[[], object], *, icon: str = "", strong: bool = False,
-        quiet: bool = False, small: bool = False, **kwargs
-    ) -> None:  # fmt: skip
+        self,
+        theme: Theme,
+        text: str,
+        action: Callable[[], object],
+        *,
+        icon: str = "",
+        strong: bool = False,
+        quiet: bool = False,
+        small: bool = False,
+        **kwargs,
+    ) -> None:
         fill = "accent" if strong else "background" if quiet else "code"
         size = theme.small if small else theme.text
         super().__init__(theme, action, fill=fill, radius=dp(10), size_hint=(None, None), **kwargs)
@@ -108,9 +121,13 @@ class Scroll(ScrollView):
 
     def __init__(self, theme: Theme, **kwargs) -> None:
         super().__init__(
-            do_scroll_x=False, bar_width=dp(4), bar_color=(*theme.color("dim")[:3], 0.6),
-            bar_inactive_color=(*theme.color("dim")[:3], 0.25), scroll_type=["bars", "content"], **kwargs,
-        )  # fmt: skip
+            do_scroll_x=False,
+            bar_width=dp(4),
+            bar_color=(*theme.color("dim")[:3], 0.6),
+            bar_inactive_color=(*theme.color("dim")[:3], 0.25),
+            scroll_type=["bars", "content"],
+            **kwargs,
+        )
 
 
 class Bar(Widget):

@@ -37,16 +37,30 @@ def entry(
         color = "danger" if bad else "accent"
         wide = theme.small * 5.6
         button.add_widget(
-            Line(theme, note, size=theme.small, bold=True, color=color, halign="right", size_hint_x=None, width=wide,
-                 pos_hint={"center_y": 0.5})
-        )  # fmt: skip
+            Line(
+                theme,
+                note,
+                size=theme.small,
+                bold=True,
+                color=color,
+                halign="right",
+                size_hint_x=None,
+                width=wide,
+                pos_hint={"center_y": 0.5},
+            )
+        )
     return button
 
 
 def models_sheet(
-    theme: Theme, choices: list[Choice], current: Path | None, pick: Callable[[Path], None], close: Callable[[], None],
-    more: tuple[str, Callable[[], None]] | None, where: Path,
-) -> Sheet:  # fmt: skip
+    theme: Theme,
+    choices: list[Choice],
+    current: Path | None,
+    pick: Callable[[Path], None],
+    close: Callable[[], None],
+    more: tuple[str, Callable[[], None]] | None,
+    where: Path,
+) -> Sheet:
     """The bundles on this device, each with the memory that it needs; `more`: a button for finding others."""
     sheet = Sheet(theme, "Models", close)
     for choice in choices:
@@ -66,9 +80,13 @@ def models_sheet(
 
 
 def library_sheet(
-    theme: Theme, current: Path | None, found: list[Path], pick: Callable[[Path | None], None], close: Callable[[], None],
+    theme: Theme,
+    current: Path | None,
+    found: list[Path],
+    pick: Callable[[Path | None], None],
+    close: Callable[[], None],
     more: list[tuple[str, Callable[[], None]]],
-) -> Sheet:  # fmt: skip
+) -> Sheet:
     """The document libraries on this device."""
     sheet = Sheet(theme, "Documents", close)
     about = "With a library open, questions are answered from your documents, and the answer names the passages it used."

@@ -68,7 +68,7 @@ def passage_sheet(theme: Theme, source: dict[str, Any], close: Callable[[], None
 
 def question_sheet(
     theme: Theme, title: str, sentence: str, button: str, action: Callable[[], None], close: Callable[[], None]
-) -> Sheet:  # fmt: skip
+) -> Sheet:
     """Something to confirm."""
     sheet = Sheet(theme, title, close, small=True)
     sheet.column.add_widget(Text(theme, sentence, plain=True))

@@ -37,9 +37,10 @@ class Sidebar(Surface):
         scroll.add_widget(self._list)
         self.add_widget(scroll)
         for icon, name, action in (
-            ("model", "Models", actions.open_models), ("library", "Documents", actions.open_library),
+            ("model", "Models", actions.open_models),
+            ("library", "Documents", actions.open_library),
             ("settings", "Settings", actions.open_settings),
-        ):  # fmt: skip
+        ):
             button = IconLine(theme, icon, name, action)
             self.add_widget(button)
 
@@ -48,9 +49,14 @@ class Sidebar(Surface):
         for chat in chats[:SHOWN]:
             fill = "code" if chat.id == current else "surface"
             entry = Pressable(
-                self._theme, lambda chat=chat: self._actions.open_chat(chat.id), fill=fill, radius=dp(8),
-                size_hint_y=None, height=self._theme.touch * 1.15, padding=(dp(10), 0, 0, 0),
-            )  # fmt: skip
+                self._theme,
+                lambda chat=chat: self._actions.open_chat(chat.id),
+                fill=fill,
+                radius=dp(8),
+                size_hint_y=None,
+                height=self._theme.touch * 1.15,
+                padding=(dp(10), 0, 0, 0),
+            )
             words = Column(pos_hint={"center_y": 0.5})
             words.add_widget(Line(self._theme, chat.title or "New chat"))
             words.add_widget(Line(self._theme, _when(chat.updated), size=self._theme.small * 0.9, color="dim"))

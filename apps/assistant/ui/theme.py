@@ -12,11 +12,27 @@ from kivy.utils import get_color_from_hex as rgb
 FONTS = Path(__file__).parents[1] / "fonts"
 # Of Material Design Icons (see fonts/LICENSE-Icons.txt).
 ICONS = {
-    "menu": "\U000f035c", "plus": "\U000f0415", "send": "\U000f005d", "stop": "\U000f04db", "copy": "\U000f018f",
-    "again": "\U000f0450", "edit": "\U000f03eb", "close": "\U000f0156", "delete": "\U000f0a7a", "settings": "\U000f0493",
-    "chart": "\U000f012a", "library": "\U000f125f", "file": "\U000f09ee", "folder": "\U000f0256", "model": "\U000f061a",
-    "alert": "\U000f05d6", "check": "\U000f012c", "back": "\U000f004d", "chat": "\U000f0365", "down": "\U000f0045",
-}  # fmt: skip
+    "menu": "\U000f035c",
+    "plus": "\U000f0415",
+    "send": "\U000f005d",
+    "stop": "\U000f04db",
+    "copy": "\U000f018f",
+    "again": "\U000f0450",
+    "edit": "\U000f03eb",
+    "close": "\U000f0156",
+    "delete": "\U000f0a7a",
+    "settings": "\U000f0493",
+    "chart": "\U000f012a",
+    "library": "\U000f125f",
+    "file": "\U000f09ee",
+    "folder": "\U000f0256",
+    "model": "\U000f061a",
+    "alert": "\U000f05d6",
+    "check": "\U000f012c",
+    "back": "\U000f004d",
+    "chat": "\U000f0365",
+    "down": "\U000f0045",
+}
 # Scripts that are not bundled are drawn by the system's fonts, where it has one of these.
 _CJK = (
     "/system/fonts/NotoSansCJK-Regular.ttc",
@@ -26,13 +42,33 @@ _CJK = (
     "/usr/share/fonts/truetype/wqy/wqy-microhei.ttc",
 )
 LIGHT = {
-    "background": "f6f7f9", "surface": "ffffff", "text": "1b1d22", "dim": "5a606b", "accent": "2757d6", "on_accent": "ffffff",
-    "bubble": "dfe7fd", "line": "dfe2e8", "danger": "b3261e", "warn": "fdecea", "code": "eef0f4", "plot": "2757d6",
-}  # fmt: skip
+    "background": "f6f7f9",
+    "surface": "ffffff",
+    "text": "1b1d22",
+    "dim": "5a606b",
+    "accent": "2757d6",
+    "on_accent": "ffffff",
+    "bubble": "dfe7fd",
+    "line": "dfe2e8",
+    "danger": "b3261e",
+    "warn": "fdecea",
+    "code": "eef0f4",
+    "plot": "2757d6",
+}
 DARK = {
-    "background": "121317", "surface": "1c1e24", "text": "e8e9ed", "dim": "a3a8b3", "accent": "8fb2ff", "on_accent": "0c1a3a",
-    "bubble": "27375f", "line": "31343d", "danger": "f4b6b1", "warn": "3b2222", "code": "262932", "plot": "8fb2ff",
-}  # fmt: skip
+    "background": "121317",
+    "surface": "1c1e24",
+    "text": "e8e9ed",
+    "dim": "a3a8b3",
+    "accent": "8fb2ff",
+    "on_accent": "0c1a3a",
+    "bubble": "27375f",
+    "line": "31343d",
+    "danger": "f4b6b1",
+    "warn": "3b2222",
+    "code": "262932",
+    "plot": "8fb2ff",
+}
 Color = tuple[float, float, float, float]
 
 

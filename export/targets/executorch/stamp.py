@@ -1,0 +1,193 @@
+"""Lower a segment to one XNNPACK delegate once, then stamp out copies with other weights.
+
+An XNNPACK payload names its constants by the SHA-256 of their bytes and keeps the bytes in the program's named data. So a copy
+for another layer is the same payload with other keys: graph work does not grow with depth. What the template's own weights
+must hash to is checked against what the lowering produced, so a changed packing in ExecuTorch is an error, not a wrong model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from executorch.backends.xnnpack.utils.quant_utils import is_dequant, tag_as_implicit_q_dq
+from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
+from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+from executorch.exir._serialize._cord import FileBackedData
+from executorch.exir._serialize._named_data_store import NamedDataStore
+from executorch.exir.backend.partitioner import DelegationSpec, Partitioner, PartitionResult
+from executorch.exir.backend.utils import tag_constant_data
+from executorch.exir.delegate import executorch_call_delegate
+from executorch.exir.lowered_backend_module import LoweredBackendModule
+
+from phi3mobile.export.packed import PackedModel
+from phi3mobile.export.targets.executorch.segments import Segment, example_inputs, projected_shapes, segment_parts
+from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.form import Form
+from phi3mobile.models.quantized import Packed
+
+ALIGNMENT = 16  # of XNNPACK's constants in the file
+
+
+class _WholeGraph(Partitioner):
+    """Everything into one XNNPACK delegate; what XNNPACK can't take fails in its own preprocessing, by name."""
+
+    def ops_to_not_decompose(self, ep):
+        return [torch.ops.aten.linear.default], None
+
+    def partition(self, ep) -> PartitionResult:
+        for node in ep.graph.nodes:
+            if node.op == "call_function":
+                node.meta["delegation_tag"] = "segment"
+                if is_dequant(node):  # as XnnpackPartitioner does: a linear with a bias asks for it
+                    tag_as_implicit_q_dq(node)
+        tag_constant_data(ep)
+        return PartitionResult(ep, {"segment": DelegationSpec(XnnpackBackend.__name__, [])})
+
+
+@dataclass(frozen=True)
+class Template:
+    """A lowered segment whose weights are stand-ins."""
+
+    kind: str
+    attention: str
+    payload: bytes
+    keys: dict[str, list[str]]  # matrix's name -> its keys in the payload, in the order of `named_data`
+    shared: dict[str, tuple[bytes, int]]  # key -> bytes and alignment of the named data that every copy has (1/K, eps)
+    order: tuple[int, ...]  # which of the segment's inputs the delegate takes, in its order
+
+
+def named_data(value: Packed) -> list[tuple[str, torch.Tensor]]:
+    """Key and bytes (as a tensor) of each named datum that XNNPACK's lowering makes of one matrix."""
+    data = [(_hash(value.codes), value.codes), ("scale_" + _hash(value.scales), value.scales)]
+    data += [] if value.bias is None else [(_hash(value.bias), value.bias)]
+    return data + named_data(value.offsets) if value.offsets else data
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.contiguous().view(torch.uint8).flatten().numpy())
+
+
+def _hash(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(_bytes(tensor)).hexdigest()
+
+
+def structure(packed: PackedModel, kind: str, layer: int) -> tuple:
+    """What two segments must share to be stamped from one template: their kind and their matrices' bits and groups."""
+    parts = segment_parts(packed.config, kind, packed.recipe.attention).values()
+    return kind, *(packed.bits_of(part.name(layer)) for part in parts)
+
+
+def stand_ins(packed: PackedModel, kind: str, layer: int = 0) -> dict[str, Packed]:
+    """Random matrices of a segment's shapes, all different."""
+    generator = torch.Generator().manual_seed(1)
+    matrices = {}
+    for name, part in segment_parts(packed.config, kind, packed.recipe.attention).items():
+        tensor = part.name(layer)
+        height, width = packed.shape(tensor)
+        rows = height if part.rows is None else torch.arange(height)[part.rows].numel()
+        matrix = _stand_in(rows, width, packed.bits_of(tensor), generator)
+        matrices[name] = replace(matrix, bias=torch.rand(rows, generator=generator)) if packed.has_bias(tensor) else matrix
+    return matrices
+
+
+def _stand_in(rows: int, width: int, form: Form, generator: torch.Generator) -> Packed:
+    codes = torch.randint(0, 255, (rows, width * form.bits // 8), generator=generator, dtype=torch.uint8)
+    scales = torch.rand(rows, width // form.group, generator=generator) * 0.01 + 1e-3
+    if form.bits == 8:
+        return Packed(8, width, codes.view(torch.int8), scales)
+    groups = width // form.group
+    offsets = _stand_in(rows, groups, Form(8, groups), generator) if form.offsets else None
+    return Packed(4, form.group, codes, scales.bfloat16(), offsets=offsets)
+
+
+def lower(packed: PackedModel, kind: str, chunk: int, layer: int = 0) -> Template:
+    """Lower one segment of the structure that it has at `layer`, T dynamic in [1, chunk], to a single delegate."""
+    config, attention, matrices = packed.config, packed.recipe.attention, stand_ins(packed, kind, layer)
+    inputs = example_inputs(config, kind, attention, min(3, chunk))
+    length = torch.export.Dim("T", min=1, max=chunk)
+    first, *rest = [{0: length} if moves else None for _, moves in inputs]
+    with torch.no_grad():
+        exported = torch.export.export(
+            Segment(config, kind, matrices).eval(),
+            tuple(value for value, _ in inputs),
+            dynamic_shapes=(first, tuple(rest)),
+            strict=False,
+        )
+        edge = to_edge_transform_and_lower(
+            exported, partitioner=[_WholeGraph()], compile_config=EdgeCompileConfig(_check_ir_validity=False)
+        ).exported_program()
+    call = next(node for node in edge.graph.nodes if node.target is executorch_call_delegate)
+    lowered = getattr(edge.graph_module, call.args[0].target)
+    named = lowered.named_data_store_output
+    placeholders = [node for node in edge.graph.nodes if node.op == "placeholder"]
+    order = tuple(placeholders.index(argument) for argument in call.args[1:])
+    outputs = [node.args[1] for node in edge.graph.output_node().args[0]]  # each is (the call)[index]
+    keys = {name: [key for key, _ in named_data(value)] for name, value in matrices.items()}
+    own = {key for names in keys.values() for key in names}
+    shared = {
+        key: (named.buffers[entry.buffer_index], entry.alignment) for key, entry in named.pte_data.items() if key not in own
+    }
+    missing = [name for name, own in keys.items() if any(key not in named.pte_data for key in own)]
+    if missing or len(placeholders) != len(inputs) or outputs != list(range(len(outputs))):
+        raise RuntimeError(f"segment {kind}: XNNPACK's lowering packs {missing or 'inputs or outputs'} in another way")
+    return Template(kind, attention, lowered.processed_bytes, keys, shared, order)
+
+
+class _Shapes:
+    """Stands in for the lowered program in a LoweredBackendModule: outputs of the right shapes, at no cost."""
+
+    def __init__(self, config: Phi3Config, template: Template) -> None:
+        self._x_at = template.order.index(0)
+        projected = projected_shapes(config, template.attention)
+        self._shapes = {"start": projected, "middle": [(config.hidden_size,), *projected], "end": [(config.vocab_size,)]}[
+            template.kind
+        ]
+
+    def module(self) -> Callable[..., tuple[torch.Tensor, ...]]:
+        return self._run
+
+    def _run(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = inputs[self._x_at]
+        return tuple(x.new_empty(x.shape[0], *shape) for shape in self._shapes)
+
+    @property
+    def graph(self) -> torch.fx.Graph:
+        graph = torch.fx.Graph()
+        graph.output((graph.placeholder("x"),) * len(self._shapes))
+        return graph
+
+
+def stamp(template: Template, config: Phi3Config, matrices: dict[str, Packed], scratch: Path) -> LoweredBackendModule:
+    """The template with these matrices; their bytes go to files in `scratch` until the program is written."""
+    payload, store = template.payload, NamedDataStore()
+    for key, (data, alignment) in template.shared.items():
+        store.add_named_data(key, data, alignment)
+    for name, value in matrices.items():
+        for old, (new, data) in zip(template.keys[name], named_data(value), strict=True):
+            payload = payload.replace(old.encode(), new.encode())
+            path = scratch / new
+            if not path.exists():
+                path.write_bytes(_bytes(data))
+            digest = bytes.fromhex(new.removeprefix("scale_"))
+            store.add_named_data(new, FileBackedData(str(path), sha256=digest), ALIGNMENT)
+    module = LoweredBackendModule(
+        _Shapes(config, template), XnnpackBackend.__name__, payload, [], store.get_named_data_store_output()
+    )
+    module.meta = {"debug_handle_map": {}}
+    return module
+
+
+def segment_matrices(packed: PackedModel, kind: str, layer: int) -> dict[str, Packed]:
+    """A segment's real matrices."""
+    whole: dict[str, Packed] = {}
+    matrices = {}
+    for name, part in segment_parts(packed.config, kind, packed.recipe.attention).items():
+        source = part.name(layer)
+        if source not in whole:
+            whole[source] = packed.tensor(source)
+        matrices[name] = whole[source] if part.rows is None else whole[source].rows(part.rows)
+    return matrices

@@ -1,0 +1,242 @@
+"""Packed weights -> .pte for ExecuTorch with XNNPACK, as one straight pipeline.
+
+    segments lowered once -> stamped per layer -> joined by attention -> ExecuTorch program -> file
+
+The program: forward(tokens int64 [1, T], input_pos int64 [1]) -> logits float32 [1, T, V], T in [1, chunk], and the constant
+methods that ExecuTorch's own LLM runners read. Of a model with a LongRoPE switch, input_pos may carry LONG_REGIME: then the
+long factors apply even if this chunk ends below the switch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
+from executorch.exir.passes import MemoryPlanningPass
+from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
+from torch import nn
+
+from phi3mobile.engines import LONG_REGIME
+from phi3mobile.errors import InputError
+from phi3mobile.export.packed import EMBEDDING, PackedModel
+from phi3mobile.export.recipe import Recipe
+from phi3mobile.export.targets.executorch import stamp
+from phi3mobile.export.targets.executorch.attention import (
+    Place,
+    ShiftedMasks,
+    attention_of,
+    eviction_of,
+    pattern_of,
+    window_mask,
+)
+from phi3mobile.export.targets.executorch.segments import segment_vectors
+from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.quantized import Packed, pack_nibbles
+from phi3mobile.models.rope import rope_rows, rope_tables
+
+
+@dataclass(frozen=True)
+class Program:
+    """What was written: operators that the phone's binary must contain, bytes of activations and of KV cache."""
+
+    operators: list[str]
+    activations: int
+    kv_per_token: int  # if nothing is evicted
+    kv_bytes: Callable[[int], int]  # that so many tokens take
+    back: int | None  # tokens that a position may go back; None: any number
+
+
+@dataclass(frozen=True)
+class TraceSpec:
+    """Example inputs and declared shapes of `forward`, from one place."""
+
+    context: int
+    chunk: int
+
+    @property
+    def example(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(1, min(3, self.chunk), dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+
+    @property
+    def dynamic(self) -> tuple:
+        return ({1: torch.export.Dim("T", min=1, max=self.chunk)}, None)
+
+
+class PackedEmbedding(nn.Module):
+    """Rows of a packed table, times `multiplier`, by ExecuTorch's embedding kernels: int64 [T] -> float32 [T, hidden]."""
+
+    def __init__(self, packed: Packed, multiplier: float = 1.0) -> None:
+        super().__init__()
+        self.bits = packed.bits
+        # ExecuTorch keeps the even column in the high nibble.
+        codes = packed.codes if packed.bits == 8 else pack_nibbles(packed.unpacked().unflatten(1, (-1, 2)).flip(-1).flatten(1))
+        self.register_buffer("codes", codes)
+        self.register_buffer("scales", packed.scales.float() * multiplier)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        operators = torch.ops.quantized_decomposed
+        operator, low = (operators.embedding_byte, -128) if self.bits == 8 else (operators.embedding_4bit, -8)
+        return operator.dtype(self.codes, self.scales, None, low, -low - 1, tokens, dtype=torch.float32)
+
+
+class Decoder(nn.Module):
+    """The whole program: embedding, rope rows, lowered segments with attention between them."""
+
+    def __init__(
+        self, config: Phi3Config, recipe: Recipe, context: int, embedding: nn.Module, segments: list[nn.Module]
+    ) -> None:
+        super().__init__()
+        self.config, self.context, self.stock = config, context, recipe.attention == "stock"
+        self.embedding = embedding
+        self.segments = nn.ModuleList(segments)
+        layers = range(config.num_hidden_layers)
+        self.attention = nn.ModuleList(attention_of(config, recipe, layer, context) for layer in layers)
+        cos, sin = rope_tables(config, context)
+        self.register_buffer("cos", cos)
+        self.register_buffer("sin", sin)
+        window = config.sliding_window
+        self.window = window if self.stock and window is not None and window < context else None
+        patterns = {pattern_of(config, layer, context) for layer in layers if self.stock} - {None}
+        self.masks = ShiftedMasks(patterns.pop(), context) if patterns else None
+
+    def forward(self, tokens: torch.Tensor, input_pos: torch.Tensor) -> torch.Tensor:
+        length = tokens.shape[1]
+        place = self._place(input_pos, length)
+        rope = (place.cos.unsqueeze(1), place.sin.unsqueeze(1)) if self.stock else ()
+        x = self.embedding(tokens.view(length))
+        projected = self.segments[0]((x,), rope)
+        for attention, segment in zip(self.attention[:-1], self.segments[1:-1], strict=True):
+            x, *projected = segment((x, attention(place, *projected)), rope)
+        (logits,) = self.segments[-1]((x, self.attention[-1](place, *projected)))
+        return logits.view(1, length, self.config.vocab_size)
+
+    def _place(self, input_pos: torch.Tensor, length: int) -> Place:
+        steps, original = torch.arange(length), self.config.original_context
+        if original is None:
+            rows = input_pos + steps
+        else:
+            marked = input_pos >= LONG_REGIME
+            input_pos = input_pos - marked.to(torch.int64) * LONG_REGIME
+            long = torch.logical_or(marked, input_pos + length > original)
+            rows = rope_rows(self.config, self.context, input_pos + steps, long)
+        position = None
+        if self.stock:
+            position = input_pos[0].item()
+            torch._check(position >= 0)
+            torch._check(position + length <= self.context)
+        # With a mask, custom_sdpa goes over the whole cache.
+        window = None if self.window is None else window_mask(self.window, self.context, input_pos + steps)
+        shifted = [] if self.masks is None else self.masks(input_pos + steps)
+        return Place(input_pos, position, self.cos[rows], self.sin[rows], window, shifted)
+
+
+class StampedSegment(nn.Module):
+    """A stamped segment with its vectors (norm weights, ...), called with the other inputs of `Segment.forward`."""
+
+    def __init__(self, lowered: nn.Module, order: tuple[int, ...], vectors: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.lowered, self.order = lowered, order
+        self.vectors = nn.ParameterList(nn.Parameter(vector, requires_grad=False) for vector in vectors)
+
+    def forward(self, tokens: tuple[torch.Tensor, ...], rope: tuple[torch.Tensor, ...] = ()):
+        """tokens: x, or x and attended."""
+        inputs = (*tokens, *self.vectors, *rope)
+        return self.lowered(*(inputs[index] for index in self.order))
+
+
+def lowered_segments(packed: PackedModel, chunk: int, scratch: Path, progress: Callable[[str, int, int], None]):
+    """Every segment of the model in order, graph work done once per structure."""
+    config, layers = packed.config, packed.config.num_hidden_layers
+    kinds = ["start"] + ["middle"] * (layers - 1) + ["end"]
+    templates: dict[tuple, stamp.Template] = {}
+    modules = []
+    for index, kind in enumerate(kinds):
+        layer = max(index - 1, 0)
+        progress("layers", index, len(kinds))
+        if (structure := stamp.structure(packed, kind, layer)) not in templates:
+            templates[structure] = stamp.lower(packed, kind, chunk, layer)
+        template, matrices = templates[structure], stamp.segment_matrices(packed, kind, layer)
+        lowered = stamp.stamp(template, config, matrices, scratch)
+        modules.append(StampedSegment(lowered, template.order, segment_vectors(packed, kind, layer)))
+    progress("layers", len(kinds), len(kinds))
+    return modules
+
+
+def runner_metadata(config: Phi3Config, spec: TraceSpec, eos_ids: list[int], back: int | None) -> dict[str, object]:
+    """Constant methods that ExecuTorch's LLM runners read, and ours: get_max_back where positions can't go back freely."""
+    return {
+        "get_max_seq_len": spec.chunk,
+        "get_max_context_len": spec.context,
+        "get_bos_id": -1 if config.bos_token_id is None else config.bos_token_id,
+        "get_eos_ids": eos_ids,
+        "get_vocab_size": config.vocab_size,
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": True,
+        "enable_dynamic_shape": True,
+        **({} if back is None else {"get_max_back": back}),
+    }
+
+
+def register_operators(recipe: Recipe) -> None:
+    """Make the recipe's attention operators known to torch."""
+    if recipe.attention == "stock":
+        from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  llama::*
+    else:
+        from phi3mobile.models import ops  # noqa: F401  phi3mobile::*
+
+
+def kv_row_bytes(config: Phi3Config, recipe: Recipe) -> int:
+    """Bytes of one position's row in one layer's caches; int8 rows carry a float32 scale each."""
+    scale = 4 if recipe.kv_bits == 8 else 0
+    return 2 * config.num_key_value_heads * (config.head_dim * recipe.kv_bits // 8 + scale)
+
+
+def to_executorch(
+    packed: PackedModel,
+    path: Path,
+    context: int,
+    chunk: int,
+    eos_ids: list[int],
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> Program:
+    """Write the .pte for a KV cache of `context` positions, prefilled at most `chunk` tokens at a time."""
+    if not 1 <= chunk <= context:
+        raise InputError(f"chunk {chunk}: tokens of one prefill step must be from 1 to the context, {context}")
+    register_operators(packed.recipe)
+    spec = TraceSpec(context, chunk)
+    caches = [eviction_of(packed.config, packed.recipe, layer, context) for layer in range(packed.config.num_hidden_layers)]
+    back = min((cache.back for cache in caches if cache), default=None)
+    with TemporaryDirectory(dir=path.parent, prefix=".packed-") as scratch, torch.no_grad():
+        segments = lowered_segments(packed, chunk, Path(scratch), progress)
+        embedding = PackedEmbedding(packed.tensor(EMBEDDING), packed.config.embedding_multiplier)
+        decoder = Decoder(packed.config, packed.recipe, context, embedding, segments).eval()
+        progress("graph", 0, 1)
+        exported = torch.export.export(decoder, spec.example, dynamic_shapes=spec.dynamic, strict=False)
+        program = to_edge(
+            exported,
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),
+            constant_methods=runner_metadata(packed.config, spec, eos_ids, back),
+        ).to_executorch(
+            ExecutorchBackendConfig(
+                extract_delegate_segments=True,
+                sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass(),
+                memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
+            )
+        )
+        progress("write", 0, 1)
+        with path.open("wb") as file:
+            program.write_to_file(file)
+    plan = next(plan for plan in program.executorch_program.execution_plan if plan.name == "forward")
+    operators = {f"{operator.name}.{operator.overload}" if operator.overload else operator.name for operator in plan.operators}
+    row = kv_row_bytes(packed.config, packed.recipe)
+    planned = row * sum(cache.rows if cache else context for cache in caches)
+
+    def kv_bytes(tokens: int) -> int:
+        return row * sum(cache.rows_for(tokens) if cache else tokens for cache in caches)
+
+    activations = sum(plan.non_const_buffer_sizes) - planned
+    return Program(sorted(operators), activations, row * len(caches), kv_bytes, back)

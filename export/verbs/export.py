@@ -1,0 +1,58 @@
+"""phi3mobile export SOURCE [-o OUT]: checkpoint folder or hub id -> bundle."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from phi3mobile.export.recipe import DEFAULT_RECIPE, RECIPES
+
+    about = "; ".join(f"{recipe.name}: {recipe.about}" for recipe in RECIPES.values())
+    parser.add_argument("source", help="folder of a checkpoint or of `quantize`, or hub id: microsoft/Phi-3-mini-4k-instruct")
+    parser.add_argument("-o", "--out", type=Path, help="the bundle's folder (default: NAME.RECIPE.bundle here)")
+    parser.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"{about} (default: %(default)s)")
+    parser.add_argument("--context", type=int, help="positions of the KV cache (default: 2048 or what the model takes)")
+    parser.add_argument("--method", help="gptq: better, with a quality card; rtn: fast (default: the recipe's)")
+    parser.add_argument("--calibration", type=Path, help="UTF-8 text that gptq solves on (default: one that ships)")
+    parser.add_argument("--bits", type=float, help="per layer weight, at most: the most sensitive matrices get more")
+    parser.add_argument("--rotate", action="store_true", help="turn the hidden states so that no channel sticks out (QuaRot)")
+    parser.add_argument("--accept-quality", action="store_true", help="make the bundle even if its quality card is bad")
+
+
+def run(args: argparse.Namespace) -> None:
+    from phi3mobile.bundle import open_bundle
+    from phi3mobile.export.cards import bundle_card
+    from phi3mobile.quiet import quiet
+    from phi3mobile.screen import print_card, print_json, progress_bar
+
+    out = args.out or Path(f"{Path(args.source).resolve().name}.{args.recipe}.bundle")
+    start = time.perf_counter()
+    with progress_bar(f"Export {args.source}") as report, quiet():
+        from phi3mobile.export.build import export
+
+        export(
+            args.source,
+            out,
+            args.recipe,
+            args.context,
+            method=args.method,
+            calibration=args.calibration,
+            bits=args.bits,
+            rotate=args.rotate,
+            accept_quality=args.accept_quality,
+            progress=report,
+        )
+    seconds = time.perf_counter() - start
+    bundle = open_bundle(out)
+    print_card(str(out), bundle_card(bundle) | {"export": f"{seconds:.1f} s"})
+    print_json(
+        {
+            "bundle": str(out),
+            "bytes": bundle.program_bytes,
+            "export_s": round(seconds, 2),
+            "quality": bundle.manifest["quality"],
+        }
+    )

@@ -1,0 +1,44 @@
+"""phi3mobile quantize SOURCE -o FOLDER: float checkpoint -> packed integers that `export` takes for every target."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from phi3mobile.export.recipe import DEFAULT_RECIPE
+
+    parser.add_argument("source", help="checkpoint folder, or hub id such as microsoft/Phi-3-mini-4k-instruct")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder to write; a killed run goes on where it was")
+    parser.add_argument("--recipe", default=DEFAULT_RECIPE, help="whose bits and groups to take (default: %(default)s)")
+    parser.add_argument("--calibration", type=Path, help="UTF-8 text that the weights are solved on (default: one that ships)")
+    parser.add_argument("--bits", type=float, help="per layer weight, at most: the most sensitive matrices get more")
+    parser.add_argument("--rotate", action="store_true", help="turn the hidden states so that no channel sticks out (QuaRot)")
+
+
+def run(args: argparse.Namespace) -> None:
+    from phi3mobile.export.cards import quality_line
+    from phi3mobile.quiet import quiet
+    from phi3mobile.screen import print_card, print_json, progress_bar
+
+    start = time.perf_counter()
+    with progress_bar(f"Quantize {args.source}") as report, quiet():
+        from phi3mobile.export.solve.build import quantize_checkpoint
+        from phi3mobile.export.solve.folder import Solved
+
+        solved = quantize_checkpoint(
+            args.source,
+            args.out,
+            args.recipe,
+            calibration=args.calibration,
+            bits=args.bits,
+            rotate=args.rotate,
+            progress=report,
+        )
+        quality = Solved(solved).about["quality"]
+    seconds = time.perf_counter() - start
+    calibration = f"{quality['calibration']['tokens']} tokens of {quality['calibration']['text']}"
+    print_card(str(args.out), {"quality": quality_line(quality), "calibration": calibration, "time": f"{seconds:.1f} s"})
+    print_json({"folder": str(args.out), "quantize_s": round(seconds, 2), "quality": quality})

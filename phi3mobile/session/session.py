@@ -1,0 +1,293 @@
+"""Session: messages or a prompt in, streamed text and statistics out, over any Engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from phi3mobile.engines import Engine
+from phi3mobile.errors import InputError
+from phi3mobile.session.conversation import Window
+from phi3mobile.session.decoding import Decoder, Rows
+from phi3mobile.session.guidance import Guide
+from phi3mobile.session.sampling import GREEDY, Sampling
+
+Overflow = Literal["stop", "slide"]
+
+
+class Parts(Protocol):
+    """What a Session takes from a bundle."""
+
+    tokenizer: Any  # encode(text) -> list[int]; stream() -> push(id) -> str, finish() -> str
+    chat: Any  # encode(tokenizer, messages) -> list[int], up to where the answer starts
+    eos_ids: frozenset[int]
+
+    def open_engine(self) -> Engine: ...
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """One answer in numbers. Times count this side's work, not the consumer's time between two pieces of text."""
+
+    finish_reason: str  # stop (an eos id), stop_string, length (max_tokens), context_full, cancelled, error (raised)
+    prompt_tokens: int  # of the first prompt, if the window slid
+    reused_tokens: int  # of these, found in the KV cache
+    prefilled_tokens: int  # run as prefill, again after a LongRoPE switch or a slide
+    generated_tokens: int  # without the eos id
+    ttft_s: float  # from the call to the first token; 0 if there was none
+    prefill_s: float
+    decode_s: float  # from the first to the last token, without prefills in between
+    prefill_tokens_per_s: float  # 0 if nothing was run
+    decode_tokens_per_s: float  # 0 with fewer than two tokens
+    interval_p50_ms: float  # between two tokens; 0 with fewer than two
+    interval_p95_ms: float
+    long_switch: bool  # rows with the other LongRoPE factors were thrown away and prefilled again
+    forwards: int  # decode forwards
+    drafted: int  # lookup tokens proposed, and how many were right
+    accepted: int
+    dropped_messages: int  # by overflow="slide"
+
+
+class Session:
+    """Text generation over one KV cache; a conversation's next turn prefills only what is new.
+
+    `bundle` is a path or an opened Bundle (anything with its Parts); `engine` replaces the bundle's own.
+    One generation runs at a time: starting another ends the one before. `cancel` may come from any thread.
+    """
+
+    def __init__(
+        self, bundle: str | Path | Parts, engine: Engine | None = None, *, on_event: Callable[[str], None] = lambda event: None
+    ) -> None:
+        if isinstance(bundle, str | Path):
+            from phi3mobile.bundle import open_bundle  # here: with Parts given, a Session needs no files
+
+            bundle = open_bundle(bundle)
+        self.parts: Parts = bundle
+        self.engine = bundle.open_engine() if engine is None else engine
+        self.statistics: Statistics | None = None  # of the last answer that ended
+        self._rows = Rows(self.engine)
+        self._on_event = on_event
+        self._cancel = Event()
+        self._running: Iterator[str] | None = None
+
+    def generate(
+        self,
+        messages: Sequence[dict[str, str]],
+        *,
+        sampling: Sampling = GREEDY,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        overflow: Overflow = "stop",
+        lookup: bool = False,
+        guide: Guide | None = None,
+    ) -> Iterator[str]:
+        """Stream the answer to `messages` ({"role", "content"} each).
+
+        `overflow`: when the context is full, "stop", or "slide": keep the system message, drop the oldest turns, go on.
+        `lookup`: draft by quoting prompt and answer; the text is the same, faster where the answer quotes.
+        `guide`: only an answer that it allows, complete within max_tokens and the context; a stop string or a cancel
+        still cuts it short. What cannot be completed raises GuideError while streaming.
+        Raises InputError at the call: no messages, an empty user message, a prompt that does not fit, a bad argument,
+        a guide whose shortest answer does not fit.
+        """
+        if overflow not in ("stop", "slide"):
+            raise InputError(f'overflow is {overflow!r}; it must be "stop" or "slide"')
+        messages = _checked(messages)
+        window = Window(
+            messages,
+            encode=lambda kept: self.parts.chat.encode(self.parts.tokenizer, kept),
+            max_context=self.engine.info.max_context,
+            common=self._rows.common,
+            on_event=self._on_event,
+        )
+        if overflow == "stop":
+            tokens = window.encode(messages)
+        else:
+            tokens = window.tokens([])
+            if tokens is None:
+                raise self._too_long(len(window.smallest()), "the system message and the last turn alone have")
+        window = window if overflow == "slide" else None
+        return self._start(tokens, sampling, max_tokens, stop, lookup, window, guide)
+
+    def complete(
+        self,
+        prompt: str,
+        *,
+        sampling: Sampling = GREEDY,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        lookup: bool = False,
+        guide: Guide | None = None,
+    ) -> Iterator[str]:
+        """Stream the continuation of `prompt`, raw as given: no chat template, no bos. Errors as in generate."""
+        if not prompt:
+            raise InputError("the prompt is empty; write some text")
+        return self._start(self.parts.tokenizer.encode(prompt), sampling, max_tokens, stop, lookup, None, guide)
+
+    def cancel(self) -> None:
+        """End the running answer within one token (or one prefill chunk); its text so far stands."""
+        self._cancel.set()
+
+    def reset(self) -> None:
+        """End the running answer and forget the KV cache."""
+        self._end_running()
+        self._rows.tokens.clear()
+        self.engine.reset()
+
+    def close(self) -> None:
+        """Give the engine's memory back."""
+        self._end_running()
+        self.engine.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _start(
+        self,
+        tokens: list[int],
+        sampling: Sampling,
+        max_tokens: int | None,
+        stop: Sequence[str],
+        lookup: bool,
+        window: Window | None,
+        guide: Guide | None,
+    ) -> Iterator[str]:
+        if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 1):
+            raise InputError(f"max_tokens is {max_tokens!r}; it must be an integer, 1 or more, or None for no limit")
+        if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
+            raise InputError(f"stop is {stop!r}; it must be a list of strings, none of them empty")
+        if not tokens:
+            raise InputError("the prompt has no tokens; write some text")
+        if len(tokens) >= self.engine.info.max_context:
+            raise self._too_long(len(tokens), "the prompt has")
+        self._end_running()
+        if guide:
+            # A slid window keeps the last turn and the answer: the answer has all the other room.
+            room = self.engine.info.max_context - len(window.smallest() if window else tokens)
+            guide.start(room if max_tokens is None else min(room, max_tokens))
+        self._cancel.clear()
+        self.statistics = None
+        decoder = Decoder(
+            self._rows,
+            list(tokens),
+            self.parts.eos_ids,
+            sampling,
+            max_tokens,
+            lookup,
+            self._cancel.is_set,
+            window.tokens if window else lambda answer: None,
+            self._on_event,
+            guide,
+        )
+        self._running = self._stream(decoder, tuple(stop), window)
+        return self._running
+
+    def _stream(self, decoder: Decoder, stop: tuple[str, ...], window: Window | None) -> Iterator[str]:
+        text, gate, tokens = self.parts.tokenizer.stream(at_start=True), StopGate(stop), decoder.run()
+        try:
+            for token in tokens:
+                if shown := gate.push(text.push(token)):
+                    yield shown
+                if gate.hit:
+                    break
+            if shown := gate.push(text.finish()) + gate.finish():
+                yield shown
+            if gate.hit:
+                decoder.finish_reason = "stop_string"
+        except Exception:
+            decoder.finish_reason = "error"
+            raise
+        finally:
+            tokens.close()
+            self.statistics = _statistics(decoder, window.dropped if window else 0)
+
+    def _end_running(self) -> None:
+        if self._running is not None:
+            try:
+                self._running.close()
+            except ValueError:
+                raise RuntimeError("this session is generating in another thread: cancel() it and wait first") from None
+            self._running = None
+
+    def _too_long(self, length: int, what: str) -> InputError:
+        limit = self.engine.info.max_context
+        return InputError(
+            f"{what} {length} tokens; the context holds {limit}, of which the answer needs at least 1: "
+            "shorten it, drop older messages, or export with a larger context"
+        )
+
+
+class StopGate:
+    """Lets text through up to the first stop string, holding back what may still become one.
+
+    The stop string that is complete first ends the text (the longest, if several end there): however the text is cut.
+    """
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self._stops = stops
+        self._held = ""
+        self.hit = False
+
+    def push(self, text: str) -> str:
+        """The text that may be shown now; "" once a stop string was seen."""
+        if self.hit:
+            return ""
+        text = self._held + text
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            self.hit, self._held = True, ""
+            return text[: min(found)[1]]
+        keep = max((n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self) -> str:
+        """What was held back, now that nothing follows."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _checked(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """A copy of the messages. Which roles may follow each other is the chat format's to say."""
+    checked = list(messages)
+    if not checked:
+        raise InputError("there are no messages; give at least one user message")
+    for index, message in enumerate(checked):
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise InputError(f"message {index} is {message!r:.80}; it must be a dict with the texts role and content")
+    if checked[-1]["role"] == "user" and not checked[-1]["content"].strip():
+        raise InputError("the prompt is empty: the last user message has no text; write one")
+    return [dict(message) for message in checked]
+
+
+def _statistics(d: Decoder, dropped: int) -> Statistics:
+    gaps = d.times[1:]
+    decode_s = max(0.0, sum(gaps) - d.refill_s)
+    p50, p95 = np.percentile(gaps, [50, 95]) * 1000 if gaps else (0.0, 0.0)
+    return Statistics(
+        d.finish_reason,
+        d.prompt_tokens,
+        d.reused_tokens or 0,
+        d.prefilled_tokens,
+        d.generated_tokens,
+        ttft_s=d.times[0] if d.times else 0.0,
+        prefill_s=d.prefill_s,
+        decode_s=decode_s,
+        prefill_tokens_per_s=d.prefilled_tokens / d.prefill_s if d.prefill_s else 0.0,
+        decode_tokens_per_s=len(gaps) / decode_s if decode_s else 0.0,
+        interval_p50_ms=float(p50),
+        interval_p95_ms=float(p95),
+        long_switch=d.long_switch,
+        forwards=d.forwards,
+        drafted=d.drafted,
+        accepted=d.accepted,
+        dropped_messages=dropped,
+    )

@@ -1,0 +1,212 @@
+"""What can be checked of the phones' packages without their SDKs."""
+
+import configparser
+import plistlib
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+APPS = Path(__file__).parents[2] / "apps"
+# Recipe names of python-for-android 2026.5.9 and kivy-ios 2025.5.17 that we use; everything else must be pure Python.
+P4A_RECIPES = {"python3", "sqlite3", "numpy", "kivy", "pyjnius", "android"}
+KIVY_IOS_RECIPES = {"python3", "numpy", "kivy", "pyobjus", "markupsafe", "jinja2"}
+PURE = {"python-bidi", "six", "arabic-reshaper", "jinja2", "markupsafe", "filetype"}
+ALLOWED = {"numpy", "kivy", "bidi", "arabic_reshaper", "six", "jinja2", "markupsafe", "jnius", "pyobjus", "android", "tools"}
+
+
+@pytest.fixture(scope="session")
+def staged(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("app") / "app"
+    subprocess.run([sys.executable, str(APPS / "stage.py"), str(folder)], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def spec() -> configparser.SectionProxy:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(APPS / "android" / "buildozer.spec")
+    return parser["app"]
+
+
+def test_the_spec_asks_for_no_permission(spec):
+    assert spec["android.permissions"] == ""
+    assert (spec["android.minapi"], spec["android.ndk_api"], spec["android.archs"]) == ("26", "26", "arm64-v8a")
+    assert spec["android.enable_androidx"] == "True"  # ExecuTorch's package is Kotlin
+    assert spec["source.dir"] == "app" and set(spec["source.include_exts"].split(",")) == {"py", "ttf", "txt"}
+
+
+def test_the_spec_and_the_exporter_have_one_executorch(spec):
+    pyproject = tomllib.loads((APPS.parent / "pyproject.toml").read_text())
+    (pinned,) = (need.partition("==")[2] for need in pyproject["project"]["dependencies"] if need.startswith("executorch=="))
+    assert spec["android.gradle_dependencies"] == f"org.pytorch:executorch-android:{pinned}"
+    ios = tomllib.loads((APPS / "ios" / "project.toml").read_text())
+    assert ios["swift_package"]["branch"] == f"swiftpm-{pinned}"
+
+
+def test_every_requirement_has_a_recipe_or_is_pure_python(spec):
+    names = {need.partition("==")[0] for need in spec["requirements"].split(",")}
+    assert names <= P4A_RECIPES | PURE and {"python3", "numpy", "kivy", "pyjnius"} <= names
+    assert "python-bidi==0.4.2" in spec["requirements"]  # later ones are Rust
+    ios = tomllib.loads((APPS / "ios" / "project.toml").read_text())["python"]
+    assert set(ios["recipes"]) <= KIVY_IOS_RECIPES and {need.partition("==")[0] for need in ios["pip"]} <= PURE
+
+
+def test_the_extra_and_the_phones_have_one_kivy(spec):
+    extra = tomllib.loads((APPS.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]["app"]
+    assert [need for need in extra if need.startswith("kivy")] == [n for n in spec["requirements"].split(",") if "kivy" in n]
+
+
+@pytest.mark.parametrize("name", ["Info.plist", "assistant.entitlements", "PrivacyInfo.xcprivacy"])
+def test_property_lists_are_valid(name):
+    assert plistlib.loads((APPS / "ios" / name).read_bytes())
+
+
+def test_ios_shares_files_and_may_use_more_memory():
+    info = plistlib.loads((APPS / "ios" / "Info.plist").read_bytes())
+    assert info["UIFileSharingEnabled"] and info["LSSupportsOpeningDocumentsInPlace"] and info["MinimumOSVersion"] == "17.0"
+    assert not [key for key in info if key.endswith("UsageDescription")]  # nothing that the system would have to ask for
+    rights = plistlib.loads((APPS / "ios" / "assistant.entitlements").read_bytes())
+    assert rights["com.apple.developer.kernel.increased-memory-limit"] is True
+    privacy = plistlib.loads((APPS / "ios" / "PrivacyInfo.xcprivacy").read_bytes())
+    assert privacy["NSPrivacyTracking"] is False and privacy["NSPrivacyCollectedDataTypes"] == []
+
+
+def test_the_build_script_is_a_script():
+    subprocess.run(["sh", "-n", str(APPS / "ios" / "build.sh")], check=True)
+
+
+def test_the_staged_app_is_small(staged):
+    files = [path for path in staged.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 5e6
+    assert {path.suffix for path in files} == {".py", ".ttf", ".txt"}
+    assert not [path for path in files if path.name in ("phi3.py", "cli.py", "worker_torch.py") or "__pycache__" in path.parts]
+
+
+def test_the_staged_app_runs_without_torch_or_compiled_tokenizers(staged, tiny_bundle):
+    """Everything a phone imports, with all else blocked; a conversation through the pure-Python tokenizer and Jinja."""
+    script = f"""
+import importlib.abc, pkgutil, sys
+sys.path[:] = [{str(staged)!r}] + [p for p in sys.path if p != {str(APPS.parent)!r}]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+class Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in sys.stdlib_module_names and top not in {ALLOWED!r} | {{"phi3mobile", "numpy"}}:
+            raise ImportError(f"{{name}} is not on the phone")
+sys.meta_path.insert(0, Block())
+import phi3mobile
+assert phi3mobile.__file__.startswith({str(staged)!r}), phi3mobile.__file__
+for module in pkgutil.walk_packages(phi3mobile.__path__, "phi3mobile."):
+    if ".ui" not in module.name and not module.name.endswith(".apple"):
+        __import__(module.name)
+from phi3mobile.bundle import open_bundle
+from phi3mobile.session import Session
+import numpy as np
+bundle = open_bundle({str(tiny_bundle)!r})
+class Engine:
+    info = bundle.info
+    def forward(self, tokens, position, long=False):
+        logits = np.zeros((len(tokens), self.info.vocab), np.float32)
+        logits[:, sorted(bundle.eos_ids)[0]] = 1
+        return logits
+    def reset(self): ...
+    def close(self): ...
+assert list(Session(bundle, engine=Engine()).generate([{{"role": "user", "content": "Hello there"}}])) == []
+print("fine", type(bundle.tokenizer).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0 and done.stdout.startswith("fine"), done.stderr[-1500:]
+
+
+# The storage picker, against fakes of the Java classes
+
+
+class FakeContract:
+    def getTreeDocumentId(self, tree):
+        return "primary:Download/mini.bundle"
+
+    def buildChildDocumentsUriUsingTree(self, tree, parent):
+        return ("children", parent)
+
+    def buildDocumentUriUsingTree(self, tree, identity):
+        return identity
+
+
+class FakeResolver:
+    def __init__(self, files: dict[str, bytes], folder: Path) -> None:
+        self.files, self.closed = files, False
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        self._folder, self._rows, self._at = folder, [*files, "a-folder"], -1
+
+    def query(self, uri, columns, *_):
+        assert uri[0] == "children" and columns == ["document_id", "_display_name", "_size", "mime_type"]
+        return self
+
+    def moveToNext(self) -> bool:
+        self._at += 1
+        return self._at < len(self._rows)
+
+    def getString(self, column: int) -> str:
+        name = self._rows[self._at]
+        folder = "vnd.android.document/directory" if name == "a-folder" else "application/octet-stream"
+        return (name, name, "", folder)[column]
+
+    def getLong(self, column: int) -> int:
+        return len(self.files[self._rows[self._at]])
+
+    def close(self) -> None:
+        self.closed = True
+
+    def openFileDescriptor(self, uri: str, mode: str):
+        import os
+
+        resolver = self
+
+        class Descriptor:
+            def detachFd(self) -> int:
+                return os.open(resolver._folder / uri, os.O_RDONLY)
+
+        return Descriptor()
+
+
+def test_a_folder_from_the_picker_is_copied_whole(tmp_path):
+    from phi3mobile.assistant.android_import import copy_tree
+
+    source = tmp_path / "source"
+    source.mkdir()
+    files = {"manifest.json": b"{}", "model.pte": b"x" * 3_000_000}
+    resolver = FakeResolver(files, source)
+    made = copy_tree(resolver, "tree", tmp_path / "models", lambda name: FakeContract())
+    assert made == tmp_path / "models" / "mini.bundle" and resolver.closed
+    assert {path.name: path.read_bytes() for path in made.iterdir()} == files
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path):
+    from phi3mobile.assistant.android_import import copy_tree
+    from phi3mobile.errors import InputError
+
+    source = tmp_path / "source"
+    source.mkdir()
+    with pytest.raises(InputError, match="not a model"):
+        copy_tree(FakeResolver({"photo.jpg": b"x"}, source), "tree", tmp_path / "models", lambda name: FakeContract())
+    assert not (tmp_path / "models").exists()
+
+
+def test_the_device_decides_the_engine(tmp_path, monkeypatch):
+    from phi3mobile.assistant import device
+    from phi3mobile.errors import InputError
+
+    class Bundle:
+        folder, manifest = tmp_path, {"recipe": {"attention": "native"}}
+
+        def open_engine(self):
+            return "the bundle's own"
+
+    assert device.open_engine(Bundle()) == "the bundle's own"
+    monkeypatch.setenv("ANDROID_ARGUMENT", "")
+    with pytest.raises(InputError, match="--recipe android-cpu"):
+        device.open_engine(Bundle())

@@ -1,0 +1,158 @@
+"""The assistant's real window under Xvfb: touches go in, screenshots and what was seen come out (app_scenarios.py)."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from fake_app import ANSWERS
+
+HERE = Path(__file__).parents[1]
+PHONE, TABLET, DESKTOP = "390x844", "820x1180", "1180x800"
+BUG_SENTENCE = "Something went wrong inside the app. Your conversation is saved."
+
+
+@pytest.fixture(scope="session")
+def display():
+    """An X display of our own, as DISPLAY wants it."""
+    if importlib.util.find_spec("kivy") is None:
+        pytest.skip("Kivy is not installed: pip install 'phi3mobile[app]'")
+    if shutil.which("Xvfb") is None:
+        pytest.skip("Xvfb is not installed: Debian's xvfb libgl1 libgl1-mesa-dri libegl1 libmtdev1")
+    read, write = os.pipe()
+    server = subprocess.Popen(
+        ["Xvfb", "-displayfd", str(write), "-screen", "0", "1400x1300x24", "-nolisten", "tcp"],
+        pass_fds=[write],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        number = pipe.readline().strip()
+    if not number:
+        pytest.skip("Xvfb does not start here")
+    yield f":{number}"
+    server.terminate()
+    server.wait()
+
+
+@pytest.fixture
+def play(display, tmp_path):
+    """Run a scenario in its own process; what it saw, with "folder"."""
+
+    def run(scenario: str, size: str, timeout: float = 120, **extra: str) -> dict:
+        environment = os.environ | {"DISPLAY": display, "LIBGL_ALWAYS_SOFTWARE": "1"} | extra
+        command = [sys.executable, str(HERE / "app_driver.py"), scenario, str(tmp_path), size]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert_drawn(tmp_path)
+        return json.loads((tmp_path / "seen.json").read_text()) | {"folder": tmp_path}
+
+    return run
+
+
+def assert_drawn(folder: Path) -> None:
+    """Every screenshot shows something: many colors, and no color nearly everywhere."""
+    from PIL import Image
+
+    shots = sorted(folder.glob("*.png"))
+    for shot in shots:
+        colors = Counter(Image.open(shot).convert("RGB").resize((200, 200), Image.Resampling.NEAREST).getdata())
+        assert len(colors) > 8 and colors.most_common(1)[0][1] < 39_600, shot.name
+
+
+@pytest.mark.parametrize("size", [PHONE, pytest.param(DESKTOP, marks=pytest.mark.slow)])
+def test_a_conversation_by_touch(play, size):
+    pytest.importorskip("PIL", reason="pip install pillow")
+    seen = play("chat", size)
+    assert seen["cut"] == []
+    assert seen["stop shown while answering"] == "stop"
+    assert [content for role, content, _ in seen["messages"] if role == "assistant"] == list(ANSWERS)
+    state, text = seen["stopped"]
+    assert state == "stopped" and ANSWERS[0].startswith(text) and len(text) < len(ANSWERS[0])
+    assert seen["edited text"] == "Show me some emoji"
+    assert seen["copied"] in {*ANSWERS, *seen["after edit"]}
+    assert seen["after edit"] == ["What is a KV cache?", "بالعربية من فضلك 🙂", "And in one line?"]
+    assert seen["chats"] == ["A second conversation", "What is a KV cache?"]
+    assert len(seen["chats after delete"]) == 1
+
+
+@pytest.mark.parametrize("size", [PHONE, pytest.param(TABLET, marks=pytest.mark.slow)])
+def test_models_documents_sources_and_settings_by_touch(play, size):
+    pytest.importorskip("PIL", reason="pip install pillow")
+    seen = play("sheets", size)
+    assert seen["model"] == "scripted model"
+    assert seen["asked"][-1]["content"].endswith("When is the rent due?") and "[1] The rent" in seen["asked"][-1]["content"]
+    assert {"Lease 2026", "Documents/lease.pdf · page 4"} <= set(seen["passage"])
+    assert seen["dark"] is True and seen["temperature"] == [0.7, 1.0] and seen["system prompt"] == "Answer briefly."
+    assert {name: seen[name] for name in seen if name.endswith("cut")} == {
+        "models cut": [],
+        "sources cut": [],
+        "settings cut": [],
+        "large cut": [],
+        "largest cut": [],
+    }
+
+
+def test_problems_are_a_sentence_and_a_button(play):
+    pytest.importorskip("PIL", reason="pip install pillow")
+    seen = play("problems", PHONE)
+    shown = {name: value for name, value in seen.items() if isinstance(value, list) and len(value) == 4}
+    assert set(shown) == {"no-model", "damaged", "memory", "bug", "too-long", "library"}
+    for sentence, detail, button, cut in shown.values():
+        assert sentence.endswith(".") and button and cut == [] and "Traceback" not in detail
+    assert [name for name, value in shown.items() if value[0] == BUG_SENTENCE] == ["bug"]
+    assert seen["no-model solved by"] == "Sheet"
+    assert seen["not sent without a model"][0] == "Hello?"  # what was written is still there
+    assert seen["after too long"] == [None, 0] and seen["answered all the same"] == "Fine."
+
+
+def test_turning_the_screen(play):
+    pytest.importorskip("PIL", reason="pip install pillow")
+    seen = play("rotate", "1000x760")
+    assert seen["layouts"] == [False, True, False]
+    assert seen["text 390"] == ["half written", True] and seen["text 1024"][0] == "half written"
+    assert seen["answer"] == ANSWERS[0]
+
+
+def test_typing_in_several_scripts(play):
+    pytest.importorskip("PIL", reason="pip install pillow")
+    seen = play("typing", PHONE)
+    for script in ("hebrew", "arabic"):  # the text starts at the right edge, and the cursor runs to the left
+        start, end = seen[script]
+        assert start > 300 and end < start - 50
+    start, end = seen["lines"]
+    assert start < 40 and end > start
+    one, *_, four, many = seen["heights"]
+    assert one < four < many < 8 * one / 2
+
+
+def test_keys(play):
+    pytest.importorskip("PIL", reason="pip install pillow")
+    seen = play("keys", DESKTOP)
+    assert seen["sent by enter"] == ["Hello"] and seen["shift+enter"] == "two\nlines"
+    assert seen["escape stops"] == "stopped" and seen["up edits"] == "Hello"
+    assert seen["ctrl+n"] == [] and seen["ctrl+,"] == "SettingsSheet" and seen["escape closes"] is None
+
+
+@pytest.mark.slow
+def test_frames_while_a_real_model_answers(play, demo_bundle):
+    pytest.importorskip("PIL", reason="pip install pillow")
+    seen = play("demo", PHONE, timeout=400, PHI3MOBILE_TEST_BUNDLE=str(demo_bundle))
+    assert seen["answer"].strip() and seen["state"] == "done" and seen["frames"]["frames"] > 30
+    # The rest of a frame is the graphics system's: here software that shares the cores with the model.
+    assert seen["frames"]["work_p50_ms"] < 1000 / 60, seen["frames"]
+
+
+@pytest.mark.slow
+def test_a_thousand_messages_do_not_grow_memory(play):
+    pytest.importorskip("PIL", reason="pip install pillow")
+    seen = play("soak", PHONE, timeout=1800)
+    assert seen["messages"] == 1000
+    after_200, at_the_end = seen["memory"][0], seen["memory"][-1]
+    assert at_the_end - after_200 < 15e6, seen["memory"]

@@ -1,0 +1,368 @@
+"""Benchmarks on a phone: the real adb client and server against a phone of ours (adbd.py) that runs our runner here."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from adbd import Phone
+from hypothesis import given
+from hypothesis import strategies as st
+from phones import needs_adb, plugged, readings, record_of, server  # noqa: F401  fixtures
+
+from phi3mobile.bench.adb import Adb, ShellFailed, Unplugged, choose, parse_devices
+from phi3mobile.bench.adb import Phone as Listed
+from phi3mobile.bench.android import Android, NativeRunner
+from phi3mobile.bench.android_app import AppRunner
+from phi3mobile.bench.devices import NATIVE
+from phi3mobile.bench.protocol import Plan, Run, bundle_hash, read_record
+from phi3mobile.bench.report_data import summarize
+from phi3mobile.bundle import open_bundle
+from phi3mobile.cli import main
+from phi3mobile.errors import InputError
+
+FOLDER = "/data/local/tmp/phi3mobile"
+QUICK = Plan(
+    "test", prompts=(16, 100_000), depths=(32,), count=8, rounds=2, warm=1, sustain_s=1.0, text=12, threads=1, sample_s=0.1
+)
+
+
+# Which phone
+
+
+def test_the_list_of_phones_is_read():
+    text = (
+        "* daemon started\nList of devices attached\nR58 device product:a model:Pixel_6 device:b transport_id:1\n"
+        "127.0.0.1:5 offline transport_id:2\nxyz no permissions (user in plugdev group?) usb:1-1\n\n"
+    )
+    assert parse_devices(text) == [Listed("R58", "device", "Pixel_6"), Listed("127.0.0.1:5", "offline"), Listed("xyz", "no")]
+
+
+@given(st.text())
+def test_any_list_is_read(text):
+    assert all(phone.serial and phone.state for phone in parse_devices(f"List of devices attached\n{text}"))
+
+
+@pytest.mark.parametrize(
+    ("phones", "serial", "says"),
+    [
+        ([], None, "plug one in"),
+        ([Listed("a", "device"), Listed("b", "device", "M")], None, r"several phones.*adb:a, adb:b \(M\)"),
+        ([Listed("a", "device")], "c", "no phone c: adb lists adb:a"),
+        ([Listed("a", "unauthorized")], None, "accept the dialog"),
+        ([Listed("a", "offline"), Listed("b", "device")], "a", "offline"),
+        ([Listed("a", "no")], None, "permissions"),
+    ],
+)
+def test_what_is_wrong_with_the_phone_is_said(phones, serial, says):
+    with pytest.raises(InputError, match=says):
+        choose(phones, serial)
+
+
+def test_the_ready_phone_is_taken():
+    assert choose([Listed("a", "offline"), Listed("b", "device")]) == "b"
+
+
+@needs_adb
+def test_states_come_from_adb_itself(plugged):  # noqa: F811
+    locked, silent = plugged("locked", state="unauthorized"), plugged("silent", wait=False, state="offline")
+    with pytest.raises(InputError, match="accept the dialog"):
+        Adb(locked.serial)
+    with pytest.raises(InputError, match="is offline: replug it"):
+        Adb(silent.serial)
+    one = plugged("one")
+    assert Adb().serial == one.serial
+    two = plugged("two", model="Other")
+    with pytest.raises(InputError, match=f"several phones.*{two.serial} .Other"):
+        Adb()
+    assert Adb(two.serial).shell("echo here").strip() == "here"
+
+
+@needs_adb
+def test_the_shell_gives_output_errors_and_disconnection(plugged):  # noqa: F811
+    phone = plugged()
+    adb = Adb()
+    assert adb.shell("printf 'a\\303\\244'; echo no >&2").encode() == "aä".encode()
+    with pytest.raises(ShellFailed, match=r"bad \(exit code 3\)"):
+        adb.shell("echo bad >&2; exit 3")
+    assert adb.read("exit 1") == ""
+    phone.cut_on = "now"
+    with pytest.raises(Unplugged, match="went away"):
+        adb.shell("echo now")
+
+
+# Push
+
+
+@needs_adb
+@pytest.mark.parametrize("cut", [0, 1, 150_000, 249_999])
+def test_a_push_goes_on_where_the_cable_was_pulled(plugged, tmp_path, cut):  # noqa: F811
+    phone, local = plugged(), tmp_path / "file"
+    local.write_bytes(random.Random(0).randbytes(250_000))
+    adb, remote = Adb(), "/data/local/tmp/file"
+    if cut:
+        phone.cut_after = cut
+        threading.Thread(target=replug, args=(phone,), daemon=True).start()
+    assert adb.push(local, remote, piece=64_000, patience=30)
+    assert Path(phone.moved(remote)).read_bytes() == local.read_bytes()
+    assert phone.received <= 250_000 + 64_000 + 64_000  # at most the piece under way (and what adb had sent of it) again
+    before = phone.received
+    assert not adb.push(local, remote) and phone.received == before
+    assert sorted(path.name for path in Path(phone.moved("/data/local/tmp")).iterdir()) == ["file"]
+
+
+def replug(phone: Phone) -> None:
+    while phone.cut_after is not None:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    phone.plug()
+
+
+@needs_adb
+def test_a_push_that_was_given_up_is_finished_by_the_next(plugged, tmp_path):  # noqa: F811
+    phone, local, remote = plugged(), tmp_path / "file", "/data/local/tmp/file"
+    local.write_bytes(random.Random(1).randbytes(250_000))
+    adb = Adb()
+    phone.cut_after = 170_000
+    with pytest.raises(Unplugged):
+        adb.push(local, remote, piece=64_000, patience=0.5)
+    partial = Path(phone.moved(f"{remote}.partial"))
+    assert partial.stat().st_size == 128_000
+    partial.write_bytes(partial.read_bytes() + b"half a piece")
+    phone.plug()
+    before = phone.received
+    adb.push(local, remote, piece=64_000, patience=10)
+    assert Path(phone.moved(remote)).read_bytes() == local.read_bytes() and phone.received - before == 250_000 - 128_000
+
+
+@needs_adb
+def test_damage_is_found_and_sent_again(plugged, tmp_path):  # noqa: F811
+    phone, local, remote = plugged(), tmp_path / "file", "/data/local/tmp/file"
+    local.write_bytes(b"x" * 1000)
+    Path(phone.moved(f"{remote}.partial")).write_bytes(b"y" * 1000)
+    Adb().push(local, remote)
+    assert Path(phone.moved(remote)).read_bytes() == local.read_bytes()
+    phone.script("sha256sum", "echo 0 x")
+    with pytest.raises(InputError, match="damaged twice"):
+        Adb().push(local, remote)
+
+
+@needs_adb
+def test_full_storage_is_the_users_to_fix(plugged, tmp_path):  # noqa: F811
+    phone, local = plugged(), tmp_path / "file"
+    local.write_bytes(b"x" * 300_000)
+    phone.room = 100_000
+    with pytest.raises(InputError, match=r"can't store.*No space left on device; make room"):
+        Adb().push(local, "/data/local/tmp/file")
+
+
+# Whole runs
+
+
+@pytest.fixture(scope="module")
+def runner():
+    if not (NATIVE / "p3m_bench").is_file():
+        pytest.skip("the runner is not built: make native")
+    return NATIVE
+
+
+@pytest.fixture
+def bundle(bundle_of, runner):
+    return open_bundle(bundle_of("tiny-gqa", "host"))
+
+
+@needs_adb
+def test_a_whole_benchmark(plugged, bundle, runner, tmp_path):  # noqa: F811
+    phone = plugged()
+    readings(phone)
+    device = Android(Adb(), NativeRunner(runner), poll=0.05)
+    lines = record_of(device, bundle, QUICK, tmp_path / "record.jsonl")
+    head = lines[0]
+    assert head["device"]["name"] == "Test Pixel X" and head["device"]["capacity_mah"] == 4500
+    assert head["bundle"]["hash"] == bundle_hash(bundle) and head["left_out"] == ["prefill 100000"]
+    loads = {line["run"]: line["packed"] for line in lines if line["kind"] == "load"}
+    assert loads == {"cold 1": "created", "warm 1": "reused", "speed": "reused", "text": "reused", "sustained": "reused"}
+    found = summarize(lines)
+    assert found.status == "done" and not found.failed
+    assert {"decode 32", "prefill 16", "ttft 16", "load cold", "memory dirty", "sustained"} <= found.figures.keys()
+    assert found.heat and found.heat[0][1] == 33.5
+    # Half an ampere at four volts for as long as it ran: two watts.
+    (energy,) = [line for line in lines if line["kind"] == "energy"]
+    (current,) = [one for one in energy["methods"] if one["method"] == "current"]
+    assert current["joules"] == pytest.approx(2 * current["seconds"])
+    assert not Path(phone.moved(FOLDER)).exists()  # cleaned up
+
+
+@needs_adb
+def test_the_runners_say_the_same_text(plugged, bundle, runner, tmp_path):  # noqa: F811
+    """Same tokens as the engine in Python, and the tokenizer's text of them in the record."""
+    from phi3mobile.bench.local import Local
+
+    plugged()
+    plan = Plan(prompts=(), depths=(), cold=0, warm=0, text=12, threads=1)
+    texts = [
+        next(line["text"] for line in record_of(device, bundle, plan, tmp_path / name) if line["kind"] == "text")
+        for name, device in (("a", Android(Adb(), NativeRunner(runner), poll=0.05)), ("b", Local()))
+    ]
+    assert texts[0] == texts[1]
+
+
+@needs_adb
+def test_a_run_goes_on_while_the_cable_is_out(plugged, bundle, runner, tmp_path):  # noqa: F811
+    phone = plugged()
+    readings(phone)
+    device = Android(Adb(), NativeRunner(runner), poll=0.05, patience=20)
+    plan = Plan(prompts=(), depths=(32,), count=8, cold=0, warm=0, text=0, sustain_s=1.0, rounds=1, threads=1, sample_s=0.2)
+    phone.cut_on = "tail -c +1 "  # the first look at the output
+    threading.Thread(target=replug_after_a_look, args=(phone,), daemon=True).start()
+    lines = record_of(device, bundle, plan, tmp_path / "record.jsonl")
+    assert summarize(lines).status == "done"
+    assert sum(line["kind"] == "sustain" for line in lines) > 1
+
+
+@needs_adb
+def test_a_phone_that_stays_away_leaves_a_failed_run(plugged, bundle, runner, tmp_path):  # noqa: F811
+    phone = plugged()
+    device = Android(Adb(), NativeRunner(runner), poll=0.05, patience=0.5)
+    plan = Plan(prompts=(16,), depths=(), cold=1, warm=0, text=0, threads=1)
+    phone.cut_on = "tail -c +1 "
+    lines = record_of(device, bundle, plan, tmp_path / "record.jsonl")
+    failed = [line for line in lines if line["kind"] == "failed"]
+    assert [line["run"] for line in failed] == ["cold 1", "speed"] and "went away" in failed[0]["reason"]
+    assert lines[-1]["kind"] == "end" and lines[-1]["status"] == "failed"
+
+
+def replug_after_a_look(phone: Phone) -> None:
+    while phone.cut_on is not None:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    phone.plug()
+
+
+@needs_adb
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        ("kill -9 $$", "killed the runner, as it does when memory is short"),
+        ("echo linker: no lib >&2; exit 2", "ended with 2: .*no lib"),
+        ("kill -9 0", "vanished without a trace"),
+    ],
+)
+def test_a_runner_that_dies_is_explained(plugged, bundle, tmp_path, program, says):  # noqa: F811
+    plugged()
+    folder = tmp_path / "runner"
+    folder.mkdir()
+    (folder / "p3m_bench").write_text(f"#!/bin/sh\n{program}\n")
+    device = Android(Adb(), NativeRunner(folder), poll=0.05)
+    plan = Plan(prompts=(), depths=(), cold=1, warm=0, text=0)
+    lines = record_of(device, bundle, plan, tmp_path / "record.jsonl")
+    (reason,) = {line["reason"] for line in lines if line["kind"] == "failed" and line["run"] == "cold 1"}
+    assert re.search(says, reason), reason
+
+
+@needs_adb
+def test_a_hot_phone_is_waited_for(plugged, bundle, runner, tmp_path):  # noqa: F811
+    phone = plugged()
+    phone.script(
+        "dumpsys",
+        'echo x >> "$0.count"; [ "$1" = thermalservice ] || exit 0\n'
+        '[ $(wc -l < "$0.count") -lt 6 ] && echo "Thermal Status: 2" || echo "Thermal Status: 0"',
+    )
+    plan = Plan(prompts=(), depths=(), cold=1, warm=0, text=0, threads=1, sample_s=0.05, load_only=True)
+    lines = record_of(Android(Adb(), NativeRunner(runner), poll=0.05), bundle, plan, tmp_path / "record.jsonl")
+    assert next(line for line in lines if line["kind"] == "cooldown")["seconds"] > 0 and lines[-1]["status"] == "done"
+    phone.script("dumpsys", "echo Thermal Status: 4")
+    plan = Plan(prompts=(), depths=(), cold=1, warm=0, threads=1, sample_s=0.05, cooldown_s=0.1, load_only=True)
+    lines = record_of(Android(Adb(), NativeRunner(runner), poll=0.05), bundle, plan, tmp_path / "hot.jsonl")
+    assert "still at thermal status 4" in next(line for line in lines if line["kind"] == "failed")["reason"]
+
+
+@needs_adb
+def test_space_is_asked_for_before_anything_is_pushed(plugged, bundle, runner):  # noqa: F811
+    phone = plugged()
+    phone.script("df", "echo Filesystem 1K-blocks Used Available Use% Mounted; echo /dev/dm-42; echo 100 99 1000 99% /data")
+    with pytest.raises(InputError, match=r"0\.0 GB free, 0\.\d GB are needed"):
+        Android(Adb(), NativeRunner(runner)).install(bundle, lambda *_: None)
+    assert phone.received == 0
+
+
+@needs_adb
+def test_the_command_line(plugged, bundle, runner, tmp_path, capsys):  # noqa: F811
+    phone = plugged()
+    readings(phone)
+    record = tmp_path / "record.jsonl"
+    command = ["bench", str(bundle.folder), "--device", f"adb:{phone.serial}", "--preset", "quick", "-o", str(record)]
+    assert main([*command, "--runner", str(tmp_path)]) == 2
+    assert "no p3m_bench for x86_64" in capsys.readouterr().err and not record.exists()
+    assert main([*command, "--runner", str(runner), "--threads", "1", "--keep"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["status"] == "done" and said["decode 128"] > 0 and read_record(record)
+    assert Path(phone.moved(f"{FOLDER}/runner/p3m_bench")).exists()
+    assert main(command) == 2 and "exists" in capsys.readouterr().err
+
+
+def test_the_activitys_command(bundle_of):
+    runner = AppRunner("org.x.app", "/sdcard/it's")
+    run = Run("speed", ("prefill:16:3", "text:8:1,2"))
+    command = runner.work("/m/abc", open_bundle(bundle_of("tiny-gqa")), run, Plan(threads=2))
+    assert "am start -W -S -n org.x.app/org.kivy.android.PythonActivity --es bench '{" in command
+    assert '"steps":["prefill:16:3","text:8:1,2"],"threads":2' in command and runner.out.startswith("/sdcard/it's/bench/run/")
+    assert subprocess.run(["sh", "-n", "-c", command], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--device", "usb"], "give host, adb"),
+        (["--device", "host", "--peers"], "--peers compares on this machine"),
+        (["--sustain", "3"], "--sustain goes with --device"),
+        (["--keep"], "--keep goes with --device"),
+        (["--device", "host", "--sustain", "-1"], "0 to 1440 minutes"),
+        (["--device", "host", "--battery-wh", "0"], "10 to 25"),
+        (["--device", "host", "--threads", "-2"], "--threads -2"),
+        (["--device", "ios:x", "--threads", "2"], "leave it out"),
+        (["--preset", "fast"], "invalid choice"),
+        (["--device", "host", "--rounds", "0"], "--rounds 0"),
+    ],
+)
+def test_wrong_flags(flags, says, capsys):
+    assert main(["bench", "some.bundle", *flags]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@needs_adb
+def test_the_runner_for_arm64_under_qemu(plugged, bundle, tmp_path):  # noqa: F811
+    """A whole benchmark with the cross-built runner; needs what `make test-arm64` fetches."""
+    arm = Path(__file__).parents[2] / "build" / "arm64"
+    if not (arm / "ready").exists():
+        pytest.skip("no cross compiler and qemu in build/arm64: make test-arm64")
+    tools = os.environ | {"LD_LIBRARY_PATH": f"{arm}/root/usr/lib/x86_64-linux-gnu"}
+    cmake = Path(sys.executable).with_name("cmake")
+    built = subprocess.run(
+        [cmake, "--build", arm / "native", "--target", "p3m_bench"], env=tools, capture_output=True, text=True
+    )
+    assert built.returncode == 0, built.stderr[-2000:]
+    folder = tmp_path / "runner"
+    folder.mkdir()
+    libraries = f"{arm}/wheel/executorch/lib:{arm}/native"
+    (folder / "p3m_bench").write_text(
+        f"#!/bin/sh\nunset LD_LIBRARY_PATH\nexec {arm}/root/usr/bin/qemu-aarch64-static -L {arm}/root/usr/aarch64-linux-gnu "
+        f'-E LD_LIBRARY_PATH={libraries} {arm}/native/p3m_bench "$@"\n'
+    )
+    plugged()
+    plan = replace(QUICK, sustain_s=0.2)
+    lines = record_of(Android(Adb(), NativeRunner(folder), poll=0.2), bundle, plan, tmp_path / "record.jsonl")
+    found = summarize(lines)
+    assert found.status == "done" and {"decode 32", "prefill 16", "load cold"} <= found.figures.keys(), found.failed
+    (text,) = [line["tokens"] for line in lines if line["kind"] == "text"]
+    assert len(text) == QUICK.text

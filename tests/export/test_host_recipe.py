@@ -1,0 +1,110 @@
+"""Recipes with our own kernels: the same ladder's last rungs, the packed-weight file, and memory as the manifest says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from exported import psnr
+from test_parity_ladder import GOLDEN, REPEAT, reference, same_logits, some_tokens
+
+from phi3mobile.bundle import open_bundle
+from phi3mobile.engines.native import native_library
+from phi3mobile.session.session import Session
+
+pytestmark = pytest.mark.skipif(native_library() is None, reason="the native library is not built: make native")
+
+
+def both(name, recipe, checkpoint_of, bundle_of):
+    bundle = open_bundle(bundle_of(name, recipe))
+    return reference(checkpoint_of(name), bundle), bundle.open_engine()
+
+
+@pytest.mark.parametrize("name", ["tiny-gqa", "tiny-partial", "tiny-window", "tiny-longrope"])
+def test_float32_cache_equals_the_torch_model(name, checkpoint_of, bundle_of):
+    engines = both(name, "host-fp32-kv", checkpoint_of, bundle_of)
+    tokens = some_tokens(engines[1], 60)
+    same_logits(*engines, tokens[:29])
+    for position in range(29, 33):
+        same_logits(*engines, tokens[position : position + 1], position)
+    same_logits(*engines, tokens[10:40], 10)  # back over cached rows
+    same_logits(*engines, tokens[:20], 0, long=True)
+
+
+def test_int8_cache_costs_little(checkpoint_of, bundle_of):
+    torch_engine, program = both("tiny-partial", "host", checkpoint_of, bundle_of)
+    tokens = some_tokens(program, 40)
+    assert psnr(torch_engine.forward(tokens, 0), program.forward(tokens, 0)) >= 30
+    assert open_bundle(bundle_of("tiny-partial", "host")).manifest["recipe"]["kv_bits"] == 8
+
+
+@pytest.fixture(scope="module")
+def demo_host(demo_checkpoint, tmp_path_factory):
+    """The demo model under recipe host."""
+    from phi3mobile.export.demo_model import bundle_path, make_bundle
+
+    path = bundle_path(tmp_path_factory.mktemp("host"), "host")
+    make_bundle(demo_checkpoint, path, "host", method="rtn")
+    return path
+
+
+@pytest.mark.parametrize("sentence", GOLDEN)
+def test_golden_text(demo_host, sentence):
+    with Session(demo_host) as session:
+        text = "".join(session.generate([{"role": "user", "content": REPEAT + sentence}], max_tokens=48))
+    assert text == sentence and session.statistics.finish_reason == "stop"
+
+
+def test_lookup_quotes_the_same_text_with_fewer_forwards(demo_host):
+    message = [{"role": "user", "content": REPEAT + GOLDEN[1]}]
+    with Session(demo_host) as session:
+        plain = "".join(session.generate(message, max_tokens=48))
+        forwards = session.statistics.forwards
+        session.reset()
+        assert "".join(session.generate(message, max_tokens=48, lookup=True)) == plain
+        assert session.statistics.accepted > 0 and session.statistics.forwards < forwards
+
+
+MEMORY = """
+import sys, numpy as np
+from phi3mobile.bench.measure import memory_now
+from phi3mobile.bundle import open_bundle
+bundle = open_bundle(sys.argv[1])
+before = memory_now()
+engine = bundle.open_engine()
+count, chunk = int(sys.argv[2]), engine.info.max_chunk
+for position in range(0, count, chunk):
+    engine.forward(np.ones(min(chunk, count - position), dtype=np.int64), position)
+now = memory_now()
+print(engine.packed_cache.split(":")[0], now.resident - before.resident, now.anonymous - before.anonymous)
+"""
+
+
+def measured(bundle, count):
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(bundle), str(count)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    return done[0], int(done[1]), int(done[2])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+def test_the_manifests_memory_is_what_a_process_takes(demo_host):
+    bundle = open_bundle(demo_host)
+    memory, context = bundle.manifest["memory"], bundle.info.max_context
+    measured(demo_host, 1)  # makes the packed-weight file
+    state, resident, anonymous = measured(demo_host, context)
+    assert state == "reused"
+    assert resident == pytest.approx(memory["peak"][str(context)], rel=0.10)
+    assert anonymous < memory["kv_per_token"] * context + 2 * memory["activations"] + 20e6  # the weights are the file's
+
+
+def test_logits_of_a_later_start_are_the_same(bundle_of):
+    bundle = open_bundle(bundle_of("tiny-gqa", "host-fp32-kv"))
+    tokens = np.arange(20)
+    first = bundle.open_engine()
+    logits = first.forward(tokens, 0)
+    first.close()
+    again = bundle.open_engine()
+    assert again.packed_cache == "reused" and np.array_equal(again.forward(tokens, 0), logits)
