@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
         print_json({"bundle": str(path)} | {key: bundle.manifest[key] for key in shown} | quality | reports)
         return
     from phi3mobile.hub import resolve
-    from phi3mobile.models.weights import open_checkpoint
+    from phi3mobile.models.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(resolve(args.path))
     checkpoint.check()

@@ -17,12 +17,13 @@ from phi3mobile.bench.worker import Worker, WorkerDied
 from phi3mobile.bundle import Bundle, open_bundle
 from phi3mobile.errors import InputError
 from phi3mobile.files import new_folder
-from phi3mobile.models.config import Phi3SmallConfig
+from phi3mobile.models.pieces import pieces
 
 if TYPE_CHECKING:
-    from phi3mobile.models.weights import Checkpoint
+    from phi3mobile.models.checkpoint import Checkpoint
 
 LLAMA, GENAI, LITERT = "llama.cpp", "onnxruntime-genai", "LiteRT"
+PEERS_PIECES = {"rmsnorm", "swiglu", "window", "longrope"}  # that what makes their models knows
 PACKAGES = {
     LLAMA: ("llama-cpp-python", "llama_cpp"),
     GENAI: ("onnxruntime-genai", "onnxruntime_genai"),
@@ -88,8 +89,8 @@ def prepare_peers(
     entries, missing = {}, missing_peers()
     if checkpoint.config.rope_scaling or checkpoint.config.rotary_dim != checkpoint.config.head_dim:
         missing[LLAMA] = "our GGUF writer knows plain, full rope only"
-    if isinstance(checkpoint.config, Phi3SmallConfig):
-        missing |= dict.fromkeys((LLAMA, GENAI, LITERT), "its model is made from phi3 checkpoints only")
+    if other := sorted(pieces(checkpoint.config).keys() - PEERS_PIECES):
+        missing |= dict.fromkeys((LLAMA, GENAI, LITERT), f"what makes its model knows no {other[0]}")
     prepared = {LLAMA: _llama_entry, GENAI: _genai_entry, LITERT: _litert_entry}
     if bundle.manifest["runtime"]["kind"] == "litert":
         del prepared[LITERT]

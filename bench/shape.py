@@ -12,9 +12,10 @@ from phi3mobile.bench.worker import Worker
 from phi3mobile.bundle import is_bundle
 from phi3mobile.errors import InputError
 from phi3mobile.files import cache_folder
-from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.checkpoint import write_checkpoint
+from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.presets import preset
-from phi3mobile.models.weights import expected_tensors, write_checkpoint
+from phi3mobile.models.tensors import shapes
 
 POOL = 1 << 24  # distinct normal values; every tensor reads them from its own offset
 
@@ -66,10 +67,10 @@ def _write_tokenizer(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def _tensors(config: Phi3Config) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(config: DecoderConfig) -> Iterator[tuple[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     pool = torch.randn(POOL, generator=generator).half()
-    for name, shape in expected_tensors(config).items():
+    for name, shape in shapes(config.tensors()).items():
         if len(shape) == 1:
             yield name, torch.ones(shape, dtype=torch.float16)
             continue

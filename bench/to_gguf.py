@@ -10,8 +10,9 @@ import gguf
 import numpy as np
 
 from phi3mobile.bench.measure import usable_cores
-from phi3mobile.models.config import Phi3Config
-from phi3mobile.models.weights import Checkpoint
+from phi3mobile.models.checkpoint import Checkpoint
+from phi3mobile.models.config import DecoderConfig
+from phi3mobile.models.tensors import ATTENTION_NORM, DOWN, EMBED, FINAL_NORM, GATE_UP, HEAD, MLP_NORM, QKV, O
 
 Kind = gguf.GGMLQuantizationType
 CHUNK_ROWS = 1 << 10
@@ -72,7 +73,7 @@ def _quantized(tensor: np.ndarray, kind: Kind, pool: ThreadPoolExecutor) -> np.n
     return np.concatenate(list(pool.map(lambda rows: gguf.quants.quantize(rows, kind), chunks)))
 
 
-def _add_keys(writer: gguf.GGUFWriter, config: Phi3Config) -> None:
+def _add_keys(writer: gguf.GGUFWriter, config: DecoderConfig) -> None:
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -88,7 +89,7 @@ def _add_keys(writer: gguf.GGUFWriter, config: Phi3Config) -> None:
     writer.add_tokenizer_model("none")
 
 
-def _shapes(config: Phi3Config) -> dict[str, tuple[int, ...]]:
+def _shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """GGUF names and [rows, columns], in the order of _tensors."""
     hidden, inner = config.hidden_size, config.intermediate_size
     queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
@@ -120,20 +121,23 @@ def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
     def interleaved(rows: np.ndarray, count: int) -> np.ndarray:
         return rows.reshape(count, 2, dim // 2, -1).swapaxes(1, 2).reshape(rows.shape)
 
-    yield "token_embd.weight", array("model.embed_tokens.weight")
+    def of(role: str, layer: int | None = None) -> np.ndarray:
+        return array(config.tensor(role, layer).name)
+
+    yield "token_embd.weight", of(EMBED)
     for layer in range(config.num_hidden_layers):
-        source, target = f"model.layers.{layer}.", f"blk.{layer}."
-        q, k, v = np.split(array(source + "self_attn.qkv_proj.weight"), [heads * dim, (heads + kv_heads) * dim])
-        yield target + "attn_norm.weight", array(source + "input_layernorm.weight")
+        target = f"blk.{layer}."
+        q, k, v = np.split(of(QKV, layer), [heads * dim, (heads + kv_heads) * dim])
+        yield target + "attn_norm.weight", of(ATTENTION_NORM, layer)
         yield target + "attn_q.weight", interleaved(q, heads)
         yield target + "attn_k.weight", interleaved(k, kv_heads)
         yield target + "attn_v.weight", v
-        yield target + "attn_output.weight", array(source + "self_attn.o_proj.weight")
-        yield target + "ffn_norm.weight", array(source + "post_attention_layernorm.weight")
-        gate, up = np.split(array(source + "mlp.gate_up_proj.weight"), 2)
+        yield target + "attn_output.weight", of(O, layer)
+        yield target + "ffn_norm.weight", of(MLP_NORM, layer)
+        gate, up = np.split(of(GATE_UP, layer), 2)
         yield target + "ffn_gate.weight", gate
         yield target + "ffn_up.weight", up
-        yield target + "ffn_down.weight", array(source + "mlp.down_proj.weight")
-    yield "output_norm.weight", array("model.norm.weight")
+        yield target + "ffn_down.weight", of(DOWN, layer)
+    yield "output_norm.weight", of(FINAL_NORM)
     if not config.tie_word_embeddings:
-        yield "output.weight", array("lm_head.weight")
+        yield "output.weight", of(HEAD)

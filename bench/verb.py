@@ -111,7 +111,7 @@ def measure(path: Path, args: argparse.Namespace, depths: list[int] | None, repo
 
 def _checkpoint(bundle, given: str | None):
     from phi3mobile.hub import resolve
-    from phi3mobile.models.weights import open_checkpoint
+    from phi3mobile.models.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(resolve(given or bundle.manifest["provenance"]["source"]))
     if checkpoint.source_hash() != bundle.manifest["provenance"]["source_hash"]:
@@ -124,7 +124,7 @@ def compare_perplexity(path: Path, checkpoint: str | None, report) -> dict[str, 
     from phi3mobile.bench.perplexity import TEXT, perplexity
     from phi3mobile.bundle import open_bundle
     from phi3mobile.engines.eager import EagerEngine
-    from phi3mobile.models.registry import model_from
+    from phi3mobile.models.loading import model_from
 
     bundle = open_bundle(path)
     tokens = bundle.tokenizer.encode(TEXT.read_text(), special=False)

@@ -131,7 +131,7 @@ class _Runner:
 
     def gguf(self, source: str, out: str, kind: str, table_kind: str) -> None:
         from phi3mobile.bench.to_gguf import Kind, write_gguf
-        from phi3mobile.models.weights import open_checkpoint
+        from phi3mobile.models.checkpoint import open_checkpoint
 
         write_gguf(open_checkpoint(Path(source)), Path(out), Kind[kind], Kind[table_kind], self._report)
 

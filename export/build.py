@@ -22,9 +22,10 @@ from phi3mobile.export.solve.folder import Solved, is_solved
 from phi3mobile.export.solve.rotate import Rotated
 from phi3mobile.files import new_folder, refuse_existing, require_space
 from phi3mobile.hub import resolve
-from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
+from phi3mobile.models.checkpoint import Checkpoint, open_checkpoint
+from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.form import Form
-from phi3mobile.models.weights import Checkpoint, expected_tensors, open_checkpoint
+from phi3mobile.models.tensors import shapes
 from phi3mobile.text.chat import load_chat
 from phi3mobile.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -113,7 +114,7 @@ def export(
             partial,
             {
                 "name": Path(source).resolve().name,
-                "family": "phi3small" if isinstance(config, Phi3SmallConfig) else "phi3",
+                "family": config.family,
                 "runtime": runtime,
                 "recipe": asdict(chosen),
                 "model": model_section(config, context, min(chosen.chunk, context), weights) | {"back": program.back},
@@ -204,7 +205,7 @@ def _write_program(
     return program, runtime
 
 
-def stop_ids(folder: Path, config: Phi3Config) -> list[int]:
+def stop_ids(folder: Path, config: DecoderConfig) -> list[int]:
     """The ids that end an answer: generation_config.json's (mini: 32000, 32001, 32007), else the config's."""
     path = folder / "generation_config.json"
     eos = _read_object(path).get("eos_token_id")
@@ -215,11 +216,10 @@ def stop_ids(folder: Path, config: Phi3Config) -> list[int]:
     return ids
 
 
-def packed_bytes(config: Phi3Config, recipe: Recipe) -> int:
+def packed_bytes(config: DecoderConfig, recipe: Recipe) -> int:
     """Bytes of the packed weights and float32 vectors, from the shapes."""
-    shapes = expected_tensors(config)
-    total = 0
-    for name, (rows, *columns) in (shapes | {HEAD: shapes[EMBEDDING]}).items():
+    stored, total = shapes(config.tensors()), 0
+    for name, (rows, *columns) in (stored | {HEAD: stored[EMBEDDING]}).items():
         if not columns:
             total += 4 * rows
             continue
@@ -249,7 +249,7 @@ def _read_object(path: Path) -> dict[str, object]:
     return value
 
 
-def model_section(config: Phi3Config, context: int, chunk: int, weights: int) -> dict[str, object]:
+def model_section(config: DecoderConfig, context: int, chunk: int, weights: int) -> dict[str, object]:
     """Shapes and limits, for cards and for apps that plan memory."""
     return {
         "vocab": config.vocab_size,

@@ -10,8 +10,8 @@ from phi3mobile.screen import size
 if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
     from phi3mobile.export.census import Census
-    from phi3mobile.models.config import Phi3Config
-    from phi3mobile.models.weights import Checkpoint
+    from phi3mobile.models.checkpoint import Checkpoint
+    from phi3mobile.models.config import DecoderConfig
 
 RUNTIMES = defaultdict(lambda: "unknown", executorch="ExecuTorch", coreml="Core ML, made by coremltools", litert="LiteRT")
 
@@ -98,7 +98,7 @@ def checkpoint_card(checkpoint: Checkpoint) -> dict[str, str]:
     }
 
 
-def _evictable(config: Phi3Config, contexts: list[int]) -> str:
+def _evictable(config: DecoderConfig, contexts: list[int]) -> str:
     """What block-sparse layers' caches need not hold, in percent of the model's KV cache; "" where nothing."""
     from phi3mobile.models.blocksparse import evicting_cache
 
@@ -110,7 +110,7 @@ def _evictable(config: Phi3Config, contexts: list[int]) -> str:
     return ", ".join(f"{context}: {share:.0%}" for context, share in saved.items() if share)
 
 
-def _sparse_layers(config: Phi3Config) -> str:
+def _sparse_layers(config: DecoderConfig) -> str:
     """Which layers are block-sparse, and how; "" where none is."""
     layers = [pattern for layer in range(config.num_hidden_layers) if (pattern := config.blocksparse(layer))]
     if not layers:

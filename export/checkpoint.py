@@ -6,7 +6,7 @@ from pathlib import Path
 
 from phi3mobile.errors import InputError
 from phi3mobile.files import refuse_existing
-from phi3mobile.models.weights import DTYPES, companion_files, open_checkpoint, write_checkpoint
+from phi3mobile.models.checkpoint import DTYPES, companion_files, open_checkpoint, write_checkpoint
 
 
 def import_checkpoint(source: str | Path, out: str | Path, dtype: str = "float16") -> Path:
@@ -21,7 +21,7 @@ def import_checkpoint(source: str | Path, out: str | Path, dtype: str = "float16
         raise InputError(f"dtype {dtype!r}; allowed are {', '.join(DTYPES)}")
     refuse_existing(out)
     if source.is_file():
-        from phi3mobile.models.gguf import import_gguf
+        from phi3mobile.models.gguf_checkpoint import import_gguf
 
         return import_gguf(source, out, DTYPES[dtype])
     checkpoint = open_checkpoint(source)

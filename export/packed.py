@@ -11,12 +11,12 @@ import torch
 from phi3mobile.export.quantize import quantize
 from phi3mobile.export.recipe import EMBEDDING, HEAD, Recipe
 from phi3mobile.export.solve.folder import Solved
-from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.checkpoint import Checkpoint
+from phi3mobile.models.config import DecoderConfig
+from phi3mobile.models.decoder import Decoder
 from phi3mobile.models.form import Form
-from phi3mobile.models.phi3 import Phi3ForCausalLM
 from phi3mobile.models.quantized import Packed, QuantizedEmbedding, QuantizedLinear
-from phi3mobile.models.registry import new_model
-from phi3mobile.models.weights import Checkpoint
+from phi3mobile.models.tensors import BIAS, LINEARS, NORMS
 
 if TYPE_CHECKING:
     from phi3mobile.export.solve.rotate import Rotated
@@ -33,14 +33,15 @@ class PackedModel:
         self._names = frozenset(checkpoint.names())
 
     @property
-    def config(self) -> Phi3Config:
+    def config(self) -> DecoderConfig:
         return self.checkpoint.config
 
     def bits_of(self, name: str) -> Form | None:
         """None for norms and biases, which stay float32. The group of 8 bit is the whole row."""
         if isinstance(self.checkpoint, Solved):
             return self.checkpoint.bits_of(name)
-        if name.endswith(("norm.weight", ".bias")):
+        found = self.config.tensors().get(name)  # a tied head has none
+        if found and found.role in (*NORMS, BIAS):
             return None
         return self._forms.get(name) or self.recipe.bits_of(name, self.shape(name)[1])
 
@@ -86,19 +87,19 @@ def _bias_name(name: str) -> str:
     return name.removesuffix("weight") + "bias"
 
 
-def load_packed(packed: PackedModel, context: int | None = None) -> Phi3ForCausalLM:
+def load_packed(packed: PackedModel, context: int | None = None) -> Decoder:
     """The torch model that computes with these integers as the phone does: the reference of every exported program."""
     with torch.device("meta"):
-        model = new_model(packed.config, context)
+        model = Decoder(packed.config, context)
     model.lm_head = QuantizedLinear(packed.tensor(HEAD))
     model.model.embed_tokens = QuantizedEmbedding(packed.tensor(EMBEDDING))
-    for name, module in list(model.model.named_modules()):
-        tensor = f"model.{name}.weight"
-        owner, _, attribute = name.rpartition(".")
-        if isinstance(module, torch.nn.Linear):
-            setattr(model.model.get_submodule(owner), attribute, QuantizedLinear(packed.tensor(tensor)))
-        elif name.endswith("norm"):
-            for part in dict(module.named_parameters()):
-                setattr(module, part, torch.nn.Parameter(packed.tensor(f"model.{name}.{part}"), requires_grad=False))
+    for name, tensor in packed.config.tensors().items():
+        module, _, attribute = name.rpartition(".")
+        if tensor.role in LINEARS:
+            owner, _, own = module.rpartition(".")
+            setattr(model.get_submodule(owner), own, QuantizedLinear(packed.tensor(name)))
+        elif (tensor.of or tensor.role) in NORMS:
+            vector = torch.nn.Parameter(packed.tensor(name), requires_grad=False)
+            setattr(model.get_submodule(module), attribute, vector)
     model.allocate()
     return model.eval()

@@ -9,7 +9,7 @@ from phi3mobile.errors import InputError
 from phi3mobile.models.form import Form
 
 if TYPE_CHECKING:
-    from phi3mobile.models.config import Phi3Config
+    from phi3mobile.models.config import DecoderConfig
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SMALLEST_GROUP = 32
@@ -47,7 +47,7 @@ class Recipe:
             group //= 2
         return Form(bits, width if bits == 8 or not group else group)
 
-    def check(self, config: Phi3Config) -> None:
+    def check(self, config: DecoderConfig) -> None:
         """InputError if no group of columns divides a matrix, or the target can't express its layers."""
         sparse = [layer for layer in range(config.num_hidden_layers) if config.blocksparse(layer)]
         if self.target == "litert" and (sparse or config.source_model_type == "phi3small"):

@@ -25,9 +25,9 @@ from phi3mobile.errors import InputError
 from phi3mobile.export.packed import PackedModel, load_packed
 from phi3mobile.export.recipe import find_recipe
 from phi3mobile.export.targets.coreml.reference import reference_model
-from phi3mobile.models.phi3 import Phi3ForCausalLM
-from phi3mobile.models.registry import load_model
-from phi3mobile.models.weights import Checkpoint, open_checkpoint
+from phi3mobile.models.checkpoint import Checkpoint, open_checkpoint
+from phi3mobile.models.decoder import Decoder
+from phi3mobile.models.loading import load_model
 
 GATES = {"rewriting": 70.0, "float16": 40.0}  # dB of the logits, in every stage
 STEPS = 8  # decode steps after a prompt
@@ -139,7 +139,7 @@ def _interpreter(bundle: Bundle, half: bool) -> Engine:
     return (open_delegate if "backend" in runtime else open_ane if "packages" in runtime else open_mil)(bundle, half)
 
 
-def compare(name: str, engine: Engine, model: Phi3ForCausalLM, prompts: list[list[int]]) -> Comparison:
+def compare(name: str, engine: Engine, model: Decoder, prompts: list[list[int]]) -> Comparison:
     """Run both through the same forwards."""
     result = Comparison(name, GATES.get(name), layers=[Error() for _ in range(model.config.num_hidden_layers)])
     for prompt in prompts:
@@ -200,7 +200,7 @@ def _stages(engine: Engine, prompt: list[int]) -> Iterator[tuple[str, Forwards]]
             yield "crossing", crossing
 
 
-def _both(engine: Engine, model: Phi3ForCausalLM, tokens: list[int], position: int, long: bool):
+def _both(engine: Engine, model: Decoder, tokens: list[int], position: int, long: bool):
     """Logits [T, V] of the reference and of the engine, and what each had after its layers (empty if it can't tell)."""
     model.filled = max(model.filled, position)
     with _recorded(model) as expected:
@@ -220,7 +220,7 @@ def _both(engine: Engine, model: Phi3ForCausalLM, tokens: list[int], position: i
 
 
 @contextmanager
-def _recorded(model: Phi3ForCausalLM) -> Iterator[list[np.ndarray]]:
+def _recorded(model: Decoder) -> Iterator[list[np.ndarray]]:
     """While it is open, every layer's output [T, hidden] is appended to the list."""
     outputs: list[np.ndarray] = []
 

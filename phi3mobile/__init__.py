@@ -8,7 +8,7 @@ from phi3mobile.errors import InputError
 
 if TYPE_CHECKING:
     from phi3mobile import export
-    from phi3mobile.models.registry import load_model
+    from phi3mobile.models.loading import load_model
     from phi3mobile.session.sampling import Sampling
     from phi3mobile.session.session import Session
 
@@ -17,7 +17,7 @@ __all__ = ["InputError", "Sampling", "Session", "export", "load_model"]
 _HOMES = {
     "Sampling": "phi3mobile.session.sampling",
     "Session": "phi3mobile.session.session",
-    "load_model": "phi3mobile.models.registry",
+    "load_model": "phi3mobile.models.loading",
 }
 
 

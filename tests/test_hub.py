@@ -47,7 +47,7 @@ def offline(home: Path, source: str) -> str:
 
 
 def test_a_cached_repository_resolves_offline(tmp_path):
-    from phi3mobile.models.registry import load_model
+    from phi3mobile.models.loading import load_model
 
     snapshot = cached(tmp_path)
     found = offline(tmp_path, "org/tiny")

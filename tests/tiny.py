@@ -8,10 +8,9 @@ from pathlib import Path
 
 import torch
 
-from phi3mobile.models.config import Phi3Config
-from phi3mobile.models.phi3 import Phi3ForCausalLM
+from phi3mobile.models.decoder import Decoder
+from phi3mobile.models.families.phi3 import Phi3Config
 from phi3mobile.models.presets import PRESETS
-from phi3mobile.models.registry import new_model
 
 TINY = [name for name in PRESETS if name.startswith("tiny-")]
 
@@ -26,9 +25,9 @@ def words(first: int, last: int) -> str:
     return " ".join("".join(random.Random(word).choices("etaoinshrdlucmfwyp 0123.,", k=6)) for word in range(first, last))
 
 
-def random_model(config: Phi3Config, context: int | None = None, seed: int = 0) -> Phi3ForCausalLM:
+def random_model(config: Phi3Config, context: int | None = None, seed: int = 0) -> Decoder:
     """Our model with random weights large enough that every mistake shows in the logits."""
-    model = new_model(config, context).eval()
+    model = Decoder(config, context).eval()
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         spread = 0.3 if "norm" in name else 1.5 / weight.shape[-1] ** 0.5
@@ -53,7 +52,7 @@ def random_tokens(config: Phi3Config, length: int, seed: int = 1) -> torch.Tenso
 
 
 def transformers_model(config: Phi3Config, tensors: dict[str, torch.Tensor]):
-    """transformers' Phi3ForCausalLM in fp32 with these weights: the reference of every parity test."""
+    """transformers' Decoder in fp32 with these weights: the reference of every parity test."""
     import transformers
 
     hf = transformers.Phi3Config(**{k: v for k, v in config.to_hf().items() if k != "model_type"})

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from phi3mobile.errors import InputError
-from phi3mobile.models.config import Phi3Config, RopeScaling
+from phi3mobile.models.config import DecoderConfig, RopeScaling
 from phi3mobile.text.tokenizer import load_tokenizer
 from phi3mobile.training.config import LongRope, Search
 from phi3mobile.training.evolution import Factors, evolve, interpolated, yarn
@@ -36,7 +36,7 @@ DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SHORTEST_HAYSTACK = 96  # the needle and its question alone take up to 70 tokens
 
 
-def extended(config: Phi3Config, length: int, factors: Factors, mscale: str) -> Phi3Config:
+def extended(config: DecoderConfig, length: int, factors: Factors, mscale: str) -> DecoderConfig:
     """The shape for contexts up to `length`: short factors 1, long factors `factors`."""
     short, value = (1.0,) * len(factors), 1.0 if mscale == "one" else None
     scaling = RopeScaling(short, tuple(factors), value, value)
@@ -44,21 +44,21 @@ def extended(config: Phi3Config, length: int, factors: Factors, mscale: str) -> 
     return replace(config, rope_scaling=scaling, max_position_embeddings=length, sliding_window=window)
 
 
-def with_factors(model: torch.nn.Module, config: Phi3Config, attention: str = "sdpa") -> torch.nn.Module:
+def with_factors(model: torch.nn.Module, config: DecoderConfig, attention: str = "sdpa") -> torch.nn.Module:
     """The same weights under another rope."""
     other = empty_hf(config, attention)
     other.load_state_dict(model.state_dict())
     return other
 
 
-def set_long_factors(model: torch.nn.Module, config: Phi3Config, factors: Factors) -> None:
+def set_long_factors(model: torch.nn.Module, config: DecoderConfig, factors: Factors) -> None:
     """Replace the long factors of a model that `extended` describes, in place."""
     exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float64) / config.rotary_dim
     frequencies = 1 / (torch.tensor(factors, dtype=torch.float64) * config.rope_theta**exponents)
     model.model.rotary_emb.long_inv_freq = frequencies.float()
 
 
-def start_factors(config: Phi3Config, search: Search) -> Factors:
+def start_factors(config: DecoderConfig, search: Search) -> Factors:
     """What the search begins with, and what a run with 0 iterations takes."""
     pairs, scale = config.rotary_dim // 2, search.length / config.original_max_position_embeddings
     if search.start == "yarn":
@@ -67,7 +67,7 @@ def start_factors(config: Phi3Config, search: Search) -> Factors:
 
 
 def search_factors(
-    model: torch.nn.Module, config: Phi3Config, search: Search, tokenizer: str, seed: int, state: Path
+    model: torch.nn.Module, config: DecoderConfig, search: Search, tokenizer: str, seed: int, state: Path
 ) -> tuple[Factors, list[float]]:
     """The long factors of least fitness for this model, and the best fitness of each iteration."""
     scale = search.length / config.original_max_position_embeddings
@@ -127,7 +127,7 @@ def longrope(config: LongRope) -> dict[str, Any]:
     return result
 
 
-def measure(out: Path, base: Phi3Config, search: Search, tokenizer: str) -> dict[str, Any]:
+def measure(out: Path, base: DecoderConfig, search: Search, tokenizer: str) -> dict[str, Any]:
     """Perplexity by length and the needle grid of OUT/final, plotted beside it and written to OUT/long.json."""
     import json
 

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from phi3mobile.errors import InputError
-from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.config import DecoderConfig
 from phi3mobile.training.batches import IGNORED, Rows
 from phi3mobile.training.checkpoints import checkpoint_folders, resume, save_checkpoint
 from phi3mobile.training.config import as_dict
@@ -72,7 +72,7 @@ class Job:
 
     config: Any
     model: torch.nn.Module
-    shape: Phi3Config
+    shape: DecoderConfig
     source: Source
     objective: Objective
     title: str

@@ -1,4 +1,4 @@
-"""transformers' Phi3ForCausalLM to train, from and to the HF folder that `phi3mobile export` reads."""
+"""transformers' model of a family to train, from and to the HF folder that `phi3mobile export` reads."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from transformers import Phi3Config as HFConfig
-from transformers import Phi3ForCausalLM
+from transformers import PreTrainedModel
 
 from phi3mobile.errors import InputError
-from phi3mobile.models.config import Phi3Config
-from phi3mobile.models.weights import DTYPES, companion_files, expected_tensors, open_checkpoint, write_checkpoint
+from phi3mobile.models.checkpoint import DTYPES, companion_files, open_checkpoint, write_checkpoint
+from phi3mobile.models.config import DecoderConfig
+from phi3mobile.models.families import DEFAULT
+from phi3mobile.models.registry import family_of, read_config
 from phi3mobile.training.config import Model
 
 
-def build_model(model: Model, seed: int = 0) -> tuple[Phi3ForCausalLM, Phi3Config]:
+def build_model(model: Model, seed: int = 0) -> tuple[PreTrainedModel, DecoderConfig]:
     """The float32 model of a training config: a checkpoint's weights (Phi-3 or Llama layout), or random ones."""
     if model.folder:
         return load_hf(model.folder, model.attention)
-    config = Phi3Config.from_hf({"model_type": "phi3", **model.shape})
+    config = read_config({"model_type": DEFAULT, **model.shape})
     hf = empty_hf(config, model.attention)
     initialize(hf, model.init_std, model.mup_base_width, seed)
     return hf, config
 
 
-def empty_hf(config: Phi3Config, attention: str = "sdpa") -> Phi3ForCausalLM:
+def empty_hf(config: DecoderConfig, attention: str = "sdpa") -> PreTrainedModel:
     """transformers' model of our config, float32, with its own initial weights."""
     values = {key: value for key, value in config.to_hf().items() if key not in ("model_type", "architectures")}
     if config.pad_token_id is None:
         values["pad_token_id"] = None
-    hf = HFConfig(**values, attn_implementation=attention, use_cache=False)
-    return Phi3ForCausalLM(hf).float()
+    hf_config, hf_model = family_of(config).reference()
+    return hf_model(hf_config(**values, attn_implementation=attention, use_cache=False)).float()
 
 
-def load_hf(folder: str | Path, attention: str = "sdpa") -> tuple[Phi3ForCausalLM, Phi3Config]:
+def load_hf(folder: str | Path, attention: str = "sdpa") -> tuple[PreTrainedModel, DecoderConfig]:
     """A checkpoint folder as transformers' model in float32. Raises InputError as open_checkpoint does."""
     checkpoint = open_checkpoint(folder)
     checkpoint.check()
@@ -46,15 +47,15 @@ def load_hf(folder: str | Path, attention: str = "sdpa") -> tuple[Phi3ForCausalL
 
 
 def save_hf(
-    out: Path, config: Phi3Config, weights: Mapping[str, torch.Tensor], tokenizer: str | Path | None, dtype: str = "bfloat16"
+    out: Path, config: DecoderConfig, weights: Mapping[str, torch.Tensor], tokenizer: str | Path | None, dtype: str = "bfloat16"
 ) -> Path:
     """Write `weights` (HF names) as a checkpoint folder with the tokenizer's files. InputError: disk full, `out` exists."""
-    names = expected_tensors(config)
+    names = config.tensors()
     companions = companion_files(Path(tokenizer)) if tokenizer else []
     return write_checkpoint(out, config, ((name, weights[name]) for name in names), DTYPES[dtype], companions)
 
 
-def check_tokenizer(folder: str | Path, config: Phi3Config) -> None:
+def check_tokenizer(folder: str | Path, config: DecoderConfig) -> None:
     """InputError if the tokenizer's ids do not fit the model."""
     from phi3mobile.text.tokenizer import load_tokenizer
 
@@ -67,7 +68,7 @@ def check_tokenizer(folder: str | Path, config: Phi3Config) -> None:
 
 
 @torch.no_grad()
-def initialize(hf: Phi3ForCausalLM, std: float, base_width: int = 0, seed: int = 0) -> None:
+def initialize(hf: PreTrainedModel, std: float, base_width: int = 0, seed: int = 0) -> None:
     """Normal initial weights; the two projections that write into the residual stream get std / sqrt(2 layers).
 
     Under muP (arXiv 2203.03466, table 3, for Adam; head_dim stays fixed): with m = hidden / base_width, hidden matrices
@@ -103,13 +104,13 @@ def param_groups(model: torch.nn.Module, weight_decay: float, base_width: int = 
     ]
 
 
-def check_mup(model: Model, config: Phi3Config) -> None:
+def check_mup(model: Model, config: DecoderConfig) -> None:
     """InputError where muP's rules have no meaning."""
     if model.mup_base_width and config.tie_word_embeddings:
         raise InputError("mup_base_width needs tie_word_embeddings = false: embedding and head learn at different rates")
 
 
-def flops_per_token(config: Phi3Config, length: int) -> float:
+def flops_per_token(config: DecoderConfig, length: int) -> float:
     """Training FLOPs of one token: 6 per weight used in a product, and causal attention over length / 2 keys."""
     used = config.parameters() - (0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size)
     attended = min(length / 2, config.sliding_window or length)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from phi3mobile.errors import InputError
-from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.config import DecoderConfig
 from phi3mobile.training.batches import Rows, pack
 from phi3mobile.training.chats import conversations, open_encoder
 from phi3mobile.training.config import Sft
@@ -31,7 +31,7 @@ def sft(config: Sft) -> dict[str, Any]:
     return {"out": str(Path(config.out) / "final"), "loss": loss, "rows": len(rows), "learned_tokens": rows.targets}
 
 
-def prepare(config: Any, read: Any) -> tuple[torch.nn.Module, Phi3Config, Rows]:
+def prepare(config: Any, read: Any) -> tuple[torch.nn.Module, DecoderConfig, Rows]:
     """The checkpoint's model, its shape, and all examples packed."""
     if not config.model.folder:
         raise InputError("model: give folder, the checkpoint to go on from")
@@ -56,7 +56,7 @@ def adapted(model: torch.nn.Module, config: Any) -> torch.nn.Module:
     return add_lora(model, config.lora, torch.bfloat16 if config.run.dtype == "bfloat16" else torch.float32)
 
 
-def finish_adapted(config: Any, shape: Phi3Config, replica: Any, place: Place) -> None:
+def finish_adapted(config: Any, shape: DecoderConfig, replica: Any, place: Place) -> None:
     """OUT/final: what was trained, as an ordinary checkpoint folder."""
     out, tokenizer = Path(config.out), tokenizer_of(config.model)
     if not config.lora.rank:

@@ -20,7 +20,7 @@ from phi3mobile.export.solve.calibration import calibration_of
 from phi3mobile.export.solve.folder import Solved
 from phi3mobile.files import whole_file
 from phi3mobile.hub import resolve
-from phi3mobile.models.weights import Checkpoint, open_checkpoint
+from phi3mobile.models.checkpoint import Checkpoint, open_checkpoint
 from phi3mobile.text.tokenizer import load_tokenizer
 
 Progress = Callable[[str, int, int], None]

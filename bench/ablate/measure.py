@@ -21,9 +21,9 @@ from phi3mobile.export.solve.card import compare
 from phi3mobile.export.solve.checkpoint import EMBEDDING
 from phi3mobile.export.solve.folder import HEAD, Solved
 from phi3mobile.export.solve.stream import load_layer, load_norm, rounded, run_layer
+from phi3mobile.models.checkpoint import Checkpoint
 from phi3mobile.models.ops import quantize_rows
 from phi3mobile.models.quantized import Packed
-from phi3mobile.models.weights import Checkpoint
 
 _ROWS = 4096  # activations at once
 

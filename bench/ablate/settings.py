@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from phi3mobile.errors import InputError
-from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.config import DecoderConfig
 
 FLOAT = 16  # bits that mean: not quantized
 METHODS = {
@@ -79,7 +79,7 @@ def grid_settings(**axes: Sequence[Any]) -> list[Setting]:
     return list(one)
 
 
-def weigh(setting: Setting, config: Phi3Config, matrices: Sequence[tuple[int, int]]) -> dict[str, float]:
+def weigh(setting: Setting, config: DecoderConfig, matrices: Sequence[tuple[int, int]]) -> dict[str, float]:
     """Bytes of all weights, and bits per weight of the decoder's `matrices` ([N, K] each) and of all, scales included."""
     decoder = sum(rows * width for rows, width in matrices)
     bits = sum(rows * _row_bits(width, setting.bits, setting.group) for rows, width in matrices)

@@ -70,8 +70,8 @@ def _from_bundle(folder: Path) -> Model:
 def _from_checkpoint(folder: Path, context: int | None) -> Model:
     from phi3mobile.engines.eager import EagerEngine
     from phi3mobile.export.build import stop_ids
-    from phi3mobile.models.registry import model_from
-    from phi3mobile.models.weights import open_checkpoint
+    from phi3mobile.models.checkpoint import open_checkpoint
+    from phi3mobile.models.loading import model_from
     from phi3mobile.text.chat import load_chat
     from phi3mobile.text.tokenizer import load_tokenizer
 

@@ -18,8 +18,9 @@ from torch.nn import functional
 from phi3mobile.export.quantize import quantize
 from phi3mobile.export.recipe import SMALLEST_GROUP
 from phi3mobile.export.solve.stream import rounded
-from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
+from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.form import Form
+from phi3mobile.models.tensors import DOWN, GATE_UP, NORMS, QKV, O, in_layer
 
 POWERS = (0.0, 0.15, 0.3, 0.45, 0.6)  # tried. 0: as they are; 1: all columns of one size
 TOGETHER = (0.15, 0.3, 0.45, 0.6, 0.75)  # of one size for all columns of a group, which its scale and offset take over
@@ -28,33 +29,39 @@ _TRIED = 1024  # tokens that a power is tried on
 FormOf = Callable[[str], Form]  # of a matrix, by its name in the model
 
 
-def balance(config: Phi3Config, layer: nn.Module, index: int, inputs: dict[str, torch.Tensor], form_of: FormOf) -> None:
+def balance(config: DecoderConfig, layer: nn.Module, index: int, inputs: dict[str, torch.Tensor], form_of: FormOf) -> None:
     """Scale float layer `index` in place, and `inputs` [B, T, K] of its linears by name with it.
 
-    Of phi-3-small's layers only what follows norms: gegelu adds 1 to its linear branch.
+    A linear is scaled where what it multiplies comes from: a norm, or the rows of the linear before it that a factor passes
+    from (Tensor.reads); one that no factor reaches stays as it is.
     """
 
-    def scaled(name: str, shared: tuple[int, ...] | None = None) -> torch.Tensor:
-        linear = layer.get_submodule(name)
-        sizes = best_sizes(linear.weight, inputs[name], form_of(f"model.layers.{index}.{name}.weight"), shared)
+    def module(role: str) -> nn.Module:
+        return layer.get_submodule(in_layer(config.tensor(role, index)))
+
+    def scaled(role: str, shared: tuple[int, ...] | None = None) -> torch.Tensor:
+        tensor, linear = config.tensor(role, index), module(role)
+        name = in_layer(tensor)
+        sizes = best_sizes(linear.weight, inputs[name], form_of(tensor.name), shared)
         linear.weight = _times(linear.weight, sizes)
         inputs[name] = inputs[name] / sizes
         return sizes
 
-    small = isinstance(config, Phi3SmallConfig)
-    first, second = ("self_attn.query_key_value", "mlp.up_proj") if small else ("self_attn.qkv_proj", "mlp.gate_up_proj")
-    divide(layer.input_layernorm, scaled(first))
-    divide(layer.post_attention_layernorm, scaled(second))
-    if small:
-        return
-    up = torch.cat([torch.ones(config.intermediate_size), 1 / scaled("mlp.down_proj")])
-    layer.mlp.gate_up_proj.weight = _times(layer.mlp.gate_up_proj.weight, up[:, None])
+    def divide_rows(role: str, part: str, sizes: torch.Tensor) -> None:
+        linear, factors = module(role), torch.ones(config.tensor(role, index).shape[0])
+        factors[config.tensor(role, index).rows[part]] = 1 / sizes
+        linear.weight = _times(linear.weight, factors[:, None])
 
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    shared = (kv_heads, heads // kv_heads, dim)  # a head of v is averaged for a group of query heads
-    values = 1 / scaled("self_attn.o_proj", shared).view(shared)[:, 0].flatten()
-    rows = torch.cat([torch.ones((heads + kv_heads) * dim), values])
-    layer.self_attn.qkv_proj.weight = _times(layer.self_attn.qkv_proj.weight, rows[:, None])
+    for role in (QKV, GATE_UP, DOWN, O):
+        before = config.tensor(role, index).reads
+        if before in NORMS:
+            divide(module(before), scaled(role))
+        elif before == GATE_UP:
+            divide_rows(before, "up", scaled(role))
+        elif before == QKV:
+            shared = (kv_heads, heads // kv_heads, dim)  # a head of v is averaged for a group of query heads
+            divide_rows(before, "v", scaled(role, shared).view(shared)[:, 0].flatten())
 
 
 def divide(norm: nn.Module, sizes: torch.Tensor) -> None:

@@ -21,8 +21,8 @@ from phi3mobile.export.solve.card import log_probabilities
 from phi3mobile.export.solve.checkpoint import finite_tensor
 from phi3mobile.export.solve.rotate import Rotated
 from phi3mobile.export.solve.stream import load_layer, load_norm, run_layer
+from phi3mobile.models.checkpoint import Checkpoint
 from phi3mobile.models.form import Form
-from phi3mobile.models.weights import Checkpoint
 
 BANDS = 4  # parts of the depth
 GROUPS = (128, 64, 32)  # coarsest first

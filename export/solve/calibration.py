@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from phi3mobile.errors import InputError
-from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.config import DecoderConfig
 from phi3mobile.text.tokenizer import Tokenizer
 
 WINDOW = 512  # tokens of one sequence
@@ -28,7 +28,7 @@ class Calibration:
     sha256: str
 
 
-def calibration_of(tokenizer: Tokenizer, config: Phi3Config, path: str | Path | None = None) -> Calibration:
+def calibration_of(tokenizer: Tokenizer, config: DecoderConfig, path: str | Path | None = None) -> Calibration:
     """The user's text, or the one that ships. InputError: not readable, too short, or ids that the model does not have."""
     name, text = ("phi3mobile's own", _shipped("calibration.txt")) if path is None else (str(path), _read(Path(path)))
     ids, window = _encode(tokenizer, text, config), _window(config)
@@ -37,12 +37,12 @@ def calibration_of(tokenizer: Tokenizer, config: Phi3Config, path: str | Path | 
     return Calibration(_windows(ids[:TOKENS], window), name, hashlib.sha256(text.encode()).hexdigest())
 
 
-def card_tokens(tokenizer: Tokenizer, config: Phi3Config) -> torch.Tensor:
+def card_tokens(tokenizer: Tokenizer, config: DecoderConfig) -> torch.Tensor:
     """The quality card's text, int64 [B, T], about CARD_TOKENS in all; a text that nothing is solved on."""
     return _windows(_encode(tokenizer, _shipped("card.txt"), config)[:CARD_TOKENS], _window(config))
 
 
-def _window(config: Phi3Config) -> int:
+def _window(config: DecoderConfig) -> int:
     return min(WINDOW, config.original_context or config.max_position_embeddings)
 
 
@@ -61,7 +61,7 @@ def _read(path: Path) -> str:
         raise InputError(f"calibration text {path} can't be read ({error}); give a file of UTF-8 text") from None
 
 
-def _encode(tokenizer: Tokenizer, text: str, config: Phi3Config) -> torch.Tensor:
+def _encode(tokenizer: Tokenizer, text: str, config: DecoderConfig) -> torch.Tensor:
     ids = torch.tensor(tokenizer.encode(text), dtype=torch.int64)
     if len(ids) and int(ids.max()) >= config.vocab_size:
         raise InputError(f"the tokenizer gives id {int(ids.max())}, the model has {config.vocab_size}: files of two models?")

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from phi3mobile.export.solve.stream import rounded, run_layer
-from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
+from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.quantized import Packed
 
 _TOKENS = 256  # of logits at once
@@ -19,7 +19,7 @@ _TOKENS = 256  # of logits at once
 class Card:
     """Two streams of hidden states of the same tokens int64 [B, T]: through the float model and through the quantized one."""
 
-    def __init__(self, config: Phi3Config, tokens: torch.Tensor, exact: torch.Tensor, quantized: torch.Tensor) -> None:
+    def __init__(self, config: DecoderConfig, tokens: torch.Tensor, exact: torch.Tensor, quantized: torch.Tensor) -> None:
         """exact, quantized: embedded tokens [B, T, D]."""
         self.config, self.tokens = config, tokens
         self.exact, self.quantized = exact * config.embedding_multiplier, quantized * config.embedding_multiplier
@@ -52,7 +52,12 @@ class Card:
 
 
 def compare(
-    config: Phi3Config, tokens: torch.Tensor, exact: torch.Tensor, head: torch.Tensor, other: torch.Tensor, table: torch.Tensor
+    config: DecoderConfig,
+    tokens: torch.Tensor,
+    exact: torch.Tensor,
+    head: torch.Tensor,
+    other: torch.Tensor,
+    table: torch.Tensor,
 ) -> dict[str, float]:
     """A float model's final states `exact` [B, T, D] with its `head` [V, D] against another one's with `table`.
 
@@ -77,11 +82,9 @@ def compare(
     }
 
 
-def log_probabilities(config: Phi3Config, x: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+def log_probabilities(config: DecoderConfig, x: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
     """Of the next token, behind the final norm: x [..., D], head [V, D] -> [..., V]."""
-    logits = functional.linear(x, head)
-    if isinstance(config, Phi3SmallConfig):
-        logits = logits / config.mup_width_multiplier
+    logits = functional.linear(x, head) / config.logit_divisor
     logits[..., list(config.masked_ids)] = torch.finfo(torch.float32).min / 2
     return logits.log_softmax(-1)
 

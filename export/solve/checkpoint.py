@@ -27,10 +27,11 @@ from phi3mobile.export.solve.stream import (
     run_watched,
     solve_layer,
 )
-from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
+from phi3mobile.models.checkpoint import Checkpoint
+from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.form import Form
 from phi3mobile.models.quantized import Packed, QuantizedEmbedding, QuantizedLinear
-from phi3mobile.models.weights import Checkpoint
+from phi3mobile.models.tensors import FINAL_NORM
 
 if TYPE_CHECKING:
     from phi3mobile.export.solve.rotate import Rotated
@@ -84,7 +85,7 @@ def solve_checkpoint(
 
 
 def _end(
-    config: Phi3Config, x: torch.Tensor, weights: Weights, head: torch.Tensor, bits: Form
+    config: DecoderConfig, x: torch.Tensor, weights: Weights, head: torch.Tensor, bits: Form
 ) -> dict[str, Packed | torch.Tensor]:
     """Final norm and head, solved on the hidden states x [B, T, D].
 
@@ -99,7 +100,7 @@ def _end(
             packed = solve(head * sizes, products(seen, seen, torch.ones(1)), *bits)
         else:
             packed = quantize(head * sizes, *bits)
-    return {f"{_norm_name(config)}.{key}": value.data for key, value in norm.named_parameters()} | {HEAD: packed}
+    return {f"{config.tensor(FINAL_NORM).module}.{key}": value.data for key, value in norm.named_parameters()} | {HEAD: packed}
 
 
 def _kept(path: Path, make: Callable[[], dict[str, Packed | torch.Tensor]]) -> dict[str, Packed | torch.Tensor]:
@@ -150,7 +151,3 @@ def finite_tensor(checkpoint: Checkpoint | Rotated, name: str) -> torch.Tensor:
     if not torch.isfinite(tensor).all():
         raise InputError(f"{name} has values that are not finite (NaN or infinity): the checkpoint is damaged")
     return tensor
-
-
-def _norm_name(config: Phi3Config) -> str:
-    return "model.final_layernorm" if isinstance(config, Phi3SmallConfig) else "model.norm"

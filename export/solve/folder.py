@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 
 from phi3mobile.errors import InputError
 from phi3mobile.files import whole_file
-from phi3mobile.models.config import Phi3Config
 from phi3mobile.models.form import Form
 from phi3mobile.models.quantized import Packed
-from phi3mobile.models.weights import expected_tensors
+from phi3mobile.models.registry import read_config
+from phi3mobile.models.tensors import shapes
 
 FORMAT = 2
 ABOUT = "packed.json"
@@ -89,14 +89,14 @@ class Solved:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.about = folder, _read_about(folder)
-        self.config = Phi3Config.from_hf(_read_json(folder / "config.json"))
+        self.config = read_config(_read_json(folder / "config.json"))
         parts = [_Part(path) for path in sorted(folder.glob("packed-*.safetensors"))]
         self._where = {name: part for part in parts for name in part.names()}
         if missing := [name for name in (*self.names(), HEAD) if name not in self._where]:
             raise InputError(f"{folder} lacks {', '.join(missing[:6])}; quantize again")
 
     def names(self) -> list[str]:
-        return list(expected_tensors(self.config))
+        return list(self.config.tensors())
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._where[name].form(name)[0]
@@ -110,7 +110,7 @@ class Solved:
 
     def check(self) -> None:
         """InputError for tensors of other shapes than the config's."""
-        for name, shape in expected_tensors(self.config).items():
+        for name, shape in shapes(self.config.tensors()).items():
             if self.shape(name) != shape:
                 raise InputError(f"{self.folder}: {name} has shape {list(self.shape(name))}, expected {list(shape)}")
 

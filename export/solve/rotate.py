@@ -18,17 +18,9 @@ import torch
 
 from phi3mobile.errors import InputError
 from phi3mobile.export.solve.checkpoint import finite_tensor
-from phi3mobile.export.targets.executorch.segments import segment_parts
-from phi3mobile.models.config import Phi3SmallConfig
-from phi3mobile.models.weights import Checkpoint, expected_tensors
+from phi3mobile.models.checkpoint import Checkpoint
+from phi3mobile.models.tensors import EMBED, FINAL_NORM, NORMS, QKV, O
 
-_READERS = {  # of the hidden states, and the norm that they read them through
-    "qkv_proj": "input_layernorm",
-    "query_key_value": "input_layernorm",
-    "gate_up_proj": "post_attention_layernorm",
-    "up_proj": "post_attention_layernorm",
-}
-_MIXERS = ("o_proj", "dense")  # write the hidden states, and read heads of v
 _LARGEST_SHIFT = 1000.0  # of a final norm's bias over its weight: more would drown the hidden states
 
 
@@ -60,13 +52,13 @@ class Rotated:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.source, self.folder = checkpoint, checkpoint.folder
         self.config = replace(checkpoint.config, tie_word_embeddings=False)
-        self._small = isinstance(self.config, Phi3SmallConfig)
-        self._end = "model.final_layernorm" if self._small else "model.norm"
-        if self._small:
+        self._tensors = self.config.tensors()
+        self._end = self.config.tensor(FINAL_NORM).module
+        if f"{self._end}.bias" in self._tensors:
             self._shift()
 
     def names(self) -> list[str]:
-        return list(expected_tensors(self.config))
+        return list(self.config.tensors())
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.source.shape(name)
@@ -77,19 +69,17 @@ class Rotated:
 
     def tensor(self, name: str) -> torch.Tensor:
         """One weight in float32. InputError if a value of the checkpoint's is NaN or infinite."""
-        module, _, part = name.rpartition(".")
-        layer, _, kind = module.rpartition(".")
-        if kind.endswith("norm"):
+        found, (module, _, part) = self._tensors[name], name.rpartition(".")
+        role = found.of or found.role  # of a bias: what it belongs to
+        if role in NORMS:
             return self._norm(name)
-        if module == "lm_head":
-            return self._reader(module, self._end, part)
-        if kind in _READERS:
-            value = self._reader(module, f"{layer.rpartition('.')[0]}.{_READERS[kind]}", part)
-            return self._values_turned(value) if layer.endswith("self_attn") else value
+        if (norm := self.config.tensor(role, found.layer).reads) in NORMS:
+            value = self._reader(module, self.config.tensor(norm, None if norm == FINAL_NORM else found.layer).module, part)
+            return self._values_turned(value, found.layer) if role == QKV else value
         value = finite_tensor(self.source, name)
-        if kind in _MIXERS and part == "weight":
+        if role == O and part == "weight":
             value = turn(value.unflatten(1, (-1, self.config.head_dim))).flatten(1)
-        return turn(value) if module == "model.embed_tokens" else turn(value, 0)
+        return turn(value) if role == EMBED else turn(value, 0)
 
     def _reader(self, module: str, norm: str, part: str) -> torch.Tensor:
         """A linear's weight with its norm's in it, or its bias with the norm's; a head has none."""
@@ -98,9 +88,9 @@ class Rotated:
             return turn(weight * scale)
         return finite_tensor(self.source, f"{module}.bias") + weight @ finite_tensor(self.source, f"{norm}.bias")
 
-    def _values_turned(self, value: torch.Tensor) -> torch.Tensor:
+    def _values_turned(self, value: torch.Tensor, layer: int | None) -> torch.Tensor:
         """Rows of the fused projection, or its bias, with each KV head's v turned."""
-        rows = segment_parts(self.config, "start", "stock")["v"].rows
+        rows = self.config.tensor(QKV, layer).rows["v"]
         value[rows] = turn(value[rows].unflatten(0, (-1, self.config.head_dim)), 1).flatten(0, 1)
         return value
 

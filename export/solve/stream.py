@@ -15,10 +15,13 @@ from torch import nn
 
 from phi3mobile.errors import InputError
 from phi3mobile.export.solve.gptq import matched
-from phi3mobile.models import phi3, phi3small
-from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
+from phi3mobile.models.attend import attend
+from phi3mobile.models.config import DecoderConfig
+from phi3mobile.models.modules import norm as new_norm
 from phi3mobile.models.quantized import Packed, QuantizedLinear
+from phi3mobile.models.registry import family_of
 from phi3mobile.models.rope import rope_tables
+from phi3mobile.models.tensors import ATTENTION_NORM, FINAL_NORM, MLP_NORM, in_layer
 
 _ROWS = 4096  # activations rounded or multiplied at once
 
@@ -87,11 +90,10 @@ def products(x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> torch.T
     return total
 
 
-def load_layer(config: Phi3Config, index: int, weights: Weights) -> nn.Module:
+def load_layer(config: DecoderConfig, index: int, weights: Weights) -> nn.Module:
     """Layer `index` in float32."""
     with torch.device("meta"):
-        small = isinstance(config, Phi3SmallConfig)
-        layer = phi3small.SmallDecoderLayer(config, index) if small else phi3.DecoderLayer(config)
+        layer = family_of(config).Layer(config, index)
     for name, _ in list(layer.named_parameters()):
         module, _, attribute = name.rpartition(".")
         value = nn.Parameter(weights(f"model.layers.{index}.{name}"), requires_grad=False)
@@ -99,18 +101,15 @@ def load_layer(config: Phi3Config, index: int, weights: Weights) -> nn.Module:
     return layer.eval()
 
 
-def load_norm(config: Phi3Config, weights: Weights) -> nn.Module:
+def load_norm(config: DecoderConfig, weights: Weights) -> nn.Module:
     """The final norm in float32."""
-    if isinstance(config, Phi3SmallConfig):
-        norm, name = nn.LayerNorm(config.hidden_size, config.rms_norm_eps), "model.final_layernorm"
-    else:
-        norm, name = phi3.RMSNorm(config.hidden_size, config.rms_norm_eps), "model.norm"
+    norm, name = new_norm(config), config.tensor(FINAL_NORM).module
     for part, _ in list(norm.named_parameters()):
         setattr(norm, part, nn.Parameter(weights(f"{name}.{part}"), requires_grad=False))
     return norm
 
 
-def run_layer(config: Phi3Config, layer: nn.Module, index: int, x: torch.Tensor) -> torch.Tensor:
+def run_layer(config: DecoderConfig, layer: nn.Module, index: int, x: torch.Tensor) -> torch.Tensor:
     """x [B, T, D] -> [B, T, D], every sequence from position 0."""
     cos, sin = rope_tables(config, x.shape[1])
     q, k, v = layer.attention_inputs(x, cos[: x.shape[1]], sin[: x.shape[1]])
@@ -118,14 +117,13 @@ def run_layer(config: Phi3Config, layer: nn.Module, index: int, x: torch.Tensor)
     return layer.attention_output(x, torch.cat([_attend(config, index, *row) for row in rows]))
 
 
-def _attend(config: Phi3Config, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    if isinstance(config, Phi3SmallConfig):
-        return phi3small.attend(q, k, v, 0, config.attention_scale, config.blocksparse(index))
-    return phi3.attend(q, k, v, 0, config.sliding_window)
+def _attend(config: DecoderConfig, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    block = config.block(index)
+    return attend(q, k, v, 0, config.attention_scale, block.window, block.pattern)
 
 
 def run_watched(
-    config: Phi3Config, layer: nn.Module, index: int, x: torch.Tensor
+    config: DecoderConfig, layer: nn.Module, index: int, x: torch.Tensor
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """As run_layer, and what each linear of the layer sees, by name. InputError if that is not finite."""
     inputs: dict[str, torch.Tensor] = {}
@@ -143,15 +141,15 @@ def run_watched(
 
 
 def solve_layer(
-    config: Phi3Config, layer: nn.Module, index: int, x: torch.Tensor, exact: dict[str, torch.Tensor], solve: Solve
+    config: DecoderConfig, layer: nn.Module, index: int, x: torch.Tensor, exact: dict[str, torch.Tensor], solve: Solve
 ) -> tuple[dict[str, Packed], torch.Tensor]:
     """Solve a float layer in place on hidden states x [B, T, D]: its matrices by name, and the hidden states behind it.
 
     `exact`: what its linears see in the float model. The layer computes with its integers from then on.
     """
     power = Power()
-    for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-        norm.register_forward_pre_hook(power)
+    for role in (ATTENTION_NORM, MLP_NORM):
+        layer.get_submodule(in_layer(config.tensor(role, index))).register_forward_pre_hook(power)
     solving = {}
     for name, linear in list(layer.named_modules()):
         if isinstance(linear, nn.Linear):

@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> None:
 
     with quiet():
         from phi3mobile.export.checkpoint import import_checkpoint
-        from phi3mobile.models.weights import open_checkpoint
+        from phi3mobile.models.checkpoint import open_checkpoint
 
         import_checkpoint(resolve(args.source), args.out, args.dtype)
         card = checkpoint_card(open_checkpoint(args.out))

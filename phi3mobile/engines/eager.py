@@ -6,13 +6,13 @@ import numpy as np
 import torch
 
 from phi3mobile.engines import EngineInfo
-from phi3mobile.models.phi3 import Phi3ForCausalLM
+from phi3mobile.models.decoder import Decoder
 
 
 class EagerEngine:
-    """Runs `Phi3ForCausalLM` (float or quantized weights), `chunk` tokens at most per forward."""
+    """Runs `Decoder` (float or quantized weights), `chunk` tokens at most per forward."""
 
-    def __init__(self, model: Phi3ForCausalLM, chunk: int = 128) -> None:
+    def __init__(self, model: Decoder, chunk: int = 128) -> None:
         config = model.config
         self.model = model
         self.info = EngineInfo(config.vocab_size, model.context, chunk, config.original_context)

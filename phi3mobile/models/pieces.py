@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from phi3mobile.models.blocksparse import Pattern
+from phi3mobile.models.tensors import GATE_UP, QKV
+
 if TYPE_CHECKING:
-    from phi3mobile.models.config import Phi3Config
+    from phi3mobile.models.config import DecoderConfig
 
 
-def pieces(config: Phi3Config) -> dict[str, str]:
+@dataclass(frozen=True)
+class Block:
+    """One layer: norm, attention, norm, MLP. A piece that a target lacks is refused by its name."""
+
+    norm: str = "rmsnorm"  # or "layernorm", with a bias
+    activation: str = "swiglu"  # or "gegelu"
+    limit: float = 0.0  # of gegelu
+    bias: bool = False  # of the linears
+    window: int | None = None  # a query at q sees keys k with q - window < k <= q
+    pattern: Pattern | None = None  # block-sparse attention
+
+
+def pieces(config: DecoderConfig) -> dict[str, str]:
     """Name of each piece -> where it stands first ("every layer", "layer 0", ...).
 
     Norms: rmsnorm, layernorm. Activations: swiglu, gegelu. Attention: window, blocksparse. Elsewhere: bias (of linears),
-    longrope (a switch of rope factors), multiplier (of embeddings or logits), masked_ids.
+    row_order (fused rows are not [q | k | v] or [gate | up]), longrope (a switch of rope factors), multiplier (of embeddings
+    or logits), masked_ids.
     """
-    from phi3mobile.models.config import Phi3SmallConfig
-
-    small = isinstance(config, Phi3SmallConfig)
-    sparse = next((layer for layer in range(config.num_hidden_layers) if config.blocksparse(layer)), None)
-    found = {("layernorm" if small else "rmsnorm"): "every layer", ("gegelu" if small else "swiglu"): "every layer"}
-    if small:
-        found |= {"bias": "every layer", "multiplier": "embedding and head"}
-    if sparse is not None:
-        found["blocksparse"] = f"layer {sparse}"
-    if config.sliding_window is not None:
-        found["window"] = "every layer"
+    found: dict[str, list[int]] = {}
+    for layer in range(config.num_hidden_layers):
+        block = config.block(layer)
+        has = {
+            "bias": block.bias,
+            "window": block.window is not None,
+            "blocksparse": block.pattern is not None,
+            "row_order": not all(config.tensor(role, layer).stacked for role in (QKV, GATE_UP)),
+        }
+        for name in (block.norm, block.activation, *(name for name, there in has.items() if there)):
+            found.setdefault(name, []).append(layer)
+    everywhere = range(config.num_hidden_layers)
+    placed = {name: "every layer" if len(at) == len(everywhere) else f"layer {at[0]}" for name, at in found.items()}
     if config.original_context is not None:
-        found["longrope"] = "every layer"
+        placed["longrope"] = "every layer"
+    if (config.embedding_multiplier, config.logit_divisor) != (1.0, 1.0):
+        placed["multiplier"] = "embedding and head"
     if config.masked_ids:
-        found["masked_ids"] = "head"
-    return found
+        placed["masked_ids"] = "head"
+    return placed

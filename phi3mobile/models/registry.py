@@ -1,41 +1,73 @@
-"""From a checkpoint folder to a model that runs: the reference for exports and evaluation."""
+"""The families, found by scanning their folder: who reads a config.json, a preset or a GGUF architecture."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import importlib
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import torch
-from torch import nn
+from phi3mobile.errors import InputError
+from phi3mobile.models import families as rooms
+from phi3mobile.models.config import DecoderConfig
 
-from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
-from phi3mobile.models.phi3 import Phi3ForCausalLM
-from phi3mobile.models.phi3small import Phi3SmallForCausalLM
-from phi3mobile.models.weights import Checkpoint, open_checkpoint
+if TYPE_CHECKING:
+    from torch import nn
 
-
-def new_model(config: Phi3Config, context: int | None = None) -> Phi3ForCausalLM:
-    """The model of a config, its weights not yet filled. `context`: see load_model."""
-    return (Phi3SmallForCausalLM if isinstance(config, Phi3SmallConfig) else Phi3ForCausalLM)(config, context)
+    from phi3mobile.models.gguf import GgufLayout
+    from phi3mobile.models.tensors import Tensor
 
 
-def load_model(path: str | Path, context: int | None = None) -> Phi3ForCausalLM:
-    """The checkpoint folder at `path` (model_type phi3, llama, mistral or phi3small) in fp32, eval mode, KV cache inside.
+class Family(Protocol):
+    """What a file in models/families states; docs/adding-a-family.md."""
 
-    `context`: positions of the cache, by default min(max_position_embeddings, 4096). forward(tokens int64 [1, T],
-    position) -> logits float32 [1, T, V]. Raises InputError for a folder that is not such a checkpoint.
+    MODEL_TYPES: tuple[str, ...]  # of config.json: its own and the layouts that it reads as well
+    GGUF: dict[str, GgufLayout]  # architecture -> how its files hold the model
+    PRESETS: dict[str, Any]  # released models, and tiny ones that cover every feature of the graph
+    SHAPES: dict[str, Any]  # the same without their rope factors
+    read: Callable[[dict[str, Any]], Any]  # config.json -> config; InputError for a key that means another function
+    stored: Callable[[Any, Tensor], dict[str, tuple[int, ...]]]  # the parts of one tensor in the config's source layout
+    reference: Callable[[], tuple[Any, Any]]  # transformers' config and model; InputError where it has none
+    Layer: Callable[[Any, int], nn.Module]  # attention_inputs and attention_output: the halves around attention
+
+
+@cache
+def families() -> dict[str, Family]:
+    """By the name of the file."""
+    found: dict[str, ModuleType] = {}
+    for module in pkgutil.iter_modules(rooms.__path__):
+        found[module.name] = importlib.import_module(f"{rooms.__name__}.{module.name}")
+    return cast("dict[str, Family]", found)
+
+
+def family_of(config: DecoderConfig) -> Family:
+    """The family whose config this is."""
+    return families()[config.family]
+
+
+def model_types() -> dict[str, Family]:
+    """Every model_type that is read."""
+    return {name: family for family in families().values() for name in family.MODEL_TYPES}
+
+
+def gguf_layouts() -> dict[str, GgufLayout]:
+    """Every GGUF architecture that is read."""
+    return {name: layout for family in families().values() for name, layout in family.GGUF.items()}
+
+
+def read_config(hf: dict[str, Any]) -> DecoderConfig:
+    """A config.json in the layout of transformers 4 or 5.
+
+    Raises InputError for an unknown model_type, an unknown key, or a value that means another function.
     """
-    return model_from(open_checkpoint(path), context)
+    known, model_type = model_types(), hf.get("model_type")
+    if not isinstance(model_type, str) or model_type not in known:
+        raise InputError(f"config: model_type is {model_type!r}; known are {', '.join(known)}")
+    return known[model_type].read(hf)
 
 
-def model_from(checkpoint: Checkpoint, context: int | None = None) -> Phi3ForCausalLM:
-    """The model of an open checkpoint, its weights checked first."""
-    checkpoint.check()
-    with torch.device("meta"):  # no time or memory spent on random weights
-        model = new_model(checkpoint.config, context)
-    for name in checkpoint.names():
-        module, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(module), attribute, nn.Parameter(checkpoint.tensor(name), requires_grad=False))
-    if checkpoint.config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    model.allocate()
-    return model.eval()
+def stored_parts(config: DecoderConfig, name: str) -> dict[str, tuple[int, ...]]:
+    """The tensors that `name` is stored as in a folder of the config's source layout, in row order, with shapes."""
+    return family_of(config).stored(config, config.tensors()[name])

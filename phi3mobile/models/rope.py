@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import torch
 
-from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.config import DecoderConfig
 
 
-def rope_tables(config: Phi3Config, context: int) -> tuple[torch.Tensor, torch.Tensor]:
+def rope_tables(config: DecoderConfig, context: int) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin, each float32 [rows, rotary_dim / 2].
 
     Where the config switches at its original context, rows are [min(context, original) short | context long], so that
@@ -29,20 +29,20 @@ def rope_tables(config: Phi3Config, context: int) -> tuple[torch.Tensor, torch.T
     return torch.cat([short[0], long[0]]), torch.cat([short[1], long[1]])
 
 
-def _table(config: Phi3Config, factors: tuple[float, ...], mscale: float, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _table(config: DecoderConfig, factors: tuple[float, ...], mscale: float, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float64) / config.rotary_dim
     inv_freq = 1.0 / (torch.tensor(factors, dtype=torch.float64) * config.rope_theta**exponents)
     angles = torch.arange(rows, dtype=torch.float64)[:, None] * inv_freq
     return (angles.cos() * mscale).float(), (angles.sin() * mscale).float()
 
 
-def short_rows(config: Phi3Config, context: int) -> int:
+def short_rows(config: DecoderConfig, context: int) -> int:
     """Rows of the short table for a cache of `context` positions: the number of the first long row, if there is one."""
     return context if config.original_context is None else min(context, config.original_context)
 
 
 def rope_rows(
-    config: Phi3Config, context: int, positions: torch.Tensor, long: torch.Tensor | bool | None = None
+    config: DecoderConfig, context: int, positions: torch.Tensor, long: torch.Tensor | bool | None = None
 ) -> torch.Tensor:
     """Table rows int64 [T] of increasing `positions` int64 [T]: tensor arithmetic only, so it can be traced.
 

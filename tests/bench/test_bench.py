@@ -24,7 +24,7 @@ from phi3mobile.bundle import open_bundle
 from phi3mobile.cli import main
 from phi3mobile.errors import InputError
 from phi3mobile.export.demo_model import demo_recipe
-from phi3mobile.models.weights import open_checkpoint
+from phi3mobile.models.checkpoint import open_checkpoint
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_llama_cpp_computes_our_logits(checkpoint_of, tmp_path, name, kind, leas
     from phi3mobile.bench.runtimes import LlamaCpp
     from phi3mobile.bench.to_gguf import Kind, write_gguf
     from phi3mobile.engines.eager import EagerEngine
-    from phi3mobile.models.registry import model_from
+    from phi3mobile.models.loading import model_from
 
     checkpoint = open_checkpoint(checkpoint_of(name))
     write_gguf(checkpoint, tmp_path / "model.gguf", Kind[kind])
@@ -162,7 +162,7 @@ def test_every_4_bit_runtime_computes_the_model(bundle_of, checkpoint_of):
     """
     from phi3mobile.bench.runtimes import RUNTIMES
     from phi3mobile.engines.eager import EagerEngine
-    from phi3mobile.models.registry import model_from
+    from phi3mobile.models.loading import model_from
 
     bundle, checkpoint = open_bundle(bundle_of("tiny-gqa", demo_recipe())), open_checkpoint(checkpoint_of("tiny-gqa"))
     entries, missing = peers.prepare_peers(bundle, checkpoint, None, lambda *_: None)

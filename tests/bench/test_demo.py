@@ -5,7 +5,7 @@ import json
 
 from phi3mobile.bundle import open_bundle
 from phi3mobile.cli import main
-from phi3mobile.models.weights import open_checkpoint
+from phi3mobile.models.checkpoint import open_checkpoint
 
 
 def demo(capsys, *arguments):

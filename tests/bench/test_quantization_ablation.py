@@ -23,8 +23,8 @@ from phi3mobile.export.packed import PackedModel, load_packed
 from phi3mobile.export.recipe import find_recipe
 from phi3mobile.export.solve.build import quantize_checkpoint
 from phi3mobile.export.solve.folder import Solved
-from phi3mobile.models.registry import load_model
-from phi3mobile.models.weights import open_checkpoint
+from phi3mobile.models.checkpoint import open_checkpoint
+from phi3mobile.models.loading import load_model
 
 BITS = [bits for bits in ALLOWED["bits"] if bits != FLOAT]
 ANY_WIDTH = ("absmax", "rtn", "gptq")

@@ -339,12 +339,12 @@ def test_masks_of_the_bench_are_what_the_model_of_phi_3_small_sees():
     from tiny import random_model, random_tokens, tiny
 
     from phi3mobile.bench.sparse import masked_logits, seen_blocks
-    from phi3mobile.models.phi3small import visible
+    from phi3mobile.models.attend import visible
 
     for pattern in PATTERNS:
         positions = torch.arange(24) * pattern.block
         seen = torch.from_numpy(seen_blocks(pattern, 24))
-        assert torch.equal(seen, visible(pattern, positions, positions).expand(pattern.heads, -1, -1))
+        assert torch.equal(seen, visible(positions, positions, pattern=pattern).expand(pattern.heads, -1, -1))
     model, tokens = random_model(tiny("tiny-gqa"), 40), random_tokens(tiny("tiny-gqa"), 40)
     dense = model(tokens)[0]
     torch.testing.assert_close(masked_logits(model, tokens, None, 1), dense)

@@ -27,7 +27,7 @@ def open_as(bundle_of, checkpoint_of):
             return FakeEngine(max_context=64, max_chunk=16, original_context=32 if preset == "tiny-longrope" else None)
         if name == "eager":
             from phi3mobile.engines.eager import EagerEngine
-            from phi3mobile.models.registry import load_model
+            from phi3mobile.models.loading import load_model
 
             return EagerEngine(load_model(checkpoint_of(preset)), chunk=16)
         if name == "native":

@@ -15,8 +15,8 @@ from phi3mobile.export.recipe import find_recipe
 from phi3mobile.export.solve.budget import MatrixClass, choose, measure_classes
 from phi3mobile.export.solve.build import quantize_checkpoint
 from phi3mobile.export.solve.folder import Solved
+from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.models.form import Form
-from phi3mobile.models.weights import open_checkpoint
 
 FORMS = ((4, 128), 4.125), ((4, 64), 4.25), ((4, 32), 4.5), ((8, 64), 8.5)
 

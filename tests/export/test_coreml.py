@@ -22,8 +22,8 @@ from phi3mobile.export.recipe import find_recipe
 from phi3mobile.export.targets.coreml import decoder
 from phi3mobile.export.targets.coreml.reference import reference_model
 from phi3mobile.export.targets.coreml.write import to_coreml
+from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.models.presets import PRESETS
-from phi3mobile.models.weights import open_checkpoint
 from phi3mobile.session.session import Session
 
 RECIPE = find_recipe("ios-gpu")

@@ -23,8 +23,8 @@ from phi3mobile.export.recipe import find_recipe  # noqa: E402
 from phi3mobile.export.targets.coreml import ane  # noqa: E402
 from phi3mobile.export.targets.coreml.reference import reference_model  # noqa: E402
 from phi3mobile.export.targets.coreml.write import to_coreml  # noqa: E402
+from phi3mobile.models.checkpoint import open_checkpoint  # noqa: E402
 from phi3mobile.models.presets import PRESETS  # noqa: E402
-from phi3mobile.models.weights import open_checkpoint  # noqa: E402
 from phi3mobile.session.session import Session  # noqa: E402
 
 

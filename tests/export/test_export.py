@@ -20,7 +20,7 @@ from phi3mobile.errors import InputError
 from phi3mobile.export.build import export, stop_ids
 from phi3mobile.export.recipe import DEFAULT_RECIPE, RECIPES, find_recipe
 from phi3mobile.export.targets.executorch.write import TraceSpec
-from phi3mobile.models.weights import open_checkpoint
+from phi3mobile.models.checkpoint import open_checkpoint
 
 
 @pytest.fixture

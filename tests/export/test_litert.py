@@ -24,10 +24,10 @@ from phi3mobile.export.packed import EMBEDDING, HEAD, PackedModel, load_packed
 from phi3mobile.export.recipe import find_recipe
 from phi3mobile.export.targets.litert.decoder import int4_bytes
 from phi3mobile.export.targets.litert.write import to_litert
+from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.models.form import Form
 from phi3mobile.models.presets import PRESETS
 from phi3mobile.models.quantized import Packed, pack_nibbles
-from phi3mobile.models.weights import open_checkpoint
 from phi3mobile.session.session import Session
 
 

@@ -170,7 +170,7 @@ def test_the_demo_models_logits_are_torchs(demo_checkpoint, tmp_path):
 
     from phi3mobile.export.packed import PackedModel, load_packed
     from phi3mobile.export.recipe import find_recipe
-    from phi3mobile.models.weights import open_checkpoint
+    from phi3mobile.models.checkpoint import open_checkpoint
 
     bundle = open_bundle(export(demo_checkpoint, tmp_path / "bundle", "litert", 256, method="rtn"))
     packed = PackedModel(open_checkpoint(demo_checkpoint), find_recipe("litert"))

@@ -19,10 +19,10 @@ from phi3mobile.export.solve.budget import choose, measure_classes
 from phi3mobile.export.solve.calibration import card_tokens
 from phi3mobile.export.solve.folder import Solved, read_part, write_part
 from phi3mobile.export.solve.gptq import solve
+from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.models.form import Form
+from phi3mobile.models.loading import load_model
 from phi3mobile.models.quantized import QuantizedLinear, group_sums, quantize_activation
-from phi3mobile.models.registry import load_model
-from phi3mobile.models.weights import open_checkpoint
 from phi3mobile.text.tokenizer import load_tokenizer
 
 

@@ -18,8 +18,8 @@ from phi3mobile.export.checkpoint import import_checkpoint
 from phi3mobile.export.packed import PackedModel, load_packed
 from phi3mobile.export.recipe import find_recipe
 from phi3mobile.models import quantized
-from phi3mobile.models.registry import load_model
-from phi3mobile.models.weights import companion_files, expected_tensors, open_checkpoint, write_checkpoint
+from phi3mobile.models.checkpoint import companion_files, open_checkpoint, write_checkpoint
+from phi3mobile.models.loading import load_model
 from phi3mobile.session.session import Session
 
 CONTEXT = 256  # of reference models: as much as the tests use
@@ -60,7 +60,7 @@ def test_an_imported_llama_folder_has_the_same_logits(model_type, tmp_path):
 
 def test_the_imported_demo_gguf_has_the_same_logits(demo_checkpoint):
     from phi3mobile.export.demo_model import demo_gguf
-    from phi3mobile.models.gguf import open_gguf
+    from phi3mobile.models.gguf_checkpoint import open_gguf
 
     source, ours = open_gguf(demo_gguf()), load_model(demo_checkpoint, CONTEXT)
     tokens = random_tokens(ours.config, 24)
@@ -179,7 +179,7 @@ def truncated(checkpoint, folder, layers):
     """The first layers of a checkpoint, as a checkpoint."""
     whole = open_checkpoint(checkpoint)
     config = replace(whole.config, num_hidden_layers=layers)
-    tensors = ((name, whole.tensor(name)) for name in expected_tensors(config))
+    tensors = ((name, whole.tensor(name)) for name in config.tensors())
     return write_checkpoint(folder, config, tensors, torch.float16, companion_files(checkpoint))
 
 

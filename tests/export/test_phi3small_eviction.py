@@ -22,11 +22,11 @@ from phi3mobile.export.cards import bundle_card, checkpoint_card
 from phi3mobile.export.packed import PackedModel, load_packed
 from phi3mobile.export.recipe import find_recipe
 from phi3mobile.export.targets.executorch.attention import NativeAttention, Place, eviction_of
+from phi3mobile.models.attend import attend
 from phi3mobile.models.blocksparse import Pattern, evicting_cache
-from phi3mobile.models.phi3small import attend
+from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.models.presets import PRESETS
 from phi3mobile.models.rope import apply_rope
-from phi3mobile.models.weights import open_checkpoint
 from phi3mobile.session.session import Session
 
 needs_kernels = pytest.mark.skipif(native_library() is None, reason="the native library is not built: make native")
@@ -185,7 +185,7 @@ def test_the_evicting_form_of_attention_equals_the_models(lengths, homo, numbers
         q, k, v = (torch.randn(1, length, count, 16, generator=generator) for count in (8, kv_heads, kv_heads))
         cos, sin = torch.randn(length, 8, generator=generator), torch.randn(length, 8, generator=generator)
         k_cache[:, position:end], v_cache[:, position:end] = apply_rope(k, cos, sin), v
-        expected = attend(apply_rope(q, cos, sin), k_cache, v_cache, position, config.attention_scale, pattern)[0]
+        expected = attend(apply_rope(q, cos, sin), k_cache, v_cache, position, config.attention_scale, pattern=pattern)[0]
         place = Place(torch.tensor([position]), position, cos, sin, None, [])
         ours = attention(place, torch.cat([part[0].flatten(1) for part in (q, k, v)], 1))
         assert (ours - expected).abs().max() < 1e-5

@@ -20,9 +20,10 @@ from phi3mobile.export.recipe import find_recipe
 from phi3mobile.export.targets.executorch import stamp
 from phi3mobile.export.targets.executorch.attention import Place, ShiftedMasks, StockAttention, StockBlockSparse, attention_of
 from phi3mobile.export.targets.executorch.write import lowered_segments, register_operators
-from phi3mobile.models.phi3small import MASKED, attend, visible
+from phi3mobile.models.attend import attend, visible
+from phi3mobile.models.checkpoint import open_checkpoint
+from phi3mobile.models.decoder import MASKED
 from phi3mobile.models.rope import apply_rope
-from phi3mobile.models.weights import open_checkpoint
 from phi3mobile.session.session import Session
 
 NATIVE = pytest.mark.skipif(native_library() is None, reason="the native library is not built: make native")
@@ -172,7 +173,7 @@ def test_both_forms_of_attention_equal_the_models(changes, lengths, name):
         cos, sin = torch.randn(length, 8, generator=generator), torch.randn(length, 8, generator=generator)
         turned = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         k_cache[:, position:end], v_cache[:, position:end] = turned[1], v
-        expected = attend(turned[0], k_cache, v_cache, position, config.attention_scale, pattern)[0]
+        expected = attend(turned[0], k_cache, v_cache, position, config.attention_scale, pattern=pattern)[0]
         positions = torch.arange(position, end)
         shifted = ShiftedMasks(pattern, CONTEXT)(positions)
         place = Place(torch.tensor([position]), position, cos, sin, None, shifted)
@@ -190,7 +191,7 @@ def test_masks_are_what_heads_see(changes, start, length):
     config = tiny("small-tiny", **changes)
     pattern, positions = config.blocksparse(0), torch.arange(start, start + length)
     shown = torch.stack(ShiftedMasks(pattern, CONTEXT)(positions)) == 0
-    seen = visible(pattern, positions, torch.arange(CONTEXT))
+    seen = visible(positions, torch.arange(CONTEXT), pattern=pattern)
     shifts = [head * pattern.head_step % pattern.stride for head in range(8)]
     for head, shift in enumerate(shifts):
         assert torch.equal(seen[head], shown[sorted(set(shifts)).index(shift)])

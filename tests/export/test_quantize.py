@@ -12,8 +12,8 @@ from phi3mobile.errors import InputError
 from phi3mobile.export.packed import HEAD, PackedModel
 from phi3mobile.export.quantize import SMALLEST_SCALE, quantize
 from phi3mobile.export.recipe import RECIPES, find_recipe
+from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.models.quantized import Packed, QuantizedEmbedding, pack_nibbles
-from phi3mobile.models.weights import open_checkpoint
 
 quick = settings(max_examples=60, deadline=None)
 

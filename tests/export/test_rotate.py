@@ -25,8 +25,10 @@ from phi3mobile.export.solve.calibration import calibration_of
 from phi3mobile.export.solve.folder import Solved
 from phi3mobile.export.solve.rotate import Rotated, turn
 from phi3mobile.export.solve.stream import load_layer, load_norm, rounded, run_layer
-from phi3mobile.models.registry import load_model, new_model
-from phi3mobile.models.weights import expected_tensors, open_checkpoint, write_checkpoint
+from phi3mobile.models.checkpoint import open_checkpoint, write_checkpoint
+from phi3mobile.models.decoder import Decoder
+from phi3mobile.models.loading import load_model
+from phi3mobile.models.tensors import shapes
 from phi3mobile.text.tokenizer import load_tokenizer
 
 MODELS = ["tiny-gqa", "tiny-tied", "tiny-partial", "tiny-window", "tiny-longrope", "small-tiny", "small-tiny-longrope"]
@@ -73,7 +75,7 @@ def test_the_sizes_of_real_models_are_turned_evenly(size, peak):
 
 
 def as_model(checkpoint: Rotated, context: int = 128):
-    model = new_model(checkpoint.config, context).eval()
+    model = Decoder(checkpoint.config, context).eval()
     model.load_state_dict({name: checkpoint.tensor(name) for name in checkpoint.names()})
     return model
 
@@ -96,7 +98,7 @@ def test_a_turned_model_is_a_whole_checkpoint_that_can_be_written(name, checkpoi
     assert source.config.tie_word_embeddings
     turned = Rotated(source)
     assert not turned.config.tie_word_embeddings and HEAD in turned.names()
-    assert {key: turned.shape(key) for key in turned.names()} == expected_tensors(turned.config)
+    assert {key: turned.shape(key) for key in turned.names()} == shapes(turned.config.tensors())
     tensors = ((key, turned.tensor(key)) for key in turned.names())
     written = load_model(write_checkpoint(tmp_path / "c", turned.config, tensors, torch.float32))
     tokens = random_tokens(source.config, 12)

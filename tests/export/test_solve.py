@@ -27,11 +27,11 @@ from phi3mobile.export.solve.checkpoint import on_grid
 from phi3mobile.export.solve.folder import Solved, is_solved, read_part, write_part
 from phi3mobile.export.solve.gptq import fit_scales, matched, polish, round_in_order, search_scales, solve
 from phi3mobile.export.solve.stream import load_layer, products, rounded, run_layer, run_watched
+from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.models.form import Form
+from phi3mobile.models.loading import load_model
 from phi3mobile.models.presets import preset
 from phi3mobile.models.quantized import Packed, quantize_activation
-from phi3mobile.models.registry import load_model
-from phi3mobile.models.weights import open_checkpoint
 from phi3mobile.text.tokenizer import load_tokenizer
 
 quick = settings(max_examples=30, deadline=None)

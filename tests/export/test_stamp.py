@@ -25,7 +25,7 @@ from phi3mobile.export.targets.executorch.write import (
     register_operators,
     to_executorch,
 )
-from phi3mobile.models.weights import open_checkpoint
+from phi3mobile.models.checkpoint import open_checkpoint
 
 CONTEXT, CHUNK = 64, 32
 

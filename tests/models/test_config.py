@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from tiny import TINY, tiny
 
 from phi3mobile.errors import InputError
-from phi3mobile.models.config import Phi3Config, RopeScaling
+from phi3mobile.models.config import RopeScaling
 from phi3mobile.models.presets import PRESETS, SHAPES, preset
+from phi3mobile.models.registry import read_config
 
 MINI_4K = {
     "_name_or_path": "Phi-3-mini-4k-instruct",
-    "architectures": ["Phi3ForCausalLM"],
+    "architectures": ["Decoder"],
     "attention_dropout": 0.0,
     "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"},
     "bos_token_id": 1,
@@ -74,7 +75,7 @@ def test_kv_bytes():
 
 
 def test_released_config_is_the_preset():
-    assert Phi3Config.from_hf(MINI_4K) == PRESETS["phi-3-mini-4k"]
+    assert read_config(MINI_4K) == PRESETS["phi-3-mini-4k"]
 
 
 def test_mscales():
@@ -102,42 +103,42 @@ def test_round_trip_through_json_and_transformers(name, tmp_path):
     import transformers
 
     config = PRESETS[name]
-    assert Phi3Config.from_hf(json.loads(json.dumps(config.to_hf()))) == config
+    assert read_config(json.loads(json.dumps(config.to_hf()))) == config
     (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
     theirs = transformers.AutoConfig.from_pretrained(tmp_path)
     assert theirs.sliding_window == config.sliding_window and theirs.eos_token_id == 2
     theirs.save_pretrained(tmp_path / "saved")  # transformers 5: rope_parameters
     saved = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert "rope_parameters" in saved
-    assert Phi3Config.from_hf(saved) == config
+    assert read_config(saved) == config
 
 
 def test_transformers_5_llama_and_mistral_defaults():
     import transformers
 
-    llama = Phi3Config.from_hf(transformers.LlamaConfig().to_dict())
+    llama = read_config(transformers.LlamaConfig().to_dict())
     assert (llama.head_dim, llama.sliding_window, llama.source_model_type) == (128, None, "llama")
-    mistral = Phi3Config.from_hf(transformers.MistralConfig().to_dict())
+    mistral = read_config(transformers.MistralConfig().to_dict())
     assert (mistral.num_key_value_heads, mistral.sliding_window, mistral.max_position_embeddings) == (8, 4096, 131072)
     shapes = {
         key: MINI_4K[key]
         for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     }
-    sparse = Phi3Config.from_hf({"model_type": "mistral", **shapes})
+    sparse = read_config({"model_type": "mistral", **shapes})
     assert sparse.num_key_value_heads == 8 and sparse.sliding_window == 4096 and sparse.rms_norm_eps == 1e-6
 
 
 def test_llama_ignores_a_window_and_keeps_an_odd_head_dim():
-    config = Phi3Config.from_hf(hf(model_type="llama", sliding_window=4, head_dim=24))
+    config = read_config(hf(model_type="llama", sliding_window=4, head_dim=24))
     assert config.sliding_window is None and config.to_hf()["head_dim"] == 24
-    assert Phi3Config.from_hf(config.to_hf()).head_dim == 24
+    assert read_config(config.to_hf()).head_dim == 24
 
 
 def test_longrope_factor_and_attention_factor():
-    assert Phi3Config.from_hf(longrope(attention_factor=1.3)).mscales == (1.3, 1.3)
-    assert Phi3Config.from_hf(longrope(short_mscale=1.1, long_mscale=1.2)).mscales == (1.1, 1.2)
-    assert Phi3Config.from_hf(longrope(factor=1.0)).mscales == (1.0, 1.0)
-    assert Phi3Config.from_hf(longrope(type="su")) == Phi3Config.from_hf(longrope())
+    assert read_config(longrope(attention_factor=1.3)).mscales == (1.3, 1.3)
+    assert read_config(longrope(short_mscale=1.1, long_mscale=1.2)).mscales == (1.1, 1.2)
+    assert read_config(longrope(factor=1.0)).mscales == (1.0, 1.0)
+    assert read_config(longrope(type="su")) == read_config(longrope())
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def test_longrope_factor_and_attention_factor():
 )
 def test_bad_configs_are_named(config, message):
     with pytest.raises(InputError, match=message) as error:
-        Phi3Config.from_hf(config)
+        read_config(config)
     assert "\n" not in str(error.value)
 
 
@@ -206,8 +207,8 @@ json_values = st.none() | st.booleans() | st.integers(-3, 300) | st.floats(allow
 @given(key=st.sampled_from(sorted(MINI_4K)), value=json_values | st.lists(json_values, max_size=2) | st.just({}))
 def test_any_value_reads_or_is_refused_in_one_line(key, value):
     try:
-        config = Phi3Config.from_hf({**MINI_4K, key: value})
+        config = read_config({**MINI_4K, key: value})
     except InputError as error:
         assert "\n" not in str(error)
     else:
-        assert Phi3Config.from_hf(config.to_hf()) == config
+        assert read_config(config.to_hf()) == config

@@ -14,10 +14,10 @@ from tiny import random_model, random_tensors, random_tokens, tiny, tiny_checkpo
 
 from phi3mobile.errors import InputError
 from phi3mobile.export.checkpoint import import_checkpoint
-from phi3mobile.models.gguf import import_gguf, open_gguf
-from phi3mobile.models.phi3 import Phi3ForCausalLM
-from phi3mobile.models.registry import load_model
-from phi3mobile.models.weights import open_checkpoint
+from phi3mobile.models.checkpoint import open_checkpoint
+from phi3mobile.models.decoder import Decoder
+from phi3mobile.models.gguf_checkpoint import import_gguf, open_gguf
+from phi3mobile.models.loading import load_model
 
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -314,7 +314,7 @@ def test_the_demo_model_answers_as_in_llama_cpp():
     source = open_gguf(demo_file())
     source.check()
     with torch.device("meta"):
-        model = Phi3ForCausalLM(source.config, 64)
+        model = Decoder(source.config, 64)
     for name in source.names():
         module, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(module), attribute, torch.nn.Parameter(source.tensor(name)))

@@ -5,8 +5,11 @@ import torch
 from tiny import TINY, random_model, random_tensors, random_tokens, tiny, transformers_model, unfused
 
 from phi3mobile.errors import InputError
-from phi3mobile.models.config import Phi3Config, RopeScaling
-from phi3mobile.models.phi3 import Phi3ForCausalLM, attend
+from phi3mobile.models.attend import attend
+from phi3mobile.models.config import RopeScaling
+from phi3mobile.models.decoder import Decoder
+from phi3mobile.models.families.phi3 import Phi3Config
+from phi3mobile.models.registry import read_config
 
 LIMIT = 1e-4
 
@@ -47,7 +50,7 @@ def test_type_su_is_longrope():
     config = tiny("tiny-longrope")
     hf = config.to_hf()
     hf["rope_scaling"]["type"] = "su"
-    read = Phi3Config.from_hf(hf)
+    read = read_config(hf)
     assert read == config
     tokens = random_tokens(config, 40)
     assert difference(random_model(read)(tokens), reference(config, tokens)) <= LIMIT
@@ -120,7 +123,7 @@ def test_llama_and_mistral_are_the_same_graph(kind):
         }[kind]
         hf = transformers.LlamaConfig(**shape, rope_parameters=rope, tie_word_embeddings=kind == "llama")
         theirs = transformers.LlamaForCausalLM(hf)
-    config = Phi3Config.from_hf(hf.to_dict())
+    config = read_config(hf.to_dict())
     assert config.source_model_type == hf.model_type and config.original_context is None
     tensors = random_tensors(config)
     theirs.float().eval().load_state_dict(unfused(config, tensors), strict=False)
@@ -143,19 +146,19 @@ def test_state_dict_has_hf_names():
     for name in ("tiny-gqa", "tiny-tied"):
         config = tiny(name)
         theirs = transformers_model(config, random_tensors(config)).state_dict()
-        ours = Phi3ForCausalLM(config).state_dict()
+        ours = Decoder(config).state_dict()
         assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
 
 
 def test_tied_head_is_the_embedding():
-    model = Phi3ForCausalLM(tiny("tiny-tied"))
+    model = Decoder(tiny("tiny-tied"))
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert sum(p.numel() for p in model.parameters()) == model.config.parameters()
 
 
 def test_builds_on_meta_then_allocates():
     with torch.device("meta"):
-        model = Phi3ForCausalLM(tiny("tiny-longrope"))
+        model = Decoder(tiny("tiny-longrope"))
     assert model.cos.is_meta and model.model.layers[0].k_cache.is_meta
     model.allocate()
     assert model.cos.shape == (32 + 256, 8) and not model.model.layers[1].v_cache.is_meta
@@ -164,7 +167,7 @@ def test_builds_on_meta_then_allocates():
 def test_attend_sees_exactly_window_keys():
     v = torch.eye(8)[None, :, None, :]  # the result at a query is its row of attention weights
     zeros = torch.zeros(1, 8, 1, 8)
-    weights = attend(zeros, zeros, v, 0, window=3)[0]
+    weights = attend(zeros, zeros, v, 0, 1.0, window=3)[0]
     expected = torch.ones(8, 8).tril().triu(-2)
     assert torch.allclose(weights, expected / expected.sum(1, keepdim=True))
 
@@ -181,13 +184,13 @@ def test_attend_sees_exactly_window_keys():
     ],
 )
 def test_bad_tokens_are_named(tokens, message):
-    model = Phi3ForCausalLM(tiny("tiny-mha"), 16)
+    model = Decoder(tiny("tiny-mha"), 16)
     with pytest.raises(InputError, match=message):
         model(tokens)
 
 
 def test_gaps_and_bad_contexts_are_refused():
-    model = Phi3ForCausalLM(tiny("tiny-mha"), 16)
+    model = Decoder(tiny("tiny-mha"), 16)
     model(torch.zeros(1, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match="cache holds 4 rows"):
         model(torch.zeros(1, 1, dtype=torch.int64), 5)
@@ -196,4 +199,4 @@ def test_gaps_and_bad_contexts_are_refused():
         model(torch.zeros(1, 1, dtype=torch.int64), 4)
     for context in (0, 257):
         with pytest.raises(InputError, match="1 to 256"):
-            Phi3ForCausalLM(tiny("tiny-mha"), context)
+            Decoder(tiny("tiny-mha"), context)

@@ -15,11 +15,15 @@ from tiny import random_model, random_tensors, random_tokens, tiny, write_folder
 import phi3mobile
 from phi3mobile.errors import InputError
 from phi3mobile.export.checkpoint import import_checkpoint
+from phi3mobile.models.attend import attend
 from phi3mobile.models.blocksparse import Pattern
-from phi3mobile.models.config import Phi3Config, Phi3SmallConfig, RopeScaling
-from phi3mobile.models.phi3small import MASKED, attend, gegelu
+from phi3mobile.models.checkpoint import open_checkpoint
+from phi3mobile.models.config import RopeScaling
+from phi3mobile.models.decoder import MASKED
+from phi3mobile.models.families.phi3small import Phi3SmallConfig
+from phi3mobile.models.modules import gegelu
 from phi3mobile.models.presets import PRESETS, SHAPES, preset
-from phi3mobile.models.weights import open_checkpoint
+from phi3mobile.models.registry import read_config
 
 LIMIT = 1e-5  # logits of the tiny models are about 0.1: they are divided by 8
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -133,7 +137,7 @@ def test_attention_sees_exactly_the_blocks_of_each_head():
     length, pattern = 40, Pattern(4, 2, 4, 2, 3, 1)
     v = torch.eye(length)[None, :, None, :].expand(1, length, 2, length)  # a query's result: its attention weights
     zeros = torch.zeros(1, length, 4, length)
-    seen = attend(zeros, zeros[:, :, :2], v, 0, 1.0, pattern).view(length, 4, length) > 0
+    seen = attend(zeros, zeros[:, :, :2], v, 0, 1.0, pattern=pattern).view(length, 4, length) > 0
     for head, q, k in np.ndindex(4, length, length):
         expected = k <= q and pattern.sees(head, q // 4, k // 4)
         assert seen[q, head, k] == expected
@@ -150,7 +154,7 @@ def test_gegelu_clamps_and_lets_infinities_pass():
 
 
 def test_the_released_config_is_the_preset():
-    config = Phi3Config.from_hf(SMALL_8K)
+    config = read_config(SMALL_8K)
     assert config == PRESETS["phi-3-small-8k"]
     assert config.parameters() == 7_392_272_384 and config.attention_scale == 1 / 128
     assert [config.blocksparse(layer) is None for layer in range(4)] == [False, True, False, True]
@@ -168,7 +172,7 @@ def test_a_128k_config_has_its_factors_and_mscales():
         "long_mscale": 1.2,
         "original_max_position_embeddings": 8192,
     }
-    config = Phi3Config.from_hf(SMALL_8K | {"max_position_embeddings": 131072, "rope_scaling": scaling})
+    config = read_config(SMALL_8K | {"max_position_embeddings": 131072, "rope_scaling": scaling})
     assert config == preset("phi-3-small-128k", RopeScaling((1.0,) * 64, (2.0,) * 64, 1.1, 1.2))
     assert config.mscales == (1.1, 1.2) and config.original_context == 8192
     derived = replace(config, rope_scaling=RopeScaling((1.0,) * 64, (2.0,) * 64))
@@ -178,13 +182,13 @@ def test_a_128k_config_has_its_factors_and_mscales():
 
 @pytest.mark.parametrize("name", ["phi-3-small-8k", "small-tiny", "small-tiny-longrope"])
 def test_a_written_config_reads_back(name):
-    assert Phi3Config.from_hf(json.loads(json.dumps(PRESETS[name].to_hf()))) == PRESETS[name]
+    assert read_config(json.loads(json.dumps(PRESETS[name].to_hf()))) == PRESETS[name]
 
 
 def test_ff_dim_multiplier_is_padded_to_256():
     hf = SMALL_8K | {"ff_intermediate_size": None, "ff_dim_multiplier": 4}
-    assert Phi3Config.from_hf(hf).intermediate_size == 11008  # 4 * (4096 // 3) * 2 = 10920
-    assert Phi3Config.from_hf(hf | {"gegelu_pad_to_256": False}).intermediate_size == 10920
+    assert read_config(hf).intermediate_size == 11008  # 4 * (4096 // 3) * 2 = 10920
+    assert read_config(hf | {"gegelu_pad_to_256": False}).intermediate_size == 10920
 
 
 @pytest.mark.parametrize(
@@ -226,7 +230,7 @@ def test_ff_dim_multiplier_is_padded_to_256():
 )
 def test_what_means_another_model_is_refused(changes, message):
     with pytest.raises(InputError, match=message) as error:
-        Phi3Config.from_hf(SMALL_8K | changes)
+        read_config(SMALL_8K | changes)
     assert "\n" not in str(error.value)
 
 

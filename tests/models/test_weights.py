@@ -21,8 +21,8 @@ from tiny import (
 )
 
 from phi3mobile.errors import InputError
-from phi3mobile.models.registry import load_model
-from phi3mobile.models.weights import expected_tensors, open_checkpoint, write_checkpoint
+from phi3mobile.models.checkpoint import open_checkpoint, write_checkpoint
+from phi3mobile.models.loading import load_model
 
 
 def edit(folder, change):
@@ -72,7 +72,7 @@ def test_unfused_layouts_read_under_phi3_names(model_type, tmp_path):
     hf = {**config.to_hf(), "model_type": model_type}
     checkpoint = open_checkpoint(write_folder(tmp_path / "c", hf, unfused(config, tensors)))
     checkpoint.check()
-    assert checkpoint.config == config and checkpoint.names() == list(expected_tensors(config))
+    assert checkpoint.config == config and checkpoint.names() == list(config.tensors())
     for name, tensor in tensors.items():
         assert torch.equal(checkpoint.tensor(name), tensor) and checkpoint.shape(name) == tuple(tensor.shape)
 

@@ -10,8 +10,8 @@ from tiny import random_tokens
 from training_tiny import chat_lines, pair_lines, write_shards
 
 from phi3mobile.errors import InputError
+from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.models.form import Form
-from phi3mobile.models.weights import open_checkpoint
 from phi3mobile.training.batches import pack
 from phi3mobile.training.chats import open_encoder, preferences
 from phi3mobile.training.config import Chats, Dpo, Lora, Qat, Sft

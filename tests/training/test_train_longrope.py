@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from training_tiny import SHAPE, pretrain_table, tokenizer_folder
 
 from phi3mobile.errors import InputError
-from phi3mobile.models.registry import load_model
-from phi3mobile.models.weights import open_checkpoint
+from phi3mobile.models.checkpoint import open_checkpoint
+from phi3mobile.models.loading import load_model
 from phi3mobile.text.tokenizer import load_tokenizer
 from phi3mobile.training.batches import IGNORED
 from phi3mobile.training.config import LongRope, Pretrain, Search

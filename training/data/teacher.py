@@ -135,8 +135,8 @@ def open_session(path: str | Path) -> Any:
         return Session(path)
     from phi3mobile.engines.eager import EagerEngine
     from phi3mobile.export.build import stop_ids
-    from phi3mobile.models.registry import model_from
-    from phi3mobile.models.weights import open_checkpoint
+    from phi3mobile.models.checkpoint import open_checkpoint
+    from phi3mobile.models.loading import model_from
     from phi3mobile.text.chat import load_chat
     from phi3mobile.text.tokenizer import load_tokenizer
 

@@ -23,7 +23,8 @@ from phi3mobile.export.targets.coreml import blocks
 from phi3mobile.export.targets.coreml.layers import embedded
 from phi3mobile.export.targets.coreml.matrices import Matrices
 from phi3mobile.export.targets.coreml.package import TARGET, Weights
-from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.config import DecoderConfig
+from phi3mobile.models.tensors import ATTENTION_NORM, DOWN, FINAL_NORM, GATE_UP, MLP_NORM, QKV, O, Tensor
 
 WIDEST = 16384  # channels that the engine takes
 PART_BYTES = 1_000_000_000  # of weights in one package
@@ -68,14 +69,14 @@ def build(packed: PackedModel, part: Part, rows: int, lengths: dict[str, int], w
     return {name: _function(packed.config, matrices, part, rows, length) for name, length in lengths.items()}
 
 
-def head_parts(config: Phi3Config) -> list[slice]:
+def head_parts(config: DecoderConfig) -> list[slice]:
     """The rows of the head, in equal parts that the engine takes."""
     count = -(-config.vocab_size // WIDEST)
     size = -(-config.vocab_size // count)
     return [slice(start, min(start + size, config.vocab_size)) for start in range(0, config.vocab_size, size)]
 
 
-def _function(config: Phi3Config, matrices: Matrices, part: Part, rows: int, length: int) -> Function:
+def _function(config: DecoderConfig, matrices: Matrices, part: Part, rows: int, length: int) -> Function:
     mb.name_count.clear()
     half, cache = types.fp16, (1, config.num_key_value_heads, config.head_dim, rows)
     whole = part.first == 0
@@ -97,7 +98,7 @@ def _function(config: Phi3Config, matrices: Matrices, part: Part, rows: int, len
             x, new = _layer(config, matrices, x, layer, given)
             outputs += new
         if part.last == config.num_hidden_layers:
-            x = _norm(config, matrices, x, "model.norm")
+            x = _norm(config, matrices, x, config.tensor(FINAL_NORM))
             slices = head_parts(config)
             outputs += [_conv(matrices, x, HEAD, piece, f"logits_{index}") for index, piece in enumerate(slices)]
         else:
@@ -111,30 +112,24 @@ def _embed(matrices: Matrices, tokens: Var) -> Var:
     return mb.expand_dims(x=mb.transpose(x=rows, perm=[0, 2, 1]), axes=[2])
 
 
-def _layer(config: Phi3Config, matrices: Matrices, x: Var, layer: int, given: dict[str, Var]) -> tuple[Var, list[Var]]:
+def _layer(config: DecoderConfig, matrices: Matrices, x: Var, layer: int, given: dict[str, Var]) -> tuple[Var, list[Var]]:
     """The layer's output, and its new rows of K and V."""
-    heads, kv_heads, dim, inner = (
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        config.head_dim,
-        config.intermediate_size,
-    )
-    base, length = f"model.layers.{layer}.", x.shape[3]
-    normed, qkv = _norm(config, matrices, x, base + "input_layernorm"), base + "self_attn.qkv_proj.weight"
-    edges = [0, heads * dim, (heads + kv_heads) * dim, (heads + 2 * kv_heads) * dim]
+    heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    length, qkv = x.shape[3], config.tensor(QKV, layer)
+    normed = _norm(config, matrices, x, config.tensor(ATTENTION_NORM, layer))
     q, k, v = (
-        mb.reshape(x=_conv(matrices, normed, qkv, slice(first, last)), shape=[1, count, dim, length])
-        for first, last, count in zip(edges[:-1], edges[1:], (heads, kv_heads, kv_heads), strict=True)
+        mb.reshape(x=_conv(matrices, normed, qkv.name, qkv.rows[part]), shape=[1, count, dim, length])
+        for part, count in (("q", heads), ("k", kv_heads), ("v", kv_heads))
     )
     q = mb.mul(x=_rope(q, given["cos"], given["sin"]), y=np.float16(config.attention_scale))
     k = mb.identity(x=_rope(k, given["cos"], given["sin"]), name=f"k_new_{layer}")
     v = mb.identity(x=v, name=f"v_new_{layer}")
     keys, values = (mb.concat(values=[given[f"{name}_cache_{layer}"], new], axis=3) for name, new in (("k", k), ("v", v)))
     attended = _attend(q, keys, values, given["mask"])
-    x = mb.add(x=x, y=_conv(matrices, attended, base + "self_attn.o_proj.weight"))
-    normed, both = _norm(config, matrices, x, base + "post_attention_layernorm"), base + "mlp.gate_up_proj.weight"
-    gate, up = _conv(matrices, normed, both, slice(0, inner)), _conv(matrices, normed, both, slice(inner, 2 * inner))
-    down = _conv(matrices, mb.mul(x=mb.silu(x=gate), y=up), base + "mlp.down_proj.weight")
+    x = mb.add(x=x, y=_conv(matrices, attended, config.tensor(O, layer).name))
+    normed, both = _norm(config, matrices, x, config.tensor(MLP_NORM, layer)), config.tensor(GATE_UP, layer)
+    gate, up = (_conv(matrices, normed, both.name, both.rows[part]) for part in ("gate", "up"))
+    down = _conv(matrices, mb.mul(x=mb.silu(x=gate), y=up), config.tensor(DOWN, layer).name)
     return mb.add(x=x, y=down, name=f"layer_{layer}"), [k, v]
 
 
@@ -163,8 +158,8 @@ def _rope(x: Var, cos: Var, sin: Var) -> Var:
     return mb.concat(values=[*turned, *rest], axis=2)
 
 
-def _norm(config: Phi3Config, matrices: Matrices, x: Var, module: str) -> Var:
-    weight = matrices.vector(f"{module}.weight", (1, -1, 1, 1))
+def _norm(config: DecoderConfig, matrices: Matrices, x: Var, tensor: Tensor) -> Var:
+    weight = matrices.vector(tensor.name, (1, -1, 1, 1))
     return blocks.rms_norm(x, weight, config.rms_norm_eps, axis=1)
 
 

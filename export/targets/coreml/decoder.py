@@ -22,10 +22,10 @@ from coremltools.converters.mil.mil import Function, Var, get_new_symbol, types
 
 from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.targets.coreml import blocks, sparse
-from phi3mobile.export.targets.coreml.layers import Phi3Layers, SmallLayers
+from phi3mobile.export.targets.coreml.layers import Layers
 from phi3mobile.export.targets.coreml.matrices import Matrices
 from phi3mobile.export.targets.coreml.package import TARGET, Weights
-from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
+from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.rope import rope_tables, short_rows
 
 LOOKUP = 8  # tokens of one verification forward: a draft of 7 and the token before it
@@ -47,7 +47,7 @@ class Plan:
         return list(range(self.key_step, self.rows + 1, self.key_step))
 
 
-def plan(config: Phi3Config, context: int, chunk: int) -> Plan:
+def plan(config: DecoderConfig, context: int, chunk: int) -> Plan:
     """Sizes for a context and a prefill chunk. Block-sparse layers want whole periods of their pattern."""
     lengths = {"decode": 1, "lookup": LOOKUP, "prefill": chunk}
     lengths = {name: length for name, length in lengths.items() if name != "lookup" or 1 < length < chunk}
@@ -64,11 +64,11 @@ def build(packed: PackedModel, sizes: Plan, weights: Weights) -> dict[str, Funct
     return {name: _function(packed.config, sizes, matrices, length) for name, length in sizes.lengths.items()}
 
 
-def cache_shape(config: Phi3Config, sizes: Plan) -> tuple[int, ...]:
+def cache_shape(config: DecoderConfig, sizes: Plan) -> tuple[int, ...]:
     return 1, config.num_key_value_heads, sizes.rows, config.head_dim
 
 
-def _function(config: Phi3Config, sizes: Plan, matrices: Matrices, length: int) -> Function:
+def _function(config: DecoderConfig, sizes: Plan, matrices: Matrices, length: int) -> Function:
     mb.name_count.clear()
     counts = [count for count in sizes.key_counts if count >= length]
     inputs = {
@@ -89,26 +89,26 @@ def _function(config: Phi3Config, sizes: Plan, matrices: Matrices, length: int) 
     return function
 
 
-def _forward(config: Phi3Config, sizes: Plan, matrices: Matrices, length: int, inputs: dict[str, Var]) -> Var:
-    family = (SmallLayers if isinstance(config, Phi3SmallConfig) else Phi3Layers)(config, matrices)
+def _forward(config: DecoderConfig, sizes: Plan, matrices: Matrices, length: int, inputs: dict[str, Var]) -> Var:
+    layers = Layers(config, matrices)
     position, keys = inputs["position"], inputs["keys"]
     queries = mb.add(x=position, y=np.arange(length, dtype=np.int32))
     cos, sin = _rope(config, sizes, matrices, queries, inputs.get("long"))
     begin, end = blocks.span(position, length, cache_shape(config, sizes))
     attend = _Attention(config, sizes, queries, keys)
-    x = family.embed(inputs["tokens"])
+    x = layers.embed(inputs["tokens"])
     for layer in range(config.num_hidden_layers):
-        q, k, v = family.projected(x, layer)
+        q, k, v = layers.projected(x, layer)
         q, k = blocks.rope(q, cos, sin), blocks.rope(k, cos, sin)
         k, v = (blocks.write_rows(inputs[f"{name}_cache_{layer}"], rows, begin, end) for name, rows in (("k", k), ("v", v)))
-        x = family.finished(x, attend(q, k, v, layer), layer, name=f"layer_{layer}")
-    return family.logits(x, name="logits")
+        x = layers.finished(x, attend(q, k, v, layer), layer, name=f"layer_{layer}")
+    return layers.logits(x, name="logits")
 
 
 class _Attention:
     """Attention of one function; masks are made once, for all layers."""
 
-    def __init__(self, config: Phi3Config, sizes: Plan, queries: Var, keys: Var) -> None:
+    def __init__(self, config: DecoderConfig, sizes: Plan, queries: Var, keys: Var) -> None:
         self.config, self.count = config, mb.shape(x=keys)
         length, groups = queries.shape[0], config.num_attention_heads // config.num_key_value_heads
         self.patterns = [config.blocksparse(layer) for layer in range(config.num_hidden_layers)]
@@ -126,7 +126,7 @@ class _Attention:
         return blocks.attend(q, k, v, self.mask, scale)
 
 
-def _rope(config: Phi3Config, sizes: Plan, matrices: Matrices, queries: Var, long: Var | None) -> tuple[Var, Var]:
+def _rope(config: DecoderConfig, sizes: Plan, matrices: Matrices, queries: Var, long: Var | None) -> tuple[Var, Var]:
     """cos and sin [T, R]; padding may run past the context, whose last row then serves."""
     tables = rope_tables(config, sizes.context)
     names = ("rope_cos", "rope_sin")

@@ -27,6 +27,7 @@ from phi3mobile.export.packed import EMBEDDING, HEAD, PackedModel
 from phi3mobile.export.targets.coreml import torch_ops as ours  # noqa: F401  registers phi3mobile::*
 from phi3mobile.models.quantized import Packed, group_sums
 from phi3mobile.models.rope import rope_tables, short_rows
+from phi3mobile.models.tensors import ATTENTION_NORM, FINAL_NORM, LINEARS, MLP_NORM
 
 
 class Matrix(nn.Module):
@@ -69,16 +70,11 @@ class Layer(nn.Module):
 
     def __init__(self, packed: PackedModel, layer: int, rows: int) -> None:
         super().__init__()
-        self.config, base = packed.config, f"model.layers.{layer}."
-        for name, tensor in (
-            ("qkv", "self_attn.qkv_proj"),
-            ("o", "self_attn.o_proj"),
-            ("gate_up", "mlp.gate_up_proj"),
-            ("down", "mlp.down_proj"),
-        ):
-            setattr(self, name, Linear(packed.tensor(f"{base}{tensor}.weight")))
-        for name, tensor in (("before", "input_layernorm"), ("between", "post_attention_layernorm")):
-            setattr(self, name, Norm(packed.tensor(f"{base}{tensor}.weight"), self.config.rms_norm_eps))
+        self.config = packed.config
+        for role in LINEARS:  # qkv, o, gate_up, down
+            setattr(self, role, Linear(packed.tensor(self.config.tensor(role, layer).name)))
+        for name, role in (("before", ATTENTION_NORM), ("between", MLP_NORM)):
+            setattr(self, name, Norm(packed.tensor(self.config.tensor(role, layer).name), self.config.rms_norm_eps))
         shape = (1, self.config.num_key_value_heads, rows, self.config.head_dim)
         self.register_buffer("k_cache", torch.zeros(shape))
         self.register_buffer("v_cache", torch.zeros(shape))
@@ -107,7 +103,7 @@ class Decoder(nn.Module):
         self.context, self.short = context, short_rows(config, context)
         self.embedding, self.head = Matrix(packed.tensor(EMBEDDING)), Linear(packed.tensor(HEAD))
         self.layers = nn.ModuleList(Layer(packed, layer, context + chunk) for layer in range(config.num_hidden_layers))
-        self.norm = Norm(packed.tensor("model.norm.weight"), config.rms_norm_eps)
+        self.norm = Norm(packed.tensor(config.tensor(FINAL_NORM).name), config.rms_norm_eps)
         cos, sin = rope_tables(config, context)
         self.register_buffer("cos", cos)
         self.register_buffer("sin", sin)

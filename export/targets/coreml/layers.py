@@ -1,4 +1,4 @@
-"""What the two families put around attention, in MIL: x [1, T, hidden], heads [1, H, T, D]."""
+"""What stands around attention, piece by piece, in MIL: x [1, T, hidden], heads [1, H, T, D]."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from coremltools.converters.mil.mil import Var
 from phi3mobile.export.packed import EMBEDDING, HEAD
 from phi3mobile.export.targets.coreml import blocks
 from phi3mobile.export.targets.coreml.matrices import Matrices
-from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
-from phi3mobile.models.phi3small import GELU_SLOPE
+from phi3mobile.models.config import DecoderConfig
+from phi3mobile.models.modules import GELU_SLOPE
+from phi3mobile.models.pieces import Block
+from phi3mobile.models.tensors import ATTENTION_NORM, DOWN, FINAL_NORM, GATE_UP, MLP_NORM, QKV, O, Tensor
 
 
 def embedded(matrices: Matrices, tokens: Var) -> Var:
@@ -18,52 +20,64 @@ def embedded(matrices: Matrices, tokens: Var) -> Var:
     return mb.gather(x=matrices.matrix(EMBEDDING), indices=tokens, axis=0, validate_indices=False)
 
 
-class Phi3Layers:
-    """RMSNorm, SwiGLU, no biases; see models/phi3.py."""
+def swiglu(matrices: Matrices, x: Var, up: Tensor, block: Block) -> Var:
+    """silu(gate) * up of a normed x."""
+    if up.stacked:
+        gate, plain = mb.split(x=matrices.linear(x, up.name), num_splits=2, axis=-1)
+    else:
+        gate, plain = (matrices.linear(x, up.name, up.rows[part]) for part in ("gate", "up"))
+    return mb.mul(x=mb.silu(x=gate), y=plain)
 
-    def __init__(self, config: Phi3Config, matrices: Matrices) -> None:
+
+def gegelu(matrices: Matrices, x: Var, up: Tensor, block: Block) -> Var:
+    """models.modules.gegelu of a normed x; infinities do not pass the limit here."""
+    limit = np.float16(block.limit)
+    gate = mb.minimum(x=matrices.linear(x, up.name, up.rows["gate"]), y=limit)
+    plain = mb.maximum(x=mb.minimum(x=matrices.linear(x, up.name, up.rows["up"]), y=limit), y=-limit)
+    gelu = mb.mul(x=gate, y=mb.sigmoid(x=mb.mul(x=gate, y=np.float16(GELU_SLOPE))))
+    return mb.mul(x=gelu, y=mb.add(x=plain, y=np.float16(1.0)))
+
+
+def rmsnorm(matrices: Matrices, x: Var, module: str, eps: float) -> Var:
+    return blocks.rms_norm(x, matrices.vector(f"{module}.weight"), eps)
+
+
+def layernorm(matrices: Matrices, x: Var, module: str, eps: float) -> Var:
+    weight, bias = (matrices.vector(f"{module}.{part}") for part in ("weight", "bias"))
+    return blocks.layer_norm(x, weight, bias, eps)
+
+
+NORMS = {"rmsnorm": rmsnorm, "layernorm": layernorm}
+ACTIVATIONS = {"swiglu": swiglu, "gegelu": gegelu}
+
+
+class Layers:
+    """The two halves of a layer around attention, the embedding and the head."""
+
+    def __init__(self, config: DecoderConfig, matrices: Matrices) -> None:
         self.config, self.matrices = config, matrices
 
     def embed(self, tokens: Var) -> Var:
-        return embedded(self.matrices, tokens)
+        return _times(embedded(self.matrices, tokens), self.config.embedding_multiplier)
 
     def projected(self, x: Var, layer: int) -> tuple[Var, Var, Var]:
         """q [1, H, T, D], k and v [1, Hkv, T, D], not yet rotated."""
         heads, kv_heads, dim = self.config.num_attention_heads, self.config.num_key_value_heads, self.config.head_dim
-        base = f"model.layers.{layer}."
-        qkv = self.matrices.linear(self._norm(x, base + "input_layernorm"), base + "self_attn.qkv_proj.weight")
-        qkv = mb.reshape(x=qkv, shape=[1, x.shape[1], heads + 2 * kv_heads, dim])
-        return mb.split(x=mb.transpose(x=qkv, perm=[0, 2, 1, 3]), split_sizes=[heads, kv_heads, kv_heads], axis=1)
+        tensor = self.config.tensor(QKV, layer)
+        fused = self.matrices.linear(self._norm(x, ATTENTION_NORM, layer), tensor.name)
+        if not tensor.stacked and tensor.rows["q"] != _per_kv_head(heads // kv_heads, kv_heads, dim):
+            numbers = np.arange(tensor.shape[0])
+            order = np.concatenate([numbers[rows] for rows in tensor.rows.values()]).astype(np.int32)
+            fused = mb.gather(x=fused, indices=order, axis=-1, validate_indices=False)
+        elif not tensor.stacked:
+            return self._ungrouped(fused)
+        fused = mb.reshape(x=fused, shape=[1, x.shape[1], heads + 2 * kv_heads, dim])
+        return mb.split(x=mb.transpose(x=fused, perm=[0, 2, 1, 3]), split_sizes=[heads, kv_heads, kv_heads], axis=1)
 
-    def finished(self, x: Var, attended: Var, layer: int, name: str) -> Var:
-        """attended [1, T, H * D] -> the layer's output."""
-        base, linear = f"model.layers.{layer}.", self.matrices.linear
-        x = mb.add(x=x, y=linear(attended, base + "self_attn.o_proj.weight"))
-        inner = linear(self._norm(x, base + "post_attention_layernorm"), base + "mlp.gate_up_proj.weight")
-        gate, up = mb.split(x=inner, num_splits=2, axis=-1)
-        return mb.add(x=x, y=linear(mb.mul(x=mb.silu(x=gate), y=up), base + "mlp.down_proj.weight"), name=name)
-
-    def logits(self, x: Var, name: str) -> Var:
-        return self.matrices.linear(self._norm(x, "model.norm"), HEAD, name=name)
-
-    def _norm(self, x: Var, module: str) -> Var:
-        return blocks.rms_norm(x, self.matrices.vector(f"{module}.weight"), self.config.rms_norm_eps)
-
-
-class SmallLayers:
-    """LayerNorm, gegelu, biases, multipliers; see models/phi3small.py (infinities do not pass the limit here)."""
-
-    def __init__(self, config: Phi3SmallConfig, matrices: Matrices) -> None:
-        self.config, self.matrices = config, matrices
-
-    def embed(self, tokens: Var) -> Var:
-        return mb.mul(x=embedded(self.matrices, tokens), y=np.float16(self.config.embedding_multiplier))
-
-    def projected(self, x: Var, layer: int) -> tuple[Var, Var, Var]:
-        """q [1, H, T, D], k and v [1, Hkv, T, D], not yet rotated; the projection's rows are [q.. | k | v] per KV head."""
+    def _ungrouped(self, fused: Var) -> tuple[Var, Var, Var]:
+        """`projected` of rows [q.. | k | v] per KV head, without a gather."""
         heads, kv_heads, dim = self.config.num_attention_heads, self.config.num_key_value_heads, self.config.head_dim
-        base, length, group = f"model.layers.{layer}.", x.shape[1], heads // kv_heads
-        fused = self.matrices.linear(self._norm(x, base + "input_layernorm"), base + "self_attn.query_key_value.weight")
+        length, group = fused.shape[1], heads // kv_heads
         fused = mb.reshape(x=fused, shape=[length, kv_heads, group + 2, dim])
         parts = mb.split(x=mb.transpose(x=fused, perm=[1, 2, 0, 3]), split_sizes=[group, 1, 1], axis=1)
         return tuple(
@@ -72,21 +86,28 @@ class SmallLayers:
         )
 
     def finished(self, x: Var, attended: Var, layer: int, name: str) -> Var:
-        """attended [1, T, H * D] -> the layer's output. Even rows of up_proj are the gelu branch, odd ones the linear."""
-        base, linear, limit = f"model.layers.{layer}.", self.matrices.linear, np.float16(self.config.gegelu_limit)
-        x = mb.add(x=x, y=linear(attended, base + "self_attn.dense.weight"))
-        normed, up = self._norm(x, base + "post_attention_layernorm"), base + "mlp.up_proj.weight"
-        gate = mb.minimum(x=linear(normed, up, slice(0, None, 2)), y=limit)
-        plain = mb.maximum(x=mb.minimum(x=linear(normed, up, slice(1, None, 2)), y=limit), y=-limit)
-        gelu = mb.mul(x=gate, y=mb.sigmoid(x=mb.mul(x=gate, y=np.float16(GELU_SLOPE))))
-        inner = mb.mul(x=gelu, y=mb.add(x=plain, y=np.float16(1.0)))
-        return mb.add(x=x, y=linear(inner, base + "mlp.down_proj.weight"), name=name)
+        """attended [1, T, H * D] -> the layer's output."""
+        block, linear = self.config.block(layer), self.matrices.linear
+        x = mb.add(x=x, y=linear(attended, self.config.tensor(O, layer).name))
+        normed, up = self._norm(x, MLP_NORM, layer), self.config.tensor(GATE_UP, layer)
+        inner = ACTIVATIONS[block.activation](self.matrices, normed, up, block)
+        return mb.add(x=x, y=linear(inner, self.config.tensor(DOWN, layer).name), name=name)
 
     def logits(self, x: Var, name: str) -> Var:
-        """The multiplier goes before the head, whose bias is the mask of ids that are never said."""
-        normed = self._norm(x, "model.final_layernorm")
-        return self.matrices.linear(mb.mul(x=normed, y=np.float16(1 / self.config.mup_width_multiplier)), HEAD, name=name)
+        """The divisor goes before the head, whose bias is the mask of ids that are never said."""
+        normed = _times(self._norm(x, FINAL_NORM, None), 1 / self.config.logit_divisor)
+        return self.matrices.linear(normed, HEAD, name=name)
 
-    def _norm(self, x: Var, module: str) -> Var:
-        weight, bias = (self.matrices.vector(f"{module}.{part}") for part in ("weight", "bias"))
-        return blocks.layer_norm(x, weight, bias, self.config.rms_norm_eps)
+    def _norm(self, x: Var, role: str, layer: int | None) -> Var:
+        kind = self.config.block(layer or 0).norm
+        return NORMS[kind](self.matrices, x, self.config.tensor(role, layer).module, self.config.rms_norm_eps)
+
+
+def _times(x: Var, factor: float) -> Var:
+    return x if factor == 1 else mb.mul(x=x, y=np.float16(factor))
+
+
+def _per_kv_head(group: int, kv_heads: int, dim: int) -> list[int]:
+    """The rows of q where rows are [q.. | k | v] per KV head."""
+    rows = np.arange((group + 2) * kv_heads * dim).reshape(kv_heads, group + 2, dim)
+    return rows[:, :group].reshape(-1).tolist()

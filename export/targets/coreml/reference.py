@@ -6,19 +6,18 @@ import torch
 
 from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.targets.coreml.matrices import code_offsets
-from phi3mobile.models.phi3 import Phi3ForCausalLM
+from phi3mobile.models.decoder import Decoder
 from phi3mobile.models.quantized import Packed
-from phi3mobile.models.registry import new_model
 
 
-def reference_model(packed: PackedModel, context: int, half: bool = False) -> Phi3ForCausalLM:
+def reference_model(packed: PackedModel, context: int, half: bool = False) -> Decoder:
     """The model in fp32 with `packed`'s weights dequantized.
 
     half: with every constant as the program holds it, in float16. Then what is left between the two is the rewriting of the
     graph alone.
     """
     with torch.device("meta"):
-        model = new_model(packed.config, context)
+        model = Decoder(packed.config, context)
     model.lm_head.weight = model.model.embed_tokens.weight  # replaced below: quantized apart even where they are tied
     for name in {*packed.checkpoint.names(), "lm_head.weight"}:
         module, _, attribute = name.rpartition(".")

@@ -19,7 +19,7 @@ from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.program import Program
 from phi3mobile.export.targets.coreml import ane, decoder
 from phi3mobile.export.targets.coreml.package import Weights, write_package
-from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.rope import rope_tables, short_rows
 
 PROGRAM, PTE = "model.mlpackage", "model.pte"
@@ -104,7 +104,7 @@ def _delegated(packed: PackedModel, folder: Path, context: int, chunk: int, prog
     }
 
 
-def activation_bytes(config: Phi3Config, rows: int, chunk: int) -> int:
+def activation_bytes(config: DecoderConfig, rows: int, chunk: int) -> int:
     """float16 values alive at once in a prefill, at most: logits, or scores with their softmax, or the MLP; an estimate."""
     most = max(config.vocab_size, 2 * config.num_attention_heads * rows, 4 * config.intermediate_size)
     return 2 * chunk * (most + 4 * config.hidden_size)

@@ -17,7 +17,7 @@ from torch import nn
 
 from phi3mobile.export.recipe import Recipe
 from phi3mobile.models.blocksparse import EvictingCache, Pattern, evicting_cache
-from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.config import DecoderConfig
 
 HIDDEN = -1e30  # added to the score of a key that may not be seen
 
@@ -34,7 +34,7 @@ class Place:
     shifted: list[torch.Tensor]  # masks [T, context] of stock block-sparse layers, in the order of the shifts
 
 
-def pattern_of(config: Phi3Config, layer: int, context: int) -> Pattern | None:
+def pattern_of(config: DecoderConfig, layer: int, context: int) -> Pattern | None:
     """The layer's block-sparse pattern, None where it hides nothing within `context` positions."""
     pattern = config.blocksparse(layer)
     return None if pattern is None or context <= pattern.block * pattern.local_blocks else pattern
@@ -45,13 +45,13 @@ def head_shifts(pattern: Pattern) -> list[int]:
     return [head * pattern.head_step % pattern.stride for head in range(pattern.heads)]
 
 
-def eviction_of(config: Phi3Config, recipe: Recipe, layer: int, context: int) -> EvictingCache | None:
+def eviction_of(config: DecoderConfig, recipe: Recipe, layer: int, context: int) -> EvictingCache | None:
     """The layer's evicting KV cache, None where all `context` rows are kept."""
     pattern = pattern_of(config, layer, context)
     return None if pattern is None or recipe.attention != "native" else evicting_cache(pattern, context)
 
 
-def attention_of(config: Phi3Config, recipe: Recipe, layer: int, context: int) -> nn.Module:
+def attention_of(config: DecoderConfig, recipe: Recipe, layer: int, context: int) -> nn.Module:
     """Attention of one layer."""
     pattern = pattern_of(config, layer, context)
     if recipe.attention == "native":
@@ -65,7 +65,7 @@ class NativeAttention(nn.Module):
 
     def __init__(
         self,
-        config: Phi3Config,
+        config: DecoderConfig,
         context: int,
         kv_bits: int,
         pattern: Pattern | None = None,
@@ -99,7 +99,7 @@ class NativeAttention(nn.Module):
 class StockAttention(nn.Module):
     """KV cache and attention by ExecuTorch's llama::* operators: q [T, H, D], k [T, Hkv, D], v [T, Hkv*D] -> [T, H*D]."""
 
-    def __init__(self, config: Phi3Config, context: int) -> None:
+    def __init__(self, config: DecoderConfig, context: int) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.scale = config.attention_scale
@@ -119,7 +119,7 @@ class StockAttention(nn.Module):
 class StockBlockSparse(nn.Module):
     """A block-sparse layer by the same operators; shapes as StockAttention's."""
 
-    def __init__(self, config: Phi3Config, context: int, pattern: Pattern) -> None:
+    def __init__(self, config: DecoderConfig, context: int, pattern: Pattern) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.scale, group = config.attention_scale, self.heads // self.kv_heads

@@ -92,7 +92,7 @@ class SwiGLU(nn.Module):
 
 
 class Gegelu(nn.Module):
-    """models.phi3small.gegelu for finite values, [T, F]; slope [1] is an input as norms are, and a (u + 1) = a u + a."""
+    """models.modules.gegelu for finite values, [T, F]; slope [1] is an input as norms are, and a (u + 1) = a u + a."""
 
     vectors = 1
 

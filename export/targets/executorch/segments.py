@@ -4,9 +4,9 @@
     middle: attended of layer i -> o_proj, MLP, norm, q, k, v of layer i + 1
     end:    attended of the last layer -> o_proj, MLP, final norm, logits
 
-phi-3-small has the same cut: LayerNorm, gegelu and biases lie inside, sparse and dense layers differ only between segments.
-What it multiplies by is folded: into the embedding's scales (PackedEmbedding), into the final norm (logits / 8, exact for a
-power of two: int8 activations scale along), and masked ids into the head's bias (PackedModel).
+Norms, activations and biases of every kind lie inside; sparse and dense layers differ only between segments. What a model
+multiplies by is folded: into the embedding's scales (PackedEmbedding), into the final norm (logits / 8, exact for a power of
+two: int8 activations scale along), and masked ids into the head's bias (PackedModel).
 
 A segment is lowered once with stand-in weights and stamped with each layer's own (stamp.py). Tensors inside are [T, ...].
 For our own attention ("native") q, k and v leave as one fused product and are rotated by the kernel. For ExecuTorch's
@@ -21,76 +21,72 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from phi3mobile.export.packed import HEAD as HEAD_NAME
 from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.targets.executorch.layers import ConstantLinear, Gegelu, LayerNorm, Norm, Rounded, SwiGLU
-from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
-from phi3mobile.models.phi3small import GELU_SLOPE
+from phi3mobile.models.config import DecoderConfig
+from phi3mobile.models.modules import GELU_SLOPE
 from phi3mobile.models.quantized import Packed, quantize_activation
+from phi3mobile.models.tensors import ATTENTION_NORM, DOWN, FINAL_NORM, GATE_UP, HEAD, MLP_NORM, QKV, O
+
+NORMS = {"rmsnorm": Norm, "layernorm": LayerNorm}
+ACTIVATIONS = {"swiglu": lambda block: SwiGLU(), "gegelu": lambda block: Gegelu(block.limit)}
+CONSTANTS = {"swiglu": [], "gegelu": [GELU_SLOPE]}  # that an activation takes as inputs, as norms' weights are
 
 
 @dataclass(frozen=True)
 class Part:
-    """One matrix of a segment: a checkpoint tensor (of layer `{}` + `step`), whole or some of its rows."""
+    """One matrix of a segment: the linear of a role in a layer (or `step` behind it), whole or some of its rows."""
 
-    tensor: str
+    role: str
     rows: torch.Tensor | slice | None = None
     step: int = 0
 
-    def name(self, layer: int) -> str:
-        return self.tensor.format(layer + self.step)
+    def name(self, config: DecoderConfig, layer: int) -> str:
+        return HEAD_NAME if self.role == HEAD else config.tensor(self.role, layer + self.step).name
 
 
-def _fused(config: Phi3Config) -> tuple[str, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The fused projection's tensor, and its row numbers: of q [H, D], of k and v [Hkv, D]."""
-    heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    grid = torch.arange((heads + 2 * kv_heads) * dim).view(-1, dim)
-    if isinstance(config, Phi3SmallConfig):
-        groups = grid.view(kv_heads, -1, dim)  # of each KV head: its queries, k, v
-        rows = groups[:, :-2].flatten(0, 1), groups[:, -2], groups[:, -1]
-        return "model.layers.{}.self_attn.query_key_value.weight", *rows
-    return "model.layers.{}.self_attn.qkv_proj.weight", *grid.split([heads, kv_heads, kv_heads])
+def _rows(config: DecoderConfig) -> dict[str, torch.Tensor]:
+    """Row numbers of the fused projection: of q [H, D], of k and v [Hkv, D]."""
+    fused = config.tensor(QKV, 0)
+    numbers = torch.arange(fused.shape[0])
+    return {name: numbers[rows].view(-1, config.head_dim) for name, rows in fused.rows.items()}
 
 
-def _projections(config: Phi3Config, step: int) -> dict[str, Part]:
-    """q and k by rotary part, v: what attention of layer `{}` + step needs."""
-    (tensor, q, k, v), half = _fused(config), config.rotary_dim // 2
+def _projections(config: DecoderConfig, step: int) -> dict[str, Part]:
+    """q and k by rotary part, v: what attention of a layer + step needs."""
+    rows, half = _rows(config), config.rotary_dim // 2
     parts = {}
     pieces = {"first": slice(0, half), "second": slice(half, 2 * half), "rest": slice(2 * half, config.head_dim)}
-    for name, rows in (("q", q), ("k", k)):
+    for name in ("q", "k"):
         for piece, columns in pieces.items():
-            if rows[:, columns].numel():
-                parts[f"{name}_{piece}"] = Part(tensor, rows[:, columns].flatten(), step)
-    parts["v"] = Part(tensor, v.flatten(), step)
+            if rows[name][:, columns].numel():
+                parts[f"{name}_{piece}"] = Part(QKV, rows[name][:, columns].flatten(), step)
+    parts["v"] = Part(QKV, rows["v"].flatten(), step)
     return parts
 
 
-def _fused_projection(config: Phi3Config, step: int) -> dict[str, Part]:
-    tensor, *rows = _fused(config)
-    return {"qkv": Part(tensor, torch.cat(rows).flatten() if isinstance(config, Phi3SmallConfig) else None, step)}
+def _fused_projection(config: DecoderConfig, step: int) -> dict[str, Part]:
+    """[q | k | v], its rows in another order if they are stored so."""
+    rows = torch.cat([part.flatten() for part in _rows(config).values()])
+    stored_so = torch.equal(rows, torch.arange(len(rows)))
+    return {"qkv": Part(QKV, None if stored_so else rows, step)}
 
 
-def _rest_of_layer(config: Phi3Config) -> dict[str, Part]:
-    base, ffn = "model.layers.{}.", config.intermediate_size
-    if isinstance(config, Phi3SmallConfig):
-        o, up, gate_rows, up_rows = "self_attn.dense", "mlp.up_proj", slice(0, None, 2), slice(1, None, 2)
-    else:
-        o, up, gate_rows, up_rows = "self_attn.o_proj", "mlp.gate_up_proj", slice(0, ffn), slice(ffn, None)
-    return {
-        "o": Part(f"{base}{o}.weight"),
-        "gate": Part(f"{base}{up}.weight", gate_rows),
-        "up": Part(f"{base}{up}.weight", up_rows),
-        "down": Part(base + "mlp.down_proj.weight"),
-    }
+def _rest_of_layer(config: DecoderConfig) -> dict[str, Part]:
+    rows = config.tensor(GATE_UP, 0).rows
+    halves = {name: Part(GATE_UP, part if isinstance(part, slice) else torch.tensor(part)) for name, part in rows.items()}
+    return {"o": Part(O), **halves, "down": Part(DOWN)}
 
 
-def segment_parts(config: Phi3Config, kind: str, attention: str) -> dict[str, Part]:
+def segment_parts(config: DecoderConfig, kind: str, attention: str) -> dict[str, Part]:
     """Matrices of a segment: "start", "middle" or "end"; attention "stock" or "native"."""
     projections = _projections if attention == "stock" else _fused_projection
     if kind == "start":
         return projections(config, step=0)
     if kind == "middle":
         return _rest_of_layer(config) | projections(config, step=1)
-    return _rest_of_layer(config) | {"head": Part("lm_head.weight")}
+    return _rest_of_layer(config) | {"head": Part(HEAD)}
 
 
 def segment_vectors(packed: PackedModel, kind: str, layer: int) -> list[torch.Tensor]:
@@ -98,27 +94,27 @@ def segment_vectors(packed: PackedModel, kind: str, layer: int) -> list[torch.Te
 
     As inputs, because with XNNPACK's packed-weight cache the runtime frees constants that are not packed.
     """
-    small = isinstance(packed.config, Phi3SmallConfig)
+    config = packed.config
 
-    def norm(name: str) -> list[torch.Tensor]:
-        return [packed.tensor(f"{name}.{part}") for part in (("weight", "bias") if small else ("weight",))]
+    def norm(role: str, layer: int | None) -> list[torch.Tensor]:
+        tensor = config.tensor(role, layer)
+        names = (tensor.name, f"{tensor.module}.bias")
+        return [packed.tensor(name) for name in names if name in config.tensors()]
 
     if kind == "start":
-        return norm(f"model.layers.{layer}.input_layernorm")
-    slope = [torch.tensor([GELU_SLOPE])] if small else []
-    own = [*norm(f"model.layers.{layer}.post_attention_layernorm"), *slope]
+        return norm(ATTENTION_NORM, layer)
+    constants = CONSTANTS[config.block(layer).activation]
+    own = [*norm(MLP_NORM, layer), *(torch.tensor([value]) for value in constants)]
     if kind == "middle":
-        return own + norm(f"model.layers.{layer + 1}.input_layernorm")
-    if small:
-        return own + [vector / packed.config.mup_width_multiplier for vector in norm("model.final_layernorm")]
-    return own + norm("model.norm")
+        return own + norm(ATTENTION_NORM, layer + 1)
+    return own + [vector / config.logit_divisor for vector in norm(FINAL_NORM, None)]
 
 
-def vector_sizes(config: Phi3Config, kind: str) -> list[int]:
-    """Per norm its weight and, in phi-3-small, its bias; between the MLP's norm and the next one phi-3-small's gelu slope."""
-    small, hidden = isinstance(config, Phi3SmallConfig), config.hidden_size
-    norm = [hidden, hidden] if small else [hidden]
-    return norm if kind == "start" else [*norm, *([1] if small else []), *norm]
+def vector_sizes(config: DecoderConfig, kind: str) -> list[int]:
+    """Per norm its vectors; between the MLP's norm and the next one the activation's constants."""
+    block = config.block(0)
+    norm = [config.hidden_size] * NORMS[block.norm].vectors
+    return norm if kind == "start" else [*norm, *([1] * len(CONSTANTS[block.activation])), *norm]
 
 
 # What is rounded for several matrices of a segment -> one of them: those of one tensor have one form.
@@ -128,12 +124,12 @@ READERS = {"to_qkv": "qkv", "to_heads": "v", "to_o": "o", "to_mlp": "up", "to_do
 class Segment(nn.Module):
     """One segment over given packed matrices."""
 
-    def __init__(self, config: Phi3Config, kind: str, matrices: dict[str, Packed]) -> None:
+    def __init__(self, config: DecoderConfig, kind: str, matrices: dict[str, Packed]) -> None:
         super().__init__()
         self.config, self.kind = config, kind
-        small = isinstance(config, Phi3SmallConfig)
-        self.norm = (LayerNorm if small else Norm)(config.hidden_size, config.rms_norm_eps)
-        self.activation = Gegelu(config.gegelu_limit) if small else SwiGLU()
+        block = config.block(0)  # segments are alike in all layers
+        self.norm = NORMS[block.norm](config.hidden_size, config.rms_norm_eps)
+        self.activation = ACTIVATIONS[block.activation](block)
         for name, value in matrices.items():
             setattr(self, name, ConstantLinear(value))
         for name, reader in READERS.items():
@@ -180,7 +176,7 @@ class Segment(nn.Module):
         return torch.cat(turned, dim=-1)
 
 
-def example_inputs(config: Phi3Config, kind: str, attention: str, length: int) -> list[tuple[torch.Tensor, bool]]:
+def example_inputs(config: DecoderConfig, kind: str, attention: str, length: int) -> list[tuple[torch.Tensor, bool]]:
     """Inputs of a segment for T = length in the order of `Segment.forward`, each with whether T is its first dimension."""
     x = (torch.randn(length, config.hidden_size), True)
     attended = (torch.randn(length, config.num_attention_heads * config.head_dim), True)
@@ -190,7 +186,7 @@ def example_inputs(config: Phi3Config, kind: str, attention: str, length: int) -
     return {"start": [x, *vectors, *rope], "middle": [x, attended, *vectors, *rope], "end": [x, attended, *vectors]}[kind]
 
 
-def projected_shapes(config: Phi3Config, attention: str) -> list[tuple[int, ...]]:
+def projected_shapes(config: DecoderConfig, attention: str) -> list[tuple[int, ...]]:
     """Shapes of what a segment hands to attention, without the leading T."""
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     if attention == "native":

@@ -25,7 +25,7 @@ from executorch.exir.lowered_backend_module import LoweredBackendModule
 
 from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.targets.executorch.segments import Segment, example_inputs, projected_shapes, segment_parts
-from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.form import Form
 from phi3mobile.models.quantized import Packed
 
@@ -78,7 +78,7 @@ def _hash(tensor: torch.Tensor) -> str:
 def structure(packed: PackedModel, kind: str, layer: int) -> tuple:
     """What two segments must share to be stamped from one template: their kind and their matrices' bits and groups."""
     parts = segment_parts(packed.config, kind, packed.recipe.attention).values()
-    return kind, *(packed.bits_of(part.name(layer)) for part in parts)
+    return kind, *(packed.bits_of(part.name(packed.config, layer)) for part in parts)
 
 
 def stand_ins(packed: PackedModel, kind: str, layer: int = 0) -> dict[str, Packed]:
@@ -86,7 +86,7 @@ def stand_ins(packed: PackedModel, kind: str, layer: int = 0) -> dict[str, Packe
     generator = torch.Generator().manual_seed(1)
     matrices = {}
     for name, part in segment_parts(packed.config, kind, packed.recipe.attention).items():
-        tensor = part.name(layer)
+        tensor = part.name(packed.config, layer)
         height, width = packed.shape(tensor)
         rows = height if part.rows is None else torch.arange(height)[part.rows].numel()
         matrix = _stand_in(rows, width, packed.bits_of(tensor), generator)
@@ -140,7 +140,7 @@ def lower(packed: PackedModel, kind: str, chunk: int, layer: int = 0) -> Templat
 class _Shapes:
     """Stands in for the lowered program in a LoweredBackendModule: outputs of the right shapes, at no cost."""
 
-    def __init__(self, config: Phi3Config, template: Template) -> None:
+    def __init__(self, config: DecoderConfig, template: Template) -> None:
         self._x_at = template.order.index(0)
         projected = projected_shapes(config, template.attention)
         self._shapes = {"start": projected, "middle": [(config.hidden_size,), *projected], "end": [(config.vocab_size,)]}[
@@ -161,7 +161,7 @@ class _Shapes:
         return graph
 
 
-def stamp(template: Template, config: Phi3Config, matrices: dict[str, Packed], scratch: Path) -> LoweredBackendModule:
+def stamp(template: Template, config: DecoderConfig, matrices: dict[str, Packed], scratch: Path) -> LoweredBackendModule:
     """The template with these matrices; their bytes go to files in `scratch` until the program is written."""
     payload, store = template.payload, NamedDataStore()
     for key, (data, alignment) in template.shared.items():
@@ -186,7 +186,7 @@ def segment_matrices(packed: PackedModel, kind: str, layer: int) -> dict[str, Pa
     whole: dict[str, Packed] = {}
     matrices = {}
     for name, part in segment_parts(packed.config, kind, packed.recipe.attention).items():
-        source = part.name(layer)
+        source = part.name(packed.config, layer)
         if source not in whole:
             whole[source] = packed.tensor(source)
         matrices[name] = whole[source] if part.rows is None else whole[source].rows(part.rows)

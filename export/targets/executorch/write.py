@@ -34,7 +34,7 @@ from phi3mobile.export.targets.executorch.attention import (
     window_mask,
 )
 from phi3mobile.export.targets.executorch.segments import segment_vectors
-from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.quantized import Packed, pack_nibbles
 from phi3mobile.models.rope import rope_rows, rope_tables
 
@@ -87,7 +87,7 @@ class Decoder(nn.Module):
     """The whole program: embedding, rope rows, lowered segments with attention between them."""
 
     def __init__(
-        self, config: Phi3Config, recipe: Recipe, context: int, embedding: nn.Module, segments: list[nn.Module]
+        self, config: DecoderConfig, recipe: Recipe, context: int, embedding: nn.Module, segments: list[nn.Module]
     ) -> None:
         super().__init__()
         self.config, self.context, self.stock = config, context, recipe.attention == "stock"
@@ -166,7 +166,7 @@ def lowered_segments(packed: PackedModel, chunk: int, scratch: Path, progress: C
     return modules
 
 
-def runner_metadata(config: Phi3Config, spec: TraceSpec, eos_ids: list[int], back: int | None) -> dict[str, object]:
+def runner_metadata(config: DecoderConfig, spec: TraceSpec, eos_ids: list[int], back: int | None) -> dict[str, object]:
     """Constant methods that ExecuTorch's LLM runners read, and ours: get_max_back where positions can't go back freely."""
     return {
         "get_max_seq_len": spec.chunk,
@@ -189,7 +189,7 @@ def register_operators(recipe: Recipe) -> None:
         from phi3mobile.models import ops  # noqa: F401  phi3mobile::*
 
 
-def kv_row_bytes(config: Phi3Config, recipe: Recipe) -> int:
+def kv_row_bytes(config: DecoderConfig, recipe: Recipe) -> int:
     """Bytes of one position's row in one layer's caches; int8 rows carry a float32 scale each."""
     scale = 4 if recipe.kv_bits == 8 else 0
     return 2 * config.num_key_value_heads * (config.head_dim * recipe.kv_bits // 8 + scale)

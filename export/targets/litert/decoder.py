@@ -27,9 +27,10 @@ from phi3mobile.errors import InputError
 from phi3mobile.export.packed import EMBEDDING, HEAD, PackedModel
 from phi3mobile.export.targets.litert import layers
 from phi3mobile.export.targets.litert.program import DYNAMIC, Graph, Program, Value
-from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.quantized import Packed, group_ones
 from phi3mobile.models.rope import rope_tables, short_rows
+from phi3mobile.models.tensors import ATTENTION_NORM, DOWN, FINAL_NORM, GATE_UP, MLP_NORM, QKV, O
 
 
 class Weights:
@@ -114,9 +115,9 @@ def build(weights: Weights, name: str, length: int, context: int, rows: int = DY
     place = _place(g, config, given, context, keys[0])
     x = g.apply("EMBEDDING_LOOKUP", [tokens, weights.matrix(g, EMBEDDING)], (length, config.hidden_size), dtype="float32")
     for layer in range(count):
-        x = _layer(g, weights, config, f"model.layers.{layer}", x, place, keys[layer], values[layer])
+        x = _layer(g, weights, config, layer, x, place, keys[layer], values[layer])
     if with_logits:
-        x = layers.rms_norm(g, x, weights.vector(g, "model.norm.weight"), config.rms_norm_eps)
+        x = layers.rms_norm(g, x, weights.vector(g, config.tensor(FINAL_NORM).name), config.rms_norm_eps)
         logits = weights.linear(g, x, HEAD)
         g.output("logits", layers.reshape(g, logits, 1, length, config.vocab_size))
     return g
@@ -134,7 +135,7 @@ class _Place:
     mask: Value  # [T, rows]
 
 
-def _place(g: Graph, config: Phi3Config, given: Value, context: int, keys: Value) -> _Place:
+def _place(g: Graph, config: DecoderConfig, given: Value, context: int, keys: Value) -> _Place:
     marked = layers.at_least(g, given, LONG_REGIME)
     positions = layers.binary(g, "SUB", given, layers.binary(g, "MUL", marked, LONG_REGIME))
     of_table = positions
@@ -170,33 +171,33 @@ def _table(g: Graph, name: str, table: torch.Tensor) -> Value:
 
 
 def _layer(
-    g: Graph, weights: Weights, config: Phi3Config, name: str, x: Value, place: _Place, keys: Value, values: Value
+    g: Graph, weights: Weights, config: DecoderConfig, layer: int, x: Value, place: _Place, keys: Value, values: Value
 ) -> Value:
     length, heads, kv, width = x.shape[0], config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    normed = layers.rms_norm(g, x, weights.vector(g, f"{name}.input_layernorm.weight"), config.rms_norm_eps)
-    qkv = weights.linear(g, normed, f"{name}.self_attn.qkv_proj.weight")
+    normed = layers.rms_norm(g, x, weights.vector(g, config.tensor(ATTENTION_NORM, layer).name), config.rms_norm_eps)
+    qkv = weights.linear(g, normed, config.tensor(QKV, layer).name)
     turned = layers.reshape(g, layers.slice_axis(g, qkv, 1, 0, (heads + kv) * width), length, heads + kv, width)
     turned = layers.transpose(g, layers.rotate(g, turned, place.cos, place.sin, place.half), 1, 0, 2)  # [H + Hkv, T, D]
     q, k = layers.slice_axis(g, turned, 0, 0, heads), layers.slice_axis(g, turned, 0, heads, kv)
     v = layers.reshape(g, layers.slice_axis(g, qkv, 1, (heads + kv) * width, kv * width), length, kv, width)
     v = layers.transpose(g, v, 1, 2, 0)  # [Hkv, D, T]
-    update, number = schema.DynamicUpdateSliceOptionsT(), name.rpartition(".")[2]
+    update = schema.DynamicUpdateSliceOptionsT()
     keys = g.apply(
         "DYNAMIC_UPDATE_SLICE", [keys, layers.reshape(g, k, 1, kv, length, width), place.key_start], keys.shape, update
     )
     values = g.apply(
         "DYNAMIC_UPDATE_SLICE", [values, layers.reshape(g, v, 1, kv, width, length), place.value_start], values.shape, update
     )
-    g.output(f"kv_cache_k_{number}", keys)
-    g.output(f"kv_cache_v_{number}", values)
+    g.output(f"kv_cache_k_{layer}", keys)
+    g.output(f"kv_cache_v_{layer}", values)
     q = layers.binary(g, "MUL", layers.reshape(g, q, 1, kv, heads // kv * length, width), config.attention_scale)
     attended = _attend(g, q, keys, values, place.mask)
     attended = layers.transpose(g, layers.reshape(g, attended, heads, length, width), 1, 0, 2)
     attended = layers.reshape(g, attended, length, heads * width)
-    x = layers.binary(g, "ADD", x, weights.linear(g, attended, f"{name}.self_attn.o_proj.weight"))
-    normed = layers.rms_norm(g, x, weights.vector(g, f"{name}.post_attention_layernorm.weight"), config.rms_norm_eps)
-    inner = layers.swiglu(g, weights.linear(g, normed, f"{name}.mlp.gate_up_proj.weight"))
-    return layers.binary(g, "ADD", x, weights.linear(g, inner, f"{name}.mlp.down_proj.weight"))
+    x = layers.binary(g, "ADD", x, weights.linear(g, attended, config.tensor(O, layer).name))
+    normed = layers.rms_norm(g, x, weights.vector(g, config.tensor(MLP_NORM, layer).name), config.rms_norm_eps)
+    inner = layers.swiglu(g, weights.linear(g, normed, config.tensor(GATE_UP, layer).name))
+    return layers.binary(g, "ADD", x, weights.linear(g, inner, config.tensor(DOWN, layer).name))
 
 
 def _attend(g: Graph, q: Value, keys: Value, values: Value, mask: Value) -> Value:

@@ -15,7 +15,7 @@ from phi3mobile.errors import InputError
 from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.program import Program
 from phi3mobile.export.targets.litert import decoder, program
-from phi3mobile.models.config import Phi3Config
+from phi3mobile.models.config import DecoderConfig
 
 PROGRAM = "model.tflite"
 FIXED = ".fixed.tflite"  # the same for LiteRT-LM, until it is in the package
@@ -47,7 +47,7 @@ def to_litert(
     return Program(runtime, activation_bytes(packed.config, context + chunk, chunk), per_token)
 
 
-def activation_bytes(config: Phi3Config, rows: int, chunk: int) -> int:
+def activation_bytes(config: DecoderConfig, rows: int, chunk: int) -> int:
     """float32 values alive at once in a prefill, at most: logits, or scores with their softmax, or the MLP; an estimate."""
     most = max(config.vocab_size, 2 * config.num_attention_heads * rows, 4 * config.intermediate_size)
     return 4 * chunk * (most + 4 * config.hidden_size)

@@ -1,7 +1,6 @@
-"""config.json of Phi-3, Llama and Mistral checkpoints, in the layouts of transformers 4 and 5, to and from Phi3Config.
+"""What configs of several families share when a config.json is read: known keys, RoPE values in either layout, refusals.
 
-The Phi-3 graph (RMSNorm, SwiGLU, NeoX RoPE, grouped KV heads, no biases) expresses all three exactly; their scaled RoPE
-variants become LongRoPE factor lists whose short and long lists agree. Unknown keys are errors. phi-3-small: hf_small.py.
+Scaled RoPE variants of Llama become LongRoPE factor lists whose short and long lists agree. Unknown keys are errors.
 """
 
 from __future__ import annotations
@@ -10,36 +9,7 @@ import math
 from typing import Any
 
 from phi3mobile.errors import InputError
-from phi3mobile.models.config import MODEL_TYPES, SHAPE_KEYS, Phi3Config, Phi3SmallConfig, RopeScaling, derived_mscale
-
-# Where a config.json may leave a key out, the value that transformers 5 gives the class.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "phi3": {
-        "rms_norm_eps": 1e-5,
-        "max_position_embeddings": 4096,
-        "bos_token_id": 1,
-        "eos_token_id": 32000,
-        "pad_token_id": 32000,
-        "sliding_window": None,
-    },
-    "llama": {
-        "rms_norm_eps": 1e-6,
-        "max_position_embeddings": 2048,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": None,
-        "sliding_window": None,
-    },
-    "mistral": {
-        "rms_norm_eps": 1e-6,
-        "max_position_embeddings": 131072,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": None,
-        "sliding_window": 4096,
-        "num_key_value_heads": 8,
-    },
-}
+from phi3mobile.models.config import DecoderConfig, RopeScaling, derived_mscale
 
 # Keys that would change the maths: only these values are the graph's.
 FIXED: dict[str, tuple[Any, ...]] = {
@@ -73,19 +43,6 @@ HARMLESS = frozenset(
     forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens
     begin_suppress_tokens""".split()  # noqa: SIM905
 )
-_READ = frozenset(
-    (
-        *SHAPE_KEYS,
-        *(key for defaults in _DEFAULTS.values() for key in defaults),
-        "head_dim",
-        "tie_word_embeddings",
-        "rope_theta",
-        "partial_rotary_factor",
-        "rope_scaling",
-        "rope_parameters",
-        "original_max_position_embeddings",
-    )
-)
 _ROPE_KEYS = {
     "default": set(),
     "linear": {"factor"},
@@ -102,71 +59,6 @@ _ROPE_KEYS = {
 }
 
 
-def read_hf(hf: dict[str, Any]) -> Phi3Config:
-    """See Phi3Config.from_hf."""
-    model_type = hf.get("model_type")
-    if model_type not in MODEL_TYPES:
-        raise InputError(f"config: model_type is {model_type!r}; known are {', '.join(MODEL_TYPES)}")
-    if model_type == "phi3small":
-        from phi3mobile.models.hf_small import read_small
-
-        return read_small(hf)
-    refuse_unknown(hf, FIXED, HARMLESS | _READ)
-    if missing := [key for key in SHAPE_KEYS if hf.get(key) is None]:
-        raise InputError(f"config: {', '.join(missing)} missing; a {model_type} config must give them")
-
-    values = {**_DEFAULTS[model_type], **hf}
-    hidden, heads = values["hidden_size"], values["num_attention_heads"]
-    head_dim = values.get("head_dim")
-    if head_dim is None:
-        if type(hidden) is not int or type(heads) is not int or heads < 1 or hidden % heads:
-            raise InputError(f"config: num_attention_heads {heads!r} does not divide hidden_size {hidden!r}")
-        head_dim = hidden // heads
-    rope = rope_parameters(values)
-    eos = values["eos_token_id"]
-    plain = {
-        key: values[key] for key in (*SHAPE_KEYS, "rms_norm_eps", "max_position_embeddings", "bos_token_id", "pad_token_id")
-    }
-    shape = Phi3Config(
-        **plain,
-        num_key_value_heads=_first(values.get("num_key_value_heads"), heads),
-        head_dim=head_dim,
-        rope_theta=_first(rope.get("rope_theta"), values.get("rope_theta"), 10000.0),
-        partial_rotary_factor=_first(rope.get("partial_rotary_factor"), values.get("partial_rotary_factor"), 1.0),
-        original_max_position_embeddings=original_context(values, rope),
-        sliding_window=values["sliding_window"] if model_type != "llama" else None,
-        tie_word_embeddings=values.get("tie_word_embeddings", False),
-        eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
-        source_model_type=model_type,
-    )
-    scaling = rope_scaling(shape, rope)
-    return shape if scaling is None else Phi3Config(**{**vars(shape), "rope_scaling": scaling})
-
-
-def write_hf(config: Phi3Config) -> dict[str, Any]:
-    """See Phi3Config.to_hf."""
-    if isinstance(config, Phi3SmallConfig):
-        from phi3mobile.models.hf_small import write_small
-
-        return write_small(config)
-    hf: dict[str, Any] = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "hidden_act": "silu"}
-    same_name = set(vars(config)) - {"rope_scaling", "head_dim", "eos_token_ids", "source_model_type"}
-    hf |= {key: value for key, value in vars(config).items() if key in same_name}
-    if config.head_dim * config.num_attention_heads != config.hidden_size:
-        hf["head_dim"] = config.head_dim  # phi3 configs derive it otherwise
-    eos = list(config.eos_token_ids)
-    hf["eos_token_id"] = (eos or None) if len(eos) != 1 else eos[0]
-    hf["rope_scaling"] = None
-    if config.rope_scaling is not None:
-        scaling = {key: value for key, value in vars(config.rope_scaling).items() if value is not None}
-        short, long = scaling.get("short_mscale"), scaling.get("long_mscale")
-        if short is not None and short == long:
-            scaling["attention_factor"] = short  # the name by which transformers reads it
-        lists = {key: list(value) if isinstance(value, tuple) else value for key, value in scaling.items()}
-        hf["rope_scaling"] = {"type": "longrope", **lists}
-    return hf
-
-
 def refuse_unknown(hf: dict[str, Any], fixed: dict[str, tuple[Any, ...]], known: frozenset[str]) -> None:
     """InputError for a key that is not known, and for one of `fixed` with another value than the graph's."""
     for key, value in hf.items():
@@ -177,7 +69,7 @@ def refuse_unknown(hf: dict[str, Any], fixed: dict[str, tuple[Any, ...]], known:
             raise InputError(f"config: unknown key {key!r} ({value!r}); remove it if it does not change the model")
 
 
-def _first(*values: Any) -> Any:
+def first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
@@ -199,6 +91,23 @@ def rope_parameters(values: dict[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in rope.items() if value is not None}, "rope_type": kind}
 
 
+def stop_ids(eos: Any) -> tuple[int, ...]:
+    """config.json's eos_token_id, which may be null, one id or a list."""
+    return () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+
+
+def head_size(hidden: Any, heads: Any) -> int:
+    """hidden_size / num_attention_heads; InputError where that is no whole number."""
+    if type(hidden) is not int or type(heads) is not int or heads < 1 or hidden % heads:
+        raise InputError(f"config: num_attention_heads {heads!r} does not divide hidden_size {hidden!r}")
+    return hidden // heads
+
+
+def eos_value(ids: tuple[int, ...]) -> int | list[int] | None:
+    """The ids as config.json has them."""
+    return (list(ids) or None) if len(ids) != 1 else ids[0]
+
+
 def original_context(values: dict[str, Any], rope: dict[str, Any]) -> int:
     top, inner = values.get("original_max_position_embeddings"), rope.get("original_max_position_embeddings")
     if rope["rope_type"] == "longrope" and None not in (top, inner) and top != inner:
@@ -217,7 +126,7 @@ def _number(rope: dict[str, Any], key: str) -> float:
     return float(value)
 
 
-def rope_scaling(config: Phi3Config, rope: dict[str, Any]) -> RopeScaling | None:
+def rope_scaling(config: DecoderConfig, rope: dict[str, Any]) -> RopeScaling | None:
     """LongRoPE as given; linear and llama3 scaling as the factor list, with mscale 1, of the same frequencies."""
     kind = rope["rope_type"]
     if kind == "default":

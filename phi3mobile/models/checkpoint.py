@@ -1,6 +1,6 @@
-"""Checkpoint folders: safetensors, one tensor at a time, under Phi-3's names; strict reading, atomic writing.
+"""Checkpoint folders: safetensors, one tensor at a time, under the family's names; strict reading, atomic writing.
 
-Llama- and Mistral-layout folders look like Phi-3 ones: q, k, v (and gate, up) are fused when a tensor is asked for.
+Folders of another layout that a family reads look like its own: what is stored in parts is fused when it is asked for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from safetensors.torch import save_file
 
 from phi3mobile.errors import InputError
 from phi3mobile.files import new_folder, refuse_existing, require_space
-from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
+from phi3mobile.models.config import DecoderConfig
+from phi3mobile.models.registry import read_config, stored_parts
+from phi3mobile.models.tensors import shapes as shapes_of
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _STORED = {"F16": 2, "BF16": 2, "F32": 4}
@@ -39,64 +41,6 @@ _COMPANIONS = (
 )
 
 
-def expected_tensors(config: Phi3Config) -> dict[str, tuple[int, ...]]:
-    """HF Phi-3 names -> shapes of all weights, in model order. A tied lm_head has no tensor of its own."""
-    if isinstance(config, Phi3SmallConfig):
-        return _expected_small(config)
-    hidden, inner = config.hidden_size, config.intermediate_size
-    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
-    for index in range(config.num_hidden_layers):
-        layer = f"model.layers.{index}"
-        shapes |= {
-            f"{layer}.input_layernorm.weight": (hidden,),
-            f"{layer}.self_attn.qkv_proj.weight": (queries + 2 * keys, hidden),
-            f"{layer}.self_attn.o_proj.weight": (hidden, queries),
-            f"{layer}.post_attention_layernorm.weight": (hidden,),
-            f"{layer}.mlp.gate_up_proj.weight": (2 * inner, hidden),
-            f"{layer}.mlp.down_proj.weight": (hidden, inner),
-        }
-    shapes["model.norm.weight"] = (hidden,)
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, hidden)
-    return shapes
-
-
-def _expected_small(config: Phi3SmallConfig) -> dict[str, tuple[int, ...]]:
-    hidden, inner = config.hidden_size, config.intermediate_size
-    modules = {  # norms and linears of a layer, each with a bias
-        "input_layernorm": (hidden,),
-        "self_attn.query_key_value": (hidden + 2 * config.num_key_value_heads * config.head_dim, hidden),
-        "self_attn.dense": (hidden, hidden),
-        "post_attention_layernorm": (hidden,),
-        "mlp.up_proj": (2 * inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-    }
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
-    for index in range(config.num_hidden_layers):
-        for module, shape in modules.items():
-            shapes[f"model.layers.{index}.{module}.weight"] = shape
-            shapes[f"model.layers.{index}.{module}.bias"] = shape[:1]
-    shapes |= {"model.final_layernorm.weight": (hidden,), "model.final_layernorm.bias": (hidden,)}
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, hidden)
-    return shapes
-
-
-def stored_parts(config: Phi3Config, name: str) -> dict[str, tuple[int, ...]]:
-    """The tensors that `name` is stored as in a folder of the config's source layout, in row order, with shapes."""
-    shape = expected_tensors(config)[name]
-    if config.source_model_type in ("phi3", "phi3small"):
-        return {name: shape}
-    if "qkv_proj" in name:
-        rows = config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads
-        parts = zip(("q_proj", "k_proj", "v_proj"), rows, strict=True)
-        return {name.replace("qkv_proj", part): (count * config.head_dim, shape[1]) for part, count in parts}
-    if "gate_up_proj" in name:
-        return {name.replace("gate_up_proj", part): (shape[0] // 2, shape[1]) for part in ("gate_proj", "up_proj")}
-    return {name: shape}
-
-
 def refuse_differences(where: str, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
     """Raise one InputError that lists every missing, extra and misshapen tensor (the first 12, and how many more)."""
     problems = [f"{name} is missing" for name in expected if name not in found]
@@ -112,16 +56,16 @@ def refuse_differences(where: str, expected: dict[str, tuple[int, ...]], found: 
 
 
 class Checkpoint:
-    """A folder's weights, memory-mapped. Names are those of `config`'s own family (phi3 or phi3small) in any layout."""
+    """A folder's weights, memory-mapped. Names are those of `config`'s own family in any layout."""
 
-    def __init__(self, folder: Path, config: Phi3Config, files: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, config: DecoderConfig, files: dict[str, Any]) -> None:
         self.folder, self.config = folder, config
         self._files = files  # path -> open safetensors file
         self._where = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118
-        self._parts = {name: stored_parts(config, name) for name in expected_tensors(config)}
+        self._parts = {name: stored_parts(config, name) for name in config.tensors()}
 
     def names(self) -> list[str]:
-        """Every weight in model order, under Phi-3 names."""
+        """Every weight in model order, under the family's names."""
         return list(self._parts)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -204,7 +148,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     if not folder.is_dir():
         state = "is a file" if folder.exists() else "does not exist"
         raise InputError(f"{folder} {state}; give a checkpoint folder with config.json and model.safetensors")
-    config = Phi3Config.from_hf(_read_json(folder / "config.json"))
+    config = read_config(_read_json(folder / "config.json"))
     index = folder / "model.safetensors.index.json"
     if index.exists():
         return Checkpoint(folder, config, _open_shards(folder, index))
@@ -264,7 +208,7 @@ def companion_files(folder: Path) -> list[Path]:
 
 def write_checkpoint(
     folder: Path,
-    config: Phi3Config,
+    config: DecoderConfig,
     tensors: Iterable[tuple[str, torch.Tensor]],
     dtype: torch.dtype = torch.float16,
     copy_from: Iterable[Path] = (),
@@ -292,7 +236,7 @@ def write_checkpoint(
 def _write_weights(
     partial: Path,
     where: str,
-    config: Phi3Config,
+    config: DecoderConfig,
     tensors: Iterable[tuple[str, torch.Tensor]],
     dtype: torch.dtype,
     shard_bytes: int,
@@ -313,7 +257,7 @@ def _write_weights(
         if pending and sum(t.nbytes for t in pending.values()) + stored.nbytes > shard_bytes:
             flush()
         pending[name], shapes[name] = stored, tuple(stored.shape)
-    refuse_differences(where, expected_tensors(config), shapes)
+    refuse_differences(where, shapes_of(config.tensors()), shapes)
     flush()
     if len(shards) == 1:
         (partial / "shard-0").rename(partial / "model.safetensors")
