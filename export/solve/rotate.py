@@ -19,7 +19,7 @@ import torch
 from phi3mobile.errors import InputError
 from phi3mobile.export.solve.checkpoint import finite_tensor
 from phi3mobile.models.checkpoint import Checkpoint
-from phi3mobile.models.tensors import EMBED, FINAL_NORM, NORMS, QKV, O
+from phi3mobile.models.tensors import EMBED, FINAL_NORM, NORMS, QKV, O, Tensor
 
 _LARGEST_SHIFT = 1000.0  # of a final norm's bias over its weight: more would drown the hidden states
 
@@ -46,16 +46,20 @@ class Rotated:
     """A float checkpoint, turned: read like a Checkpoint, one tensor at a time, and nothing is kept.
 
     Norms have weights of one. A tied head gets its own table: the final norm is in it and not in the embedding.
-    Raises InputError for a final LayerNorm whose bias can't be kept: where its weight is (almost) zero.
+    Raises InputError for a LayerNorm whose bias can't be kept: its weight is almost zero, and what reads it has no bias.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.source, self.folder = checkpoint, checkpoint.folder
         self.config = replace(checkpoint.config, tie_word_embeddings=False)
         self._tensors = self.config.tensors()
-        self._end = self.config.tensor(FINAL_NORM).module
-        if f"{self._end}.bias" in self._tensors:
-            self._shift()
+        self._shifted = set()  # norms whose bias stays with them: what reads them has none that could take it over
+        for tensor in self._tensors.values():
+            if tensor.reads in NORMS and f"{tensor.module}.bias" not in self._tensors:
+                norm = self._norm_of(tensor).module
+                if f"{norm}.bias" in self._tensors:
+                    self._shifted.add(norm)
+                    self._shift(norm)  # what can't be kept is told before anything is solved
 
     def names(self) -> list[str]:
         return list(self.config.tensors())
@@ -73,8 +77,9 @@ class Rotated:
         role = found.of or found.role  # of a bias: what it belongs to
         if role in NORMS:
             return self._norm(name)
-        if (norm := self.config.tensor(role, found.layer).reads) in NORMS:
-            value = self._reader(module, self.config.tensor(norm, None if norm == FINAL_NORM else found.layer).module, part)
+        reader = self.config.tensor(role, found.layer)
+        if reader.reads in NORMS:
+            value = self._reader(module, self._norm_of(reader).module, part)
             return self._values_turned(value, found.layer) if role == QKV else value
         value = finite_tensor(self.source, name)
         if role == O and part == "weight":
@@ -94,14 +99,19 @@ class Rotated:
         value[rows] = turn(value[rows].unflatten(0, (-1, self.config.head_dim)), 1).flatten(0, 1)
         return value
 
+    def _norm_of(self, tensor: Tensor) -> Tensor:
+        """The norm that a linear reads the hidden states through."""
+        return self.config.tensor(tensor.reads, None if tensor.reads == FINAL_NORM else tensor.layer)
+
     def _norm(self, name: str) -> torch.Tensor:
         if name.endswith("weight"):
             return torch.ones(self.shape(name))
-        return turn(self._shift()) if name.startswith(self._end) else torch.zeros(self.shape(name))
+        module = name.rpartition(".")[0]
+        return turn(self._shift(module)) if module in self._shifted else torch.zeros(self.shape(name))
 
-    def _shift(self) -> torch.Tensor:
-        """The final LayerNorm's bias as what is added before its weight multiplies."""
-        weight, bias = (finite_tensor(self.source, f"{self._end}.{part}") for part in ("weight", "bias"))
+    def _shift(self, module: str) -> torch.Tensor:
+        """A LayerNorm's bias as what is added before its weight multiplies."""
+        weight, bias = (finite_tensor(self.source, f"{module}.{part}") for part in ("weight", "bias"))
         if (bias.abs() > _LARGEST_SHIFT * weight.abs()).any():
-            raise InputError(f"{self._end} has weights near zero where its bias is not: leave out --rotate")
+            raise InputError(f"{module} has weights near zero where its bias is not: leave out --rotate")
         return torch.where(bias == 0, 0.0, bias / weight)
