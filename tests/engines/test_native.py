@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import struct
 import subprocess
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phi3mobile.engines import EngineInfo, packed_cache
-from phi3mobile.engines.native import NativeEngine, load_library, native_library, runtime_version
+from phi3mobile.engines.native import NativeEngine, instruction_set, load_library, native_library, runtime_version
 from phi3mobile.errors import InputError
 
 pytestmark = pytest.mark.skipif(native_library() is None, reason="the native library is not built (make native)")
@@ -399,6 +400,30 @@ def test_library_versions():
 
     assert runtime_version().split("+")[0] == importlib.metadata.version("executorch").split("+")[0]
     assert load_library().p3m_threads() >= 1
+
+
+def test_isa_is_the_one_in_use():
+    best = instruction_set()
+    assert best in ("avx512", "avx2", "neon", "baseline")
+    try:
+        assert load_library().p3m_use_isa(b"baseline") == 0 and instruction_set() in ("baseline", "neon")
+    finally:
+        load_library().p3m_use_isa(None)
+    assert instruction_set() == best
+
+
+def test_the_log_lines_are_this_runtimes():
+    """packed_log.h repeats words of XNNPACK's log: of which version it says, and the runtime here must have them."""
+    import importlib.util
+
+    header = (Path(__file__).parents[2] / "phi3mobile/core/src/packed_log.h").read_text()
+    words = dict(re.findall(r'string_view (k\w+) = "([^"]+)"', header))
+    assert set(words) == {"kReadFrom", "kReused", "kCreated", "kHeld"}
+    assert runtime_version().startswith(words.pop("kReadFrom"))
+    (folder,) = importlib.util.find_spec("executorch").submodule_search_locations
+    (library,) = Path(folder, "lib").glob("libexecutorch_backend_xnnpack.*")
+    known = library.read_bytes()
+    assert not [word for word in words.values() if word.encode() not in known]
 
 
 def test_cache_folder(monkeypatch, tmp_path):

@@ -2,7 +2,7 @@
 // the formula in float64; wrong arguments must come back as errors. Meant for sanitizers, and for cross-built machines:
 //   cmake -S phi3mobile/core -B build/fuzz -DP3M_SANITIZE=ON && cmake --build build/fuzz --target attention_fuzz
 //   build/fuzz/attention_fuzz [seconds] [seed]
-#include "runner.h"
+#include "phi3mobile.h"
 
 #include <algorithm>
 #include <chrono>

@@ -372,4 +372,15 @@ bool use_isa(const char* isa) {
   return found != nullptr;
 }
 
+const char* used_isa() {
+  const Loops* used = chosen;
+#if defined(__x86_64__)
+  if (used == &avx512::loops) return "avx512";
+  if (used == &avx2::loops) return "avx2";
+#elif defined(__aarch64__)
+  if (used == &baseline::loops) return "neon";
+#endif
+  return used == &baseline::loops ? "baseline" : "";
+}
+
 }  // namespace phi3mobile

@@ -1,7 +1,7 @@
 /* Runs an exported decoder without Python or torch: method forward(tokens int64[1,T], input_pos int64[1]) -> float32[1,T,V].
  * A model is used by one thread at a time; several models may be open. The thread pool is one for the whole process. */
-#ifndef PHI3MOBILE_RUNNER_H
-#define PHI3MOBILE_RUNNER_H
+#ifndef PHI3MOBILE_H
+#define PHI3MOBILE_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -49,6 +49,9 @@ P3M_API int p3m_set_threads(int threads);
 /* Instruction set of our kernels: "avx512", "avx2" or "baseline"; null: the machine's best, as at start. For tests and
  * measurements. 0, or -1 if the machine lacks it. */
 P3M_API int p3m_use_isa(const char* isa);
+
+/* Instruction set that our kernels use now: "avx512", "avx2", "neon" (arm64's baseline) or "baseline". */
+P3M_API const char* p3m_isa(void);
 
 /* Whether the runtime in this process has a kernel for an operator, named as in a program: "aten::add.out". 1 or 0. */
 P3M_API int p3m_has_operator(const char* name);

@@ -1,7 +1,7 @@
 // The protocol's steps on a phone, without Python: p3m_bench MODEL.pte [key=value]... STEP...
 // Steps and printed lines are those of bench/steps.py. Keys: packed (file for packed weights), threads, chunk (most tokens of
 // one forward), context, original (LongRoPE's switch; 0: none), cold (1: ask the system to drop the model from its file cache).
-#include "runner.h"
+#include "phi3mobile.h"
 
 #include <fcntl.h>
 #include <unistd.h>

@@ -101,6 +101,8 @@ struct Loops {
 
 // Picks the loops of one instruction set, null: the machine's best, as at start. False: the machine lacks it.
 bool use_isa(const char* isa);
+// The set in use: "avx512", "avx2", "neon" (arm64's baseline) or "baseline".
+const char* used_isa();
 
 namespace baseline { extern const Loops loops; }
 #if defined(__x86_64__)
