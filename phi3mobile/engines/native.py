@@ -31,10 +31,10 @@ def native_library() -> Path | None:
 
 
 def load_library() -> ctypes.CDLL:
-    """The library with its signatures (phi3mobile/core/include/phi3mobile.h); loading it registers our operators in this process."""
+    """The library with the signatures of core/include/phi3mobile.h; loading it registers our operators in this process."""
     path = native_library()
     if path is None:
-        raise InputError("the native library is not here: run `make native` in a checkout, or install the wheel of this platform")
+        raise InputError("the native library is not here: run `make native` in a checkout, or install this platform's wheel")
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
