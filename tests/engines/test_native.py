@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from phi3mobile.engines import EngineInfo, packed_cache
 from phi3mobile.engines.native import NativeEngine, instruction_set, load_library, native_library, runtime_version
 from phi3mobile.errors import InputError
+from phi3mobile.files import cache_root
 
 pytestmark = pytest.mark.skipif(native_library() is None, reason="the native library is not built (make native)")
 
@@ -426,14 +427,30 @@ def test_the_log_lines_are_this_runtimes():
     assert not [word for word in words.values() if word.encode() not in known]
 
 
-def test_cache_folder(monkeypatch, tmp_path):
+def test_packed_weights_lie_in_the_one_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(sys, "platform", "linux")
     assert packed_cache.file_for("ab" * 32, "1.5.1+cpu") == tmp_path / "phi3mobile" / "packed" / (
         "ab" * 16 + "-1.5.1-cpu.packed"
     )
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert packed_cache.folder() == Path.home() / "Library/Caches/phi3mobile/packed"
+    assert packed_cache.folder().parent == cache_root() and not cache_root().exists()
+
+
+def test_files_without_a_mark_are_limited_too_the_longest_unused_first(monkeypatch, tmp_path):
+    """LiteRT writes its files itself and leaves no mark: they count, by their own dates."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(packed_cache, "LIMIT", 250)
+    packed_cache.folder().mkdir(parents=True)
+    for at, name in enumerate(("oldest", "older", "fresh")):
+        file = packed_cache.folder() / f"{name}-litert-2.3.packed"
+        file.write_bytes(bytes(100))
+        os.utime(file, (1_000_000 + at, 1_000_000 + at))
+    marked = packed_cache.folder() / "marked.packed"
+    marked.write_bytes(bytes(100))
+    marked.with_name("marked.packed.json").write_text("{}")
+    packed_cache.file_for("ab" * 32, "litert-2.3")
+    assert {file.name for file in packed_cache.folder().iterdir()} == {
+        "fresh-litert-2.3.packed", "marked.packed", "marked.packed.json",
+    }  # fmt: skip
 
 
 def packed_file(names):
