@@ -56,8 +56,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+class _Help(argparse.HelpFormatter):
+    """argparse's, which would import shutil, and with it every compression library, to learn how wide the screen is."""
+
+    def __init__(self, prog: str, **rest: int) -> None:
+        columns = os.environ.get("COLUMNS", "")
+        try:
+            width = int(columns) if columns.isdigit() and int(columns) else os.get_terminal_size(1).columns
+        except OSError:  # no terminal
+            width = 80
+        super().__init__(prog, **{"width": max(width - 2, 20)} | rest)
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, with an unknown flag or verb as one line."""
+
+    def __init__(self, **rest) -> None:
+        super().__init__(**{"formatter_class": _Help} | rest)
 
     def error(self, message: str) -> None:
         raise InputError(f"{message}; see {self.prog} --help")

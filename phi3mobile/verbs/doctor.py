@@ -189,11 +189,12 @@ def _show(report: dict[str, Any]) -> None:
             rows["cleared"] += "; in use and kept:\n" + "\n".join(report["cleared"]["kept"])
     print_card("phi3mobile doctor", rows)
     if report["extras"]:
-        wants = {
-            entry["extra"] or "(base)": f"lacks {_few(entry['missing'])}\n{entry['command']}" for entry in report["extras"]
-        }
-        print_card("Extras that are not complete", wants)
+        print_card(
+            "Extras that are not complete, and what brings them", {e["extra"] or "(base)": _how(e) for e in report["extras"]}
+        )
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+def _how(entry: dict[str, Any]) -> str:
+    """The command; where little is missing, what."""
+    few = len(entry["missing"]) <= 2
+    return (f"lacks {', '.join(entry['missing'])}: " if few else "") + entry["command"]

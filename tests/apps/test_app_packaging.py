@@ -40,7 +40,8 @@ def test_the_spec_asks_for_no_permission(spec):
 
 def test_the_spec_and_the_exporter_have_one_executorch(spec):
     pyproject = tomllib.loads((APPS.parent / "pyproject.toml").read_text())
-    (pinned,) = (need.partition("==")[2] for need in pyproject["project"]["dependencies"] if need.startswith("executorch=="))
+    needs = pyproject["project"]["optional-dependencies"]["export"]
+    (pinned,) = (need.partition("==")[2] for need in needs if need.startswith("executorch=="))
     assert spec["android.gradle_dependencies"] == f"org.pytorch:executorch-android:{pinned}"
     ios = tomllib.loads((APPS / "ios" / "project.toml").read_text())
     assert ios["swift_package"]["branch"] == f"swiftpm-{pinned}"
