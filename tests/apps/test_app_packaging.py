@@ -104,7 +104,7 @@ for module in pkgutil.walk_packages(phi3mobile.__path__, "phi3mobile."):
     if ".ui" not in module.name and not module.name.endswith(".apple"):
         __import__(module.name)
 from phi3mobile.bundle import open_bundle
-from phi3mobile.session import Session
+from phi3mobile.session.session import Session
 import numpy as np
 bundle = open_bundle({str(tiny_bundle)!r})
 class Engine:

@@ -19,8 +19,7 @@ enum p3m_packed { P3M_PACKED_HEAP = 0, P3M_PACKED_CREATED = 1, P3M_PACKED_REUSED
 
 /* Opens pte_path memory-mapped. packed_cache_path: file for the packed weights, or null; its folder must exist; at most 255
  * bytes. threads: see p3m_set_threads. On failure null and one line in error. */
-P3M_API p3m_model* p3m_open(
-    const char* pte_path, const char* packed_cache_path, int threads, char* error, size_t error_size);
+P3M_API p3m_model* p3m_open(const char* pte_path, const char* packed_cache_path, int threads, char* error, size_t error_size);
 
 /* Runs count tokens at position; writes float32 [count, vocab] to logits unless it is null. 0, or an ExecuTorch error code. */
 P3M_API int p3m_forward(p3m_model* model, const int64_t* tokens, int64_t count, int64_t position, float* logits);

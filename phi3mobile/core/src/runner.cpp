@@ -203,8 +203,8 @@ int p3m_forward(p3m_model* model, const int64_t* tokens, int64_t count, int64_t 
   using executorch::aten::ScalarType;
   using executorch::aten::SizesType;
   Listen listen(model->log);
-  const auto in = executorch::extension::from_blob(
-      const_cast<int64_t*>(tokens), {SizesType(1), SizesType(count)}, ScalarType::Long);
+  const auto in =
+      executorch::extension::from_blob(const_cast<int64_t*>(tokens), {SizesType(1), SizesType(count)}, ScalarType::Long);
   const auto at = executorch::extension::from_blob(&position, {SizesType(1)}, ScalarType::Long);
   const auto result = model->module->execute("forward", {EValue(in), EValue(at)});
   model->logits = nullptr;
