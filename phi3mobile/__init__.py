@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from phi3mobile.errors import InputError
 
+TYPE_CHECKING = False  # type checkers know the name; importing typing takes a tenth of `phi3mobile --help`
 if TYPE_CHECKING:
     from phi3mobile import export
     from phi3mobile.models.loading import load_model

@@ -24,6 +24,7 @@ VERBS = {
     "bench": ("phi3mobile.bench.verb", "measure a bundle on this machine or a phone"),
     "eval": ("phi3mobile.bench.evaluate.verb", "MMLU, GSM8K, HumanEval, MT-bench, your tasks: on the file that ships"),
     "ablate": ("phi3mobile.bench.ablate.verb", "what widths, groups, methods, activations and KV caches cost a model"),
+    "doctor": ("phi3mobile.verbs.doctor", "what is installed, what is missing and how to get it, memory, disk, caches"),
     "report": ("phi3mobile.bench.report", "results of `bench --device` and `eval` -> one page: speed, memory, heat, quality"),
     "data": ("phi3mobile.training.data.verb", "raw text to filtered, packed token shards; synthetic data; ablations"),
     "train": ("phi3mobile.training.verb", "pretrain, SFT, DPO, safety rounds, QAT, LongRoPE: TOML config in, HF folder out"),
@@ -40,6 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print("phi3mobile:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        from phi3mobile.extras import hint
+
+        if (line := hint(error.name)) is None:
+            raise
+        print("phi3mobile:", line, file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("phi3mobile: interrupted", file=sys.stderr)
         return 130
@@ -48,29 +56,48 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+class _Help(argparse.HelpFormatter):
+    """argparse's, which would import shutil, and with it every compression library, to learn how wide the screen is."""
+
+    def __init__(self, prog: str, **rest: int) -> None:
+        columns = os.environ.get("COLUMNS", "")
+        try:
+            width = int(columns) if columns.isdigit() and int(columns) else os.get_terminal_size(1).columns
+        except OSError:  # no terminal
+            width = 80
+        super().__init__(prog, **{"width": max(width - 2, 20)} | rest)
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, with an unknown flag or verb as one line."""
+
+    def __init__(self, **rest) -> None:
+        super().__init__(**{"formatter_class": _Help} | rest)
 
     def error(self, message: str) -> None:
         raise InputError(f"{message}; see {self.prog} --help")
 
 
+class _Version(argparse.Action):
+    """Asks for the version only when it is wanted: reading package metadata costs as much as the rest of --help."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"phi3mobile {version('phi3mobile')}")
+        parser.exit()
+
+
 def _parser(verb: str | None) -> argparse.ArgumentParser:
     """The whole parser for help; only `verb`'s arguments, and so only its module, when it is called."""
     parser = _Parser(prog="phi3mobile", description="Any Phi-3 checkpoint in, a verified 4-bit bundle for a phone out.")
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and leave")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, (module, about) in VERBS.items():
         sub = verbs.add_parser(name, help=about, description=about)
         if name == verb:
             importlib.import_module(module).add_arguments(sub)
     return parser
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return f"phi3mobile {version('phi3mobile')}"
 
 
 if __name__ == "__main__":

@@ -75,10 +75,20 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def cache_root() -> Path:
+    """The one folder of this user's caches of phi3mobile, which need not exist: XDG_CACHE_HOME's, else the platform's."""
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "phi3mobile"
+    try:
+        from platformdirs import user_cache_path
+    except ImportError:  # on a phone, where the home is the app's own
+        return Path.home() / ".cache" / "phi3mobile"
+    return user_cache_path("phi3mobile", appauthor=False)
+
+
 def cache_folder() -> Path:
-    """Where this user's caches of phi3mobile live; made on demand. Raises InputError if it can't be."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    folder = (Path(base) if base else Path.home() / ".cache") / "phi3mobile"
+    """cache_root(), made on demand. Raises InputError if it can't be."""
+    folder = cache_root()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

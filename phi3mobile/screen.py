@@ -45,7 +45,7 @@ def print_card(title: str, rows: Mapping[str, str]) -> None:
 
     table = Table(title=Text(title), show_header=False, title_justify="left", title_style="bold")
     for name, value in rows.items():
-        table.add_row(name, Text(value))  # Text: brackets in a value are no markup
+        table.add_row(name, Text(value, overflow="fold"))  # Text: brackets in a value are no markup
     console = Console()
     with console.capture() as card:
         console.print(table)

@@ -1,6 +1,6 @@
 """The native runner as an engine: .pte memory-mapped, packed weights in a file, our kernels; no torch.
 
-Built by `cmake -S phi3mobile/core -B build/native && cmake --build build/native && cmake --install build/native`.
+A wheel brings the library; in a checkout `make native` builds it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def native_library() -> Path | None:
 
 
 def load_library() -> ctypes.CDLL:
-    """The library with its signatures (phi3mobile/core/runner.h); loading it registers our operators in this process."""
+    """The library with the signatures of core/include/phi3mobile.h; loading it registers our operators in this process."""
     path = native_library()
     if path is None:
-        raise InputError("the native library is not built: run `make native`, or use the executorch engine")
+        raise InputError("the native library is not here: run `make native` in a checkout, or install this platform's wheel")
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -51,6 +51,7 @@ def load_library() -> ctypes.CDLL:
         ("p3m_threads", ctypes.c_int, []),
         ("p3m_set_threads", ctypes.c_int, [ctypes.c_int]),
         ("p3m_use_isa", ctypes.c_int, [text]),
+        ("p3m_isa", text, []),
         ("p3m_has_operator", ctypes.c_int, [text]),
         ("p3m_runtime_version", text, []),
         ("p3m_close", None, [pointer]),
@@ -65,6 +66,11 @@ def load_library() -> ctypes.CDLL:
 def runtime_version() -> str:
     """The ExecuTorch version the library was built for."""
     return load_library().p3m_runtime_version().decode()
+
+
+def instruction_set() -> str:
+    """What our kernels use on this machine: avx512, avx2, neon or baseline."""
+    return load_library().p3m_isa().decode()
 
 
 def open_native(bundle: Bundle, threads: int = 0) -> NativeEngine:
@@ -123,8 +129,7 @@ class NativeEngine:
         if state == _REUSED:
             return "reused"
         reason = self._library.p3m_packed_reason(self._model).decode(errors="replace")
-        # XNNPACK keeps its file locked as long as a model is open, for readers too.
-        return "heap: " + (packed_cache.HELD if reason.startswith("flock(") else reason)
+        return f"heap: {reason}"
 
     @property
     def threads(self) -> int:

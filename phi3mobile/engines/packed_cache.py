@@ -12,6 +12,7 @@ u64 size, u32 seed), then u64 start of the entries, u32 count, u32 magic "XPWC",
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -24,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from phi3mobile.files import cache_root
+
 SUFFIX = ".packed"
 HELD = "another process has this model open"
 LIMIT = 16 << 30  # bytes all files together may take; the longest unused go first
@@ -35,21 +38,20 @@ _SAMPLES, _PAGE = 256, 4096  # how much of a file its mark's checksum reads
 
 
 def folder() -> Path:
-    """This user's folder for packed weights, by the platform's convention; it may not exist yet."""
-    home = Path.home()
-    if sys.platform == "darwin":
-        base = home / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return base / "phi3mobile" / "packed"
+    """This user's folder for packed weights; it may not exist yet."""
+    return cache_root() / "packed"
 
 
 def file_for(bundle_hash: str, runtime_version: str) -> Path:
-    """The file of one bundle under one runtime. bundle_hash: hexadecimal; the first 32 digits name the file."""
+    """The file of one bundle under one runtime, whichever; the longest unused others go while all are over LIMIT.
+
+    bundle_hash: hexadecimal; the first 32 digits name the file.
+    """
     runtime = "".join(c if c.isalnum() or c in ".-" else "-" for c in runtime_version)
-    return folder() / f"{bundle_hash[:32]}-{runtime}{SUFFIX}"
+    file = folder() / f"{bundle_hash[:32]}-{runtime}{SUFFIX}"
+    with contextlib.suppress(OSError):  # a folder that can't be read: whoever writes to it says so
+        _evict(file, _size(file), LIMIT)
+    return file
 
 
 def read_index(file: Path) -> list[tuple[str, int, int]]:
@@ -135,8 +137,10 @@ def _lock(file: Path) -> tuple[BinaryIO | None, str]:
     return mark, ""
 
 
-def _is_locked(file: Path) -> bool:
-    """Whether a running process has the file mapped."""
+def is_locked(file: Path) -> bool:
+    """Whether a running process has the file mapped by XNNPACK, which locks it."""
+    if sys.platform == "win32":
+        return False
     import fcntl
 
     try:
@@ -185,7 +189,7 @@ def _write(mark: BinaryIO, text: bytes) -> None:
 
 def _clear(file: Path, mark: BinaryIO) -> str:
     """Deletes a file that can't be trusted; the reason if that can't be done."""
-    if _is_locked(file):
+    if is_locked(file):
         return HELD
     try:
         file.unlink(missing_ok=True)
@@ -201,15 +205,7 @@ def _make_room(file: Path, needed: int, limit: int) -> str:
         return f"can't write in {file.parent}"
     if needed > limit:
         return f"{needed >> 20} MiB of packed weights are over the limit of {limit >> 20} MiB"
-    others = [(_used(f), f.stat().st_size, f) for f in file.parent.glob(f"*{SUFFIX}") if f != file]
-    total = sum(size for _, size, _ in others)
-    for _, size, old in sorted(others):
-        if total + needed <= limit:
-            break
-        if not _is_locked(old):
-            old.unlink(missing_ok=True)
-            _mark_path(old).unlink(missing_ok=True)
-            total -= size
+    total = _evict(file, needed, limit)
     if total + needed > limit:
         return f"other models in use hold {total >> 20} MiB of the {limit >> 20} MiB for packed weights"
     free = shutil.disk_usage(file.parent).free
@@ -218,8 +214,31 @@ def _make_room(file: Path, needed: int, limit: int) -> str:
     return ""
 
 
-def _used(file: Path) -> float:
+def _evict(file: Path, needed: int, limit: int) -> int:
+    """Deletes the longest unused files but `file` until `needed` bytes fit; returns the bytes of those that are left."""
+    others = [(_used(f), _size(f), f) for f in file.parent.glob(f"*{SUFFIX}") if f != file]
+    total = sum(size for _, size, _ in others)
+    for _, size, old in sorted(others):
+        if total + needed <= limit:
+            break
+        if not is_locked(old):
+            old.unlink(missing_ok=True)
+            _mark_path(old).unlink(missing_ok=True)
+            total -= size
+    return total
+
+
+def _size(file: Path) -> int:
     try:
-        return _mark_path(file).stat().st_mtime
+        return file.stat().st_size
     except OSError:
-        return 0.0
+        return 0
+
+
+def _used(file: Path) -> float:
+    """When a file was last used: its mark says; of LiteRT's, which has none, the file."""
+    for path in (_mark_path(file), file):
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            return max(status.st_mtime, status.st_atime if path == file else 0)
+    return 0.0

@@ -40,7 +40,8 @@ def test_the_spec_asks_for_no_permission(spec):
 
 def test_the_spec_and_the_exporter_have_one_executorch(spec):
     pyproject = tomllib.loads((APPS.parent / "pyproject.toml").read_text())
-    (pinned,) = (need.partition("==")[2] for need in pyproject["project"]["dependencies"] if need.startswith("executorch=="))
+    needs = pyproject["project"]["optional-dependencies"]["export"]
+    (pinned,) = (need.partition("==")[2] for need in needs if need.startswith("executorch=="))
     assert spec["android.gradle_dependencies"] == f"org.pytorch:executorch-android:{pinned}"
     ios = tomllib.loads((APPS / "ios" / "project.toml").read_text())
     assert ios["swift_package"]["branch"] == f"swiftpm-{pinned}"
@@ -103,7 +104,7 @@ for module in pkgutil.walk_packages(phi3mobile.__path__, "phi3mobile."):
     if ".ui" not in module.name and not module.name.endswith(".apple"):
         __import__(module.name)
 from phi3mobile.bundle import open_bundle
-from phi3mobile.session import Session
+from phi3mobile.session.session import Session
 import numpy as np
 bundle = open_bundle({str(tiny_bundle)!r})
 class Engine:

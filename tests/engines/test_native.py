@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import struct
 import subprocess
@@ -14,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phi3mobile.engines import EngineInfo, packed_cache
-from phi3mobile.engines.native import NativeEngine, load_library, native_library, runtime_version
+from phi3mobile.engines.native import NativeEngine, instruction_set, load_library, native_library, runtime_version
 from phi3mobile.errors import InputError
+from phi3mobile.files import cache_root
 
 pytestmark = pytest.mark.skipif(native_library() is None, reason="the native library is not built (make native)")
 
@@ -401,14 +403,54 @@ def test_library_versions():
     assert load_library().p3m_threads() >= 1
 
 
-def test_cache_folder(monkeypatch, tmp_path):
+def test_isa_is_the_one_in_use():
+    best = instruction_set()
+    assert best in ("avx512", "avx2", "neon", "baseline")
+    try:
+        assert load_library().p3m_use_isa(b"baseline") == 0 and instruction_set() in ("baseline", "neon")
+    finally:
+        load_library().p3m_use_isa(None)
+    assert instruction_set() == best
+
+
+def test_the_log_lines_are_this_runtimes():
+    """packed_log.h repeats words of XNNPACK's log: of which version it says, and the runtime here must have them."""
+    import importlib.util
+
+    header = (Path(__file__).parents[2] / "phi3mobile/core/src/packed_log.h").read_text()
+    words = dict(re.findall(r'string_view (k\w+) = "([^"]+)"', header))
+    assert set(words) == {"kReadFrom", "kReused", "kCreated", "kHeld"}
+    assert runtime_version().startswith(words.pop("kReadFrom"))
+    (folder,) = importlib.util.find_spec("executorch").submodule_search_locations
+    (library,) = Path(folder, "lib").glob("libexecutorch_backend_xnnpack.*")
+    known = library.read_bytes()
+    assert not [word for word in words.values() if word.encode() not in known]
+
+
+def test_packed_weights_lie_in_the_one_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(sys, "platform", "linux")
     assert packed_cache.file_for("ab" * 32, "1.5.1+cpu") == tmp_path / "phi3mobile" / "packed" / (
         "ab" * 16 + "-1.5.1-cpu.packed"
     )
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert packed_cache.folder() == Path.home() / "Library/Caches/phi3mobile/packed"
+    assert packed_cache.folder().parent == cache_root() and not cache_root().exists()
+
+
+def test_files_without_a_mark_are_limited_too_the_longest_unused_first(monkeypatch, tmp_path):
+    """LiteRT writes its files itself and leaves no mark: they count, by their own dates."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(packed_cache, "LIMIT", 250)
+    packed_cache.folder().mkdir(parents=True)
+    for at, name in enumerate(("oldest", "older", "fresh")):
+        file = packed_cache.folder() / f"{name}-litert-2.3.packed"
+        file.write_bytes(bytes(100))
+        os.utime(file, (1_000_000 + at, 1_000_000 + at))
+    marked = packed_cache.folder() / "marked.packed"
+    marked.write_bytes(bytes(100))
+    marked.with_name("marked.packed.json").write_text("{}")
+    packed_cache.file_for("ab" * 32, "litert-2.3")
+    assert {file.name for file in packed_cache.folder().iterdir()} == {
+        "fresh-litert-2.3.packed", "marked.packed", "marked.packed.json",
+    }  # fmt: skip
 
 
 def packed_file(names):

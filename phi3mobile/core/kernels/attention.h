@@ -6,24 +6,24 @@
 
 namespace phi3mobile {
 
-constexpr int64_t kBlock = 64;      // keys handled at once: their scores stay in L1
-constexpr int64_t kTileRows = 32;   // query rows handled at once; a row is one query head of one token
+constexpr int64_t kBlock = 64;       // keys handled at once: their scores stay in L1
+constexpr int64_t kTileRows = 32;    // query rows handled at once; a row is one query head of one token
 constexpr int64_t kSparseRows = 64;  // and in the sparse form, where a head alone sees a remote block
-constexpr int64_t kMaxWidth = 256;  // widest head
+constexpr int64_t kMaxWidth = 256;   // widest head
 
 // One call of the operator, or a piece of its tokens.
 struct Attention {
   const float* qkv;  // [T, (H + 2 Hkv) * D]: all Q, all K, all V, not yet rotated
   const float* cos;  // [T, R]
   const float* sin;
-  float* out;        // [T, H, D]
-  void* k_cache;     // [Hkv, S, D], float32 or int8
+  float* out;     // [T, H, D]
+  void* k_cache;  // [Hkv, S, D], float32 or int8
   void* v_cache;
-  float* k_scale;    // [Hkv, S]; null for a float32 cache
+  float* k_scale;  // [Hkv, S]; null for a float32 cache
   float* v_scale;
   int64_t count, heads, kv_heads, width, capacity, half;  // T, H, Hkv, D, S, R
-  int64_t position;  // of the first token
-  int64_t window;    // keys a query sees, itself included; 0: all before it
+  int64_t position;                                       // of the first token
+  int64_t window;                                         // keys a query sees, itself included; 0: all before it
   float scale;
   // Sparse form, where block > 0: see phi3mobile/models/blocksparse.py.
   int64_t block, local_blocks, stride, head_step;
@@ -37,9 +37,9 @@ struct Attention {
 struct Part {
   int64_t kv_head, first_row, rows, first_key, end_key;
   int64_t first_token, tokens, first_head;  // sparse
-  float* sums;    // [rows, D]: sum of exp(score - peak) * value
-  float* peaks;   // [rows]: highest score
-  float* totals;  // [rows]: sum of exp(score - peak)
+  float* sums;                              // [rows, D]: sum of exp(score - peak) * value
+  float* peaks;                             // [rows]: highest score
+  float* totals;                            // [rows]: sum of exp(score - peak)
 };
 
 // The residue block % stride of the remote blocks that a query head sees.
@@ -101,6 +101,8 @@ struct Loops {
 
 // Picks the loops of one instruction set, null: the machine's best, as at start. False: the machine lacks it.
 bool use_isa(const char* isa);
+// The set in use: "avx512", "avx2", "neon" (arm64's baseline) or "baseline".
+const char* used_isa();
 
 namespace baseline { extern const Loops loops; }
 #if defined(__x86_64__)

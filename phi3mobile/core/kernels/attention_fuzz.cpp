@@ -1,8 +1,8 @@
-// Calls the operators as the runtime does, with random shapes, patterns, positions, alignments and thread counts, and compares with
-// the formula in float64; wrong arguments must come back as errors. Meant for sanitizers, and for cross-built machines:
+// Calls the operators as the runtime does, with random shapes, patterns, positions, alignments and thread counts, and compares
+// with the formula in float64; wrong arguments must come back as errors. Meant for sanitizers, and for cross-built machines:
 //   cmake -S phi3mobile/core -B build/fuzz -DP3M_SANITIZE=ON && cmake --build build/fuzz --target attention_fuzz
 //   build/fuzz/attention_fuzz [seconds] [seed]
-#include "runner.h"
+#include "phi3mobile.h"
 
 #include <algorithm>
 #include <chrono>
@@ -101,9 +101,11 @@ struct Caches {
   explicit Caches(const Shape& s)
       : k(ScalarType::Float, {1, s.kv_heads, s.int8 ? 1 : s.capacity, s.width}),
         v(ScalarType::Float, {1, s.kv_heads, s.int8 ? 1 : s.capacity, s.width}),
-        k_scale(ScalarType::Float, {1, s.kv_heads, s.capacity}), v_scale(ScalarType::Float, {1, s.kv_heads, s.capacity}),
+        k_scale(ScalarType::Float, {1, s.kv_heads, s.capacity}),
+        v_scale(ScalarType::Float, {1, s.kv_heads, s.capacity}),
         k_bytes(ScalarType::Char, {1, s.kv_heads, s.int8 ? s.capacity : 1, s.width}),
-        v_bytes(ScalarType::Char, {1, s.kv_heads, s.int8 ? s.capacity : 1, s.width}), mark(ScalarType::Long, {1}) {}
+        v_bytes(ScalarType::Char, {1, s.kv_heads, s.int8 ? s.capacity : 1, s.width}),
+        mark(ScalarType::Long, {1}) {}
 };
 
 struct Rows {
@@ -111,8 +113,10 @@ struct Rows {
   Operand<int64_t> position;
 
   Rows(const Shape& s, int64_t count)
-      : qkv(ScalarType::Float, {count, (s.heads + 2 * s.kv_heads) * s.width}), cos(ScalarType::Float, {count, s.half}),
-        sin(ScalarType::Float, {count, s.half}), out(ScalarType::Float, {count, s.heads * s.width}),
+      : qkv(ScalarType::Float, {count, (s.heads + 2 * s.kv_heads) * s.width}),
+        cos(ScalarType::Float, {count, s.half}),
+        sin(ScalarType::Float, {count, s.half}),
+        out(ScalarType::Float, {count, s.heads * s.width}),
         position(ScalarType::Long, {1}) {
     std::normal_distribution<float> normal;
     std::uniform_real_distribution<float> angle(0, 6.3f);
@@ -129,7 +133,8 @@ bool call(const Shape& s, Rows& rows, Caches& caches, int64_t position) {
   rows.position.data[0] = position;
   std::vector<EValue> values{rows.qkv.value(), rows.cos.value(), rows.sin.value()};
   if (s.int8) {
-    for (EValue x : {caches.k_bytes.value(), caches.v_bytes.value(), caches.k_scale.value(), caches.v_scale.value()}) values.push_back(x);
+    for (EValue x : {caches.k_bytes.value(), caches.v_bytes.value(), caches.k_scale.value(), caches.v_scale.value()})
+      values.push_back(x);
   } else {
     for (EValue x : {caches.k.value(), caches.v.value()}) values.push_back(x);
   }
@@ -143,8 +148,8 @@ bool call(const Shape& s, Rows& rows, Caches& caches, int64_t position) {
   values.push_back(rows.out.value());
   std::vector<EValue*> stack;
   for (EValue& x : values) stack.push_back(&x);
-  const std::string name = std::string("phi3mobile::blocksparse_attention") + (s.evicting ? "_evicting" : "") +
-      (s.int8 ? "_int8" : "") + ".out";
+  const std::string name =
+      std::string("phi3mobile::blocksparse_attention") + (s.evicting ? "_evicting" : "") + (s.int8 ? "_int8" : "") + ".out";
   const auto found = executorch::runtime::get_op_function_from_registry(name.c_str());
   if (!found.ok()) std::printf("%s is not registered\n", name.c_str()), std::exit(1);
   executorch::runtime::KernelRuntimeContext context;
@@ -186,7 +191,8 @@ struct History {
         const float* from = rows.qkv.data + (t * (s.heads + 2 * s.kv_heads) + s.heads + g) * s.width;
         const float* value = from + s.kv_heads * s.width;
         const int64_t at = (position + t) * s.kv_heads + g;
-        keys[at] = stored(rotated<float>(from, rows.cos.data + t * s.half, rows.sin.data + t * s.half, s.half, s.width), s.int8);
+        keys[at] =
+            stored(rotated<float>(from, rows.cos.data + t * s.half, rows.sin.data + t * s.half, s.half, s.width), s.int8);
         values[at] = stored(std::vector<float>(value, value + s.width), s.int8);
       }
     }
@@ -229,13 +235,26 @@ bool refuses(Shape s) {
   const int64_t number = wild[any(0, 4)];
   int64_t position = 0;
   switch (any(0, s.block ? 6 : 2)) {
-    case 0: position = number; break;
-    case 1: s.heads = number; break;
-    case 2: position = s.positions; break;
-    case 3: s.stride = number; break;
-    case 4: s.local_blocks = number; break;
-    case 5: s.head_step = number; break;
-    default: s.block = number;
+    case 0:
+      position = number;
+      break;
+    case 1:
+      s.heads = number;
+      break;
+    case 2:
+      position = s.positions;
+      break;
+    case 3:
+      s.stride = number;
+      break;
+    case 4:
+      s.local_blocks = number;
+      break;
+    case 5:
+      s.head_step = number;
+      break;
+    default:
+      s.block = number;
   }
   return !call(s, rows, caches, position);
 }
@@ -254,7 +273,7 @@ bool sequence(int64_t* calls) {
     const int64_t count = std::min(s.positions - position, chance(0.4) ? 1 : any(1, chance(0.3) ? 300 : 40));
     Rows rows(s, count);
     const bool there = !s.evicting || position == 0 ||
-        (farthest - 1) / s.block - std::max<int64_t>(0, position / s.block - s.local_blocks + 1) < s.reach();
+                       (farthest - 1) / s.block - std::max<int64_t>(0, position / s.block - s.local_blocks + 1) < s.reach();
     const bool done = call(s, rows, caches, position);
     bool good = done == there;
     if (done && good) {
@@ -264,7 +283,8 @@ bool sequence(int64_t* calls) {
     }
     if (!good) {
       std::printf(
-          "wrong (%.2g): int8 %d evicting %d heads %lld/%lld of %lld, half %lld, rows %lld, window %lld, block %lld, local %lld, "
+          "wrong (%.2g): int8 %d evicting %d heads %lld/%lld of %lld, half %lld, rows %lld, window %lld, block %lld, local "
+          "%lld, "
           "stride %lld, head_step %lld, ring %lld: %lld tokens at %lld, farthest %lld, threads %d\n",
           worst, s.int8, s.evicting, (long long)s.heads, (long long)s.kv_heads, (long long)s.width, (long long)s.half,
           (long long)s.capacity, (long long)s.window, (long long)s.block, (long long)s.local_blocks, (long long)s.stride,

@@ -83,15 +83,20 @@ P3M_INLINE void load_row(const int8_t* from, Floats* to) {
 
 constexpr int kLoad = W == 4 ? 4 : 1;  // vectors per load_row: 16 bytes of int8 where vectors are short
 
-template <int... I> struct Lanes {};
-template <int N, int... I> struct MakeLanes : MakeLanes<N - 1, N - 1, I...> {};
-template <int... I> struct MakeLanes<0, I...> { typedef Lanes<I...> type; };
+template <int... I>
+struct Lanes {};
+template <int N, int... I>
+struct MakeLanes : MakeLanes<N - 1, N - 1, I...> {};
+template <int... I>
+struct MakeLanes<0, I...> {
+  typedef Lanes<I...> type;
+};
 
 // Lane i of the result: a's lanes i and i ^ STEP added where bit STEP of i is clear, b's where it is set.
 template <int STEP, int... I>
 P3M_INLINE Floats add_neighbours(Floats a, Floats b, Lanes<I...>) {
   return __builtin_shufflevector(a, b, (I & STEP ? W + I : I)...) +
-      __builtin_shufflevector(a, b, (I & STEP ? W + (I ^ STEP) : I ^ STEP)...);
+         __builtin_shufflevector(a, b, (I & STEP ? W + (I ^ STEP) : I ^ STEP)...);
 }
 
 // The sums over the lanes of four vectors.
@@ -134,7 +139,8 @@ P3M_INLINE Floats exp_of(Floats x) {
   return (Floats)((Ints)(y * (Floats)power) & keep);
 }
 
-// Asks for the `size` elements that lie `ahead` further: the next block of a sparse run, which no hardware foresees. 0: nothing.
+// Asks for the `size` elements that lie `ahead` further: the next block of a sparse run, which no hardware foresees. 0:
+// nothing.
 template <class T>
 P3M_INLINE void ask(const T* from, int64_t size, int64_t ahead) {
   if (ahead == 0) return;
@@ -197,12 +203,19 @@ static void all_dots(
   for (int64_t r = 0; r < rows; r += P3M_ROWS) {
     float* to = scores + r * kBlock;
     switch (rows - r) {
-      case 1: dots<1>(q + r, keys, count, width, ahead, to); break;
+      case 1:
+        dots<1>(q + r, keys, count, width, ahead, to);
+        break;
 #if P3M_ROWS > 2
-      case 2: dots<2>(q + r, keys, count, width, ahead, to); break;
-      case 3: dots<3>(q + r, keys, count, width, ahead, to); break;
+      case 2:
+        dots<2>(q + r, keys, count, width, ahead, to);
+        break;
+      case 3:
+        dots<3>(q + r, keys, count, width, ahead, to);
+        break;
 #endif
-      default: dots<P3M_ROWS>(q + r, keys, count, width, ahead, to);
+      default:
+        dots<P3M_ROWS>(q + r, keys, count, width, ahead, to);
     }
   }
 }
@@ -214,20 +227,26 @@ static void all_weigh(
     const float* from = weights + r * kBlock;
     float* to = sums + r * width;
     switch (rows - r) {
-      case 1: weigh_rows<1>(from, values, count, width, ahead, to); break;
+      case 1:
+        weigh_rows<1>(from, values, count, width, ahead, to);
+        break;
 #if P3M_ROWS > 2
-      case 2: weigh_rows<2>(from, values, count, width, ahead, to); break;
-      case 3: weigh_rows<3>(from, values, count, width, ahead, to); break;
+      case 2:
+        weigh_rows<2>(from, values, count, width, ahead, to);
+        break;
+      case 3:
+        weigh_rows<3>(from, values, count, width, ahead, to);
+        break;
 #endif
-      default: weigh_rows<P3M_ROWS>(from, values, count, width, ahead, to);
+      default:
+        weigh_rows<P3M_ROWS>(from, values, count, width, ahead, to);
     }
   }
 }
 
 // Online softmax of one row over one block: scores[first, end) become weights, the others 0. sums are rescaled to the new peak.
-static void soften(
-    float* scores, int64_t first, int64_t end, float scale, const float* k_scale, const float* v_scale, int64_t width,
-    float* sums, float* peak, float* total) {
+static void soften(float* scores, int64_t first, int64_t end, float scale, const float* k_scale, const float* v_scale,
+    int64_t width, float* sums, float* peak, float* total) {
   if (first >= end) {
     memset(scores, 0, kBlock * sizeof(float));
     return;
@@ -349,9 +368,8 @@ static void prepare(const Attention& a, const Part& part, float* scratch, Tile* 
 // Rows [first, end) of a part against `count` keys in the cache from row `at` on; sees(row, &from, &to) gives the keys
 // of these that a row sees. The next keys lie `ahead` rows further; 0: wherever.
 template <class T, class Sees>
-P3M_INLINE void attend_keys(
-    const Attention& a, const Part& part, Tile& tile, int64_t first, int64_t end, int64_t at, int64_t count, int64_t ahead,
-    const Sees& sees) {
+P3M_INLINE void attend_keys(const Attention& a, const Part& part, Tile& tile, int64_t first, int64_t end, int64_t at,
+    int64_t count, int64_t ahead, const Sees& sees) {
   const int64_t width = a.width, rows = end - first;
   at += part.kv_head * a.capacity;
   const T* keys = (const T*)a.k_cache + at * width;
@@ -369,9 +387,8 @@ P3M_INLINE void attend_keys(
   for (int64_t r = first; r < end; ++r) {
     int64_t from = 0, to = count;
     sees(r, &from, &to);
-    soften(
-        tile.scores + r * kBlock, from, to, a.scale, tile.k_scale, tile.v_scale, width, part.sums + r * width, part.peaks + r,
-        part.totals + r);
+    soften(tile.scores + r * kBlock, from, to, a.scale, tile.k_scale, tile.v_scale, width, part.sums + r * width,
+        part.peaks + r, part.totals + r);
   }
   if (rows > P3M_ROWS) {
     all_weigh(scores, rows, widen(values, count, width, tile.wide), count, width, 0, sums);

@@ -31,7 +31,7 @@ const Loops* find_loops(const char* isa) {
   __builtin_cpu_init();
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (has_avx512 && fits("avx512")) return &avx512::loops;
   if (has_avx2 && fits("avx2")) return &avx2::loops;
 #endif
@@ -43,7 +43,7 @@ std::atomic<const Loops*> chosen{find_loops(nullptr)};
 const Loops& loops() { return *chosen.load(std::memory_order_relaxed); }
 
 constexpr int64_t kWorthThreads = 1 << 15;  // multiply-adds below which threads, awake from the layer before, save nothing
-constexpr int64_t kMaxHeads = 1 << 16;     // keeps sizes far from overflow
+constexpr int64_t kMaxHeads = 1 << 16;      // keeps sizes far from overflow
 constexpr int64_t kMostPattern = 1 << 20;   // block, local_blocks, stride, head_step; likewise
 constexpr int64_t kSplitKeys = 256;         // fewest keys for which splitting a row pays for the merge
 constexpr int64_t kPartsPerThread = 4;      // enough that unequal cores finish together
@@ -59,7 +59,7 @@ bool share(int64_t count, int64_t grain, const Work& work) {
 // How the rows of a call are cut: tiles of rows of every KV head, the longest first where causality makes them unequal.
 struct Plan {
   int64_t tiles, tile_rows;
-  int64_t keys;  // that the last row sees, about
+  int64_t keys;                                 // that the last row sees, about
   int64_t tile_tokens, tile_heads, first_tile;  // sparse: tiles end with a query block and are counted from position 0
 
   explicit Plan(const Attention& a) {
@@ -200,7 +200,8 @@ struct Operands {
 // The sparse form's numbers, once they are known to mean something.
 bool take_pattern(const Operands& o, Attention* a) {
   const auto fits = [](int64_t x, int64_t least) { return x >= least && x <= kMostPattern; };
-  if (!fits(o.block, 1) || !fits(o.local_blocks, 1) || !fits(o.stride, 1) || !fits(o.head_step, 0) || o.window != 0) return false;
+  if (!fits(o.block, 1) || !fits(o.local_blocks, 1) || !fits(o.stride, 1) || !fits(o.head_step, 0) || o.window != 0)
+    return false;
   a->block = o.block, a->local_blocks = o.local_blocks, a->stride = o.stride, a->head_step = o.head_step;
   return true;
 }
@@ -217,65 +218,58 @@ bool take_ring(const Operands& o, Attention* a) {
 
 Tensor& attention(KernelRuntimeContext& context, const Operands& o, Tensor& out) {
   const Tensor &qkv = o.qkv, &cos = o.cos, &k_cache = o.k_cache;
-  ET_KERNEL_CHECK_MSG(
-      context, qkv.dim() == 2 && cos.dim() == 2 && k_cache.dim() == 4 && o.window >= 0, InvalidArgument, out,
+  ET_KERNEL_CHECK_MSG(context, qkv.dim() == 2 && cos.dim() == 2 && k_cache.dim() == 4 && o.window >= 0, InvalidArgument, out,
       "attention: qkv [T, (H + 2 Hkv) * D], cos [T, R], k_cache [1, Hkv, S, D] and window >= 0 are expected");
   Attention a{};
   a.count = qkv.size(0), a.heads = o.heads, a.kv_heads = k_cache.size(1), a.width = k_cache.size(3), a.half = cos.size(1);
   a.capacity = k_cache.size(2);
   // Named, because the log prints the condition before the message, and cuts the line.
   const bool supported = a.kv_heads > 0 && a.heads > 0 && a.heads % a.kv_heads == 0 && a.heads <= kMaxHeads && a.width > 0 &&
-      a.width % 16 == 0 && a.width <= kMaxWidth && a.half >= 1 && a.half <= a.width / 2;
-  ET_KERNEL_CHECK_MSG(
-      context, supported, InvalidArgument, out,
-      "attention: %lld heads of %lld over %lld KV heads, rotated by %lld angles, are not supported",
-      (long long)a.heads, (long long)a.width, (long long)a.kv_heads, (long long)a.half);
+                         a.width % 16 == 0 && a.width <= kMaxWidth && a.half >= 1 && a.half <= a.width / 2;
+  ET_KERNEL_CHECK_MSG(context, supported, InvalidArgument, out,
+      "attention: %lld heads of %lld over %lld KV heads, rotated by %lld angles, are not supported", (long long)a.heads,
+      (long long)a.width, (long long)a.kv_heads, (long long)a.half);
   const ScalarType stored = o.k_scale ? ScalarType::Char : ScalarType::Float;
   const auto rows_fit = [&](const Tensor& x) { return is_dense(x, stored, {1, a.kv_heads, a.capacity, a.width}); };
   const auto scales_fit = [&](const Tensor& x) { return is_dense(x, ScalarType::Float, {1, a.kv_heads, a.capacity}); };
   const bool fits = is_dense(qkv, ScalarType::Float, {a.count, (a.heads + 2 * a.kv_heads) * a.width}) &&
-      is_dense(cos, ScalarType::Float, {a.count, a.half}) && is_dense(o.sin, ScalarType::Float, {a.count, a.half}) &&
-      rows_fit(k_cache) && rows_fit(o.v_cache) && is_dense(o.input_pos, ScalarType::Long, {1}) &&
-      (!o.k_scale || (scales_fit(*o.k_scale) && scales_fit(*o.v_scale))) &&
-      (!o.mark || is_dense(*o.mark, ScalarType::Long, {1}));
-  ET_KERNEL_CHECK_MSG(
-      context, fits, InvalidArgument, out,
+                    is_dense(cos, ScalarType::Float, {a.count, a.half}) &&
+                    is_dense(o.sin, ScalarType::Float, {a.count, a.half}) && rows_fit(k_cache) && rows_fit(o.v_cache) &&
+                    is_dense(o.input_pos, ScalarType::Long, {1}) &&
+                    (!o.k_scale || (scales_fit(*o.k_scale) && scales_fit(*o.v_scale))) &&
+                    (!o.mark || is_dense(*o.mark, ScalarType::Long, {1}));
+  ET_KERNEL_CHECK_MSG(context, fits, InvalidArgument, out,
       "attention: shapes or types of qkv, cos, sin, caches and input_pos do not fit %lld heads", (long long)a.heads);
   const bool sensible = (o.block == 0 && !o.mark) || take_pattern(o, &a);
-  ET_KERNEL_CHECK_MSG(
-      context, sensible, InvalidArgument, out,
+  ET_KERNEL_CHECK_MSG(context, sensible, InvalidArgument, out,
       "attention: block %lld, local_blocks %lld, stride %lld, head_step %lld, window %lld mean no pattern", (long long)o.block,
       (long long)o.local_blocks, (long long)o.stride, (long long)o.head_step, (long long)o.window);
   const bool geometry = !o.mark || take_ring(o, &a);
-  ET_KERNEL_CHECK_MSG(
-      context, geometry, InvalidArgument, out, "attention: a ring of %lld blocks does not fit a cache of %lld rows",
-      (long long)o.ring, (long long)a.capacity);
+  ET_KERNEL_CHECK_MSG(context, geometry, InvalidArgument, out,
+      "attention: a ring of %lld blocks does not fit a cache of %lld rows", (long long)o.ring, (long long)a.capacity);
 
   a.position = o.input_pos.const_data_ptr<int64_t>()[0];
   const int64_t positions = a.ring ? a.periods * a.stride * a.block : a.capacity;
   const bool inside = a.position >= 0 && a.position <= positions && a.count <= positions - a.position;
-  ET_KERNEL_CHECK_MSG(
-      context, inside, InvalidArgument, out,
+  ET_KERNEL_CHECK_MSG(context, inside, InvalidArgument, out,
       "attention: %lld tokens at position %lld are outside the KV cache of %lld", (long long)a.count, (long long)a.position,
       (long long)positions);
-  // The schema makes caches and mark mutable, but EXECUTORCH_LIBRARY knows only one mutable tensor, the result: they come const.
+  // The schema makes caches and mark mutable, but EXECUTORCH_LIBRARY knows only one mutable tensor, the result: they come
+  // const.
   int64_t* mark = o.mark ? const_cast<int64_t*>(o.mark->const_data_ptr<int64_t>()) : nullptr;
   const int64_t farthest = mark && a.position > 0 ? std::clamp<int64_t>(*mark, 0, positions) : 0;
   if (farthest > 0) {
     const int64_t oldest = std::max<int64_t>(0, a.position / a.block - a.local_blocks + 1);
     const bool there = (farthest - 1) / a.block - oldest < reach_of(a);
-    ET_KERNEL_CHECK_MSG(
-        context, there, InvalidArgument, out,
+    ET_KERNEL_CHECK_MSG(context, there, InvalidArgument, out,
         "attention: position %lld is too far behind %lld for this evicted KV cache, which lets positions go back by %lld: "
         "start again from position 0",
         (long long)a.position, (long long)farthest, (long long)((reach_of(a) - a.local_blocks) * a.block));
   }
 
   const SizesType sizes[2] = {SizesType(a.count), SizesType(a.heads * a.width)};
-  ET_KERNEL_CHECK_MSG(
-      context,
-      out.scalar_type() == ScalarType::Float &&
-          executorch::ET_RUNTIME_NAMESPACE::resize_tensor(out, {sizes, 2}) == Error::Ok,
+  ET_KERNEL_CHECK_MSG(context,
+      out.scalar_type() == ScalarType::Float && executorch::ET_RUNTIME_NAMESPACE::resize_tensor(out, {sizes, 2}) == Error::Ok,
       InvalidArgument, out, "attention: the result must be float32 and hold [T, H * D]");
   if (a.count == 0) return out;
 
@@ -291,48 +285,41 @@ Tensor& attention(KernelRuntimeContext& context, const Operands& o, Tensor& out)
   return out;
 }
 
-Tensor& attention_out(
-    KernelRuntimeContext& context, const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& k_cache,
-    const Tensor& v_cache, const Tensor& input_pos, int64_t heads, int64_t window, double scale, int64_t block,
-    int64_t local_blocks, int64_t stride, int64_t head_step, Tensor& out) {
-  return attention(
-      context,
+Tensor& attention_out(KernelRuntimeContext& context, const Tensor& qkv, const Tensor& cos, const Tensor& sin,
+    const Tensor& k_cache, const Tensor& v_cache, const Tensor& input_pos, int64_t heads, int64_t window, double scale,
+    int64_t block, int64_t local_blocks, int64_t stride, int64_t head_step, Tensor& out) {
+  return attention(context,
       {qkv, cos, sin, k_cache, v_cache, nullptr, nullptr, nullptr, input_pos, heads, window, scale, block, local_blocks, stride,
-       head_step, 0},
+          head_step, 0},
       out);
 }
 
-Tensor& attention_int8_out(
-    KernelRuntimeContext& context, const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& k_cache,
-    const Tensor& v_cache, const Tensor& k_scale, const Tensor& v_scale, const Tensor& input_pos, int64_t heads,
-    int64_t window, double scale, int64_t block, int64_t local_blocks, int64_t stride, int64_t head_step, Tensor& out) {
-  return attention(
-      context,
-      {qkv, cos, sin, k_cache, v_cache, &k_scale, &v_scale, nullptr, input_pos, heads, window, scale, block, local_blocks,
-       stride, head_step, 0},
-      out);
-}
-
-Tensor& evicting_out(
-    KernelRuntimeContext& context, const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& k_cache,
-    const Tensor& v_cache, const Tensor& mark, const Tensor& input_pos, int64_t heads, double scale, int64_t block,
-    int64_t local_blocks, int64_t stride, int64_t head_step, int64_t ring, Tensor& out) {
-  return attention(
-      context,
-      {qkv, cos, sin, k_cache, v_cache, nullptr, nullptr, &mark, input_pos, heads, 0, scale, block, local_blocks, stride,
-       head_step, ring},
-      out);
-}
-
-Tensor& evicting_int8_out(
-    KernelRuntimeContext& context, const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& k_cache,
-    const Tensor& v_cache, const Tensor& k_scale, const Tensor& v_scale, const Tensor& mark, const Tensor& input_pos,
-    int64_t heads, double scale, int64_t block, int64_t local_blocks, int64_t stride, int64_t head_step, int64_t ring,
+Tensor& attention_int8_out(KernelRuntimeContext& context, const Tensor& qkv, const Tensor& cos, const Tensor& sin,
+    const Tensor& k_cache, const Tensor& v_cache, const Tensor& k_scale, const Tensor& v_scale, const Tensor& input_pos,
+    int64_t heads, int64_t window, double scale, int64_t block, int64_t local_blocks, int64_t stride, int64_t head_step,
     Tensor& out) {
-  return attention(
-      context,
+  return attention(context,
+      {qkv, cos, sin, k_cache, v_cache, &k_scale, &v_scale, nullptr, input_pos, heads, window, scale, block, local_blocks,
+          stride, head_step, 0},
+      out);
+}
+
+Tensor& evicting_out(KernelRuntimeContext& context, const Tensor& qkv, const Tensor& cos, const Tensor& sin,
+    const Tensor& k_cache, const Tensor& v_cache, const Tensor& mark, const Tensor& input_pos, int64_t heads, double scale,
+    int64_t block, int64_t local_blocks, int64_t stride, int64_t head_step, int64_t ring, Tensor& out) {
+  return attention(context,
+      {qkv, cos, sin, k_cache, v_cache, nullptr, nullptr, &mark, input_pos, heads, 0, scale, block, local_blocks, stride,
+          head_step, ring},
+      out);
+}
+
+Tensor& evicting_int8_out(KernelRuntimeContext& context, const Tensor& qkv, const Tensor& cos, const Tensor& sin,
+    const Tensor& k_cache, const Tensor& v_cache, const Tensor& k_scale, const Tensor& v_scale, const Tensor& mark,
+    const Tensor& input_pos, int64_t heads, double scale, int64_t block, int64_t local_blocks, int64_t stride,
+    int64_t head_step, int64_t ring, Tensor& out) {
+  return attention(context,
       {qkv, cos, sin, k_cache, v_cache, &k_scale, &v_scale, &mark, input_pos, heads, 0, scale, block, local_blocks, stride,
-       head_step, ring},
+          head_step, ring},
       out);
 }
 
@@ -370,6 +357,17 @@ bool use_isa(const char* isa) {
   const Loops* found = find_loops(isa);
   if (found) chosen = found;
   return found != nullptr;
+}
+
+const char* used_isa() {
+  const Loops* used = chosen;
+#if defined(__x86_64__)
+  if (used == &avx512::loops) return "avx512";
+  if (used == &avx2::loops) return "avx2";
+#elif defined(__aarch64__)
+  if (used == &baseline::loops) return "neon";
+#endif
+  return used == &baseline::loops ? "baseline" : "";
 }
 
 }  // namespace phi3mobile

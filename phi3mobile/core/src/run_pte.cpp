@@ -1,6 +1,6 @@
 // Runs a .pte without Python, for a phone's shell or an emulator: run_pte MODEL.pte LOGITS TOKEN... writes float32 [T, V].
 //   cmake --build build/native --target run_pte
-#include "runner.h"
+#include "phi3mobile.h"
 
 #include <cstdio>
 #include <cstdlib>

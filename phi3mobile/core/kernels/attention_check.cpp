@@ -35,7 +35,7 @@ std::vector<double> rotated(const float* x, const float* cos, const float* sin, 
 
 // Largest error over the largest value of the last `count` tokens, after `position` others.
 double error_of(const Loops& loops, bool int8, int64_t heads, int64_t kv_heads, int64_t width, int64_t half, int64_t count,
-                int64_t position, int64_t window, int64_t splits) {
+    int64_t position, int64_t window, int64_t splits) {
   const int64_t all = position + count, capacity = all + 3, cells = kv_heads * capacity * width, group = heads / kv_heads;
   const int64_t step = (heads + 2 * kv_heads) * width;
   const std::vector<float> qkv = normal(all * step), cos = normal(all * half), sin = normal(all * half);

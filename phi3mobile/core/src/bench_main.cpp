@@ -1,7 +1,7 @@
 // The protocol's steps on a phone, without Python: p3m_bench MODEL.pte [key=value]... STEP...
 // Steps and printed lines are those of bench/steps.py. Keys: packed (file for packed weights), threads, chunk (most tokens of
 // one forward), context, original (LongRoPE's switch; 0: none), cold (1: ask the system to drop the model from its file cache).
-#include "runner.h"
+#include "phi3mobile.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -68,9 +68,10 @@ int64_t field(const char* path, const char* name) {
 }
 
 std::string memory() {
-  const struct { const char *key, *path, *name; } fields[] = {
-      {"peak_bytes", "/proc/self/status", "VmHWM"},          {"resident_bytes", "/proc/self/status", "VmRSS"},
-      {"anonymous_bytes", "/proc/self/status", "RssAnon"},   {"pss_bytes", "/proc/self/smaps_rollup", "Pss"},
+  const struct {
+    const char *key, *path, *name;
+  } fields[] = {{"peak_bytes", "/proc/self/status", "VmHWM"}, {"resident_bytes", "/proc/self/status", "VmRSS"},
+      {"anonymous_bytes", "/proc/self/status", "RssAnon"}, {"pss_bytes", "/proc/self/smaps_rollup", "Pss"},
       {"dirty_bytes", "/proc/self/smaps_rollup", "Private_Dirty"}};
   std::string text;
   for (const auto& one : fields) {
@@ -147,8 +148,10 @@ struct Steps {
   void step(const std::string& text) {
     std::vector<std::string> part{""};
     for (const char c : text) {
-      if (c == ':') part.emplace_back();
-      else part.back() += c;
+      if (c == ':')
+        part.emplace_back();
+      else
+        part.back() += c;
     }
     const std::string name = part[0];
     const auto value = [&](size_t i) { return std::atoll(part[i].c_str()); };
@@ -211,8 +214,10 @@ int main(int count, char** arguments) {
   for (int i = 2; i < count; ++i) {
     const std::string text = arguments[i];
     const size_t at = text.find('=');
-    if (at == std::string::npos) steps.push_back(text);
-    else option[text.substr(0, at)] = text.substr(at + 1);
+    if (at == std::string::npos)
+      steps.push_back(text);
+    else
+      option[text.substr(0, at)] = text.substr(at + 1);
   }
   const auto whole = [&](const char* key) { return option.count(key) ? std::atoll(option[key].c_str()) : 0; };
   if (whole("cold")) forget(arguments[1]);
@@ -228,8 +233,8 @@ int main(int count, char** arguments) {
   p3m_metadata(model, "get_vocab_size", &vocab, 1);
   p3m_metadata(model, "get_max_context_len", &context, 1);
   p3m_metadata(model, "get_max_back", &back, 1);
-  Steps run{model, vocab, whole("context") ? whole("context") : context, std::max<int64_t>(1, whole("chunk")), whole("original"),
-            back};
+  Steps run{model, vocab, whole("context") ? whole("context") : context, std::max<int64_t>(1, whole("chunk")),
+      whole("original"), back};
   int code = 0;
   for (size_t i = 0; i < steps.size() && !code; ++i) {
     try {

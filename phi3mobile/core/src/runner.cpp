@@ -1,6 +1,7 @@
-#include "runner.h"
+#include "phi3mobile.h"
 
 #include "attention.h"
+#include "packed_log.h"
 
 #include <algorithm>
 #include <atomic>
@@ -9,6 +10,7 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 #if defined(__linux__)
@@ -137,16 +139,17 @@ int plan_memory(p3m_model& model) {
   return 0;
 }
 
-// What became of the packed weights: XNNPACK falls back to the heap without an error, and tells it only in the log.
+// What became of the packed weights, which only the log tells (packed_log.h).
 void note_packed(p3m_model& model) {
-  const auto said = [&](const char* start) {
+  const auto said = [&](std::string_view start) {
     return std::any_of(model.log.notes.begin(), model.log.notes.end(), [&](const auto& n) { return n.rfind(start, 0) == 0; });
   };
   if (!model.log.errors.empty()) {
-    model.packed_reason = first_of(model.log.errors);
-  } else if (said("Loaded packed weight cache")) {
+    const bool held = model.log.errors.front().rfind(phi3mobile::packed_log::kHeld, 0) == 0;
+    model.packed_reason = held ? "another process has this model open" : first_of(model.log.errors);
+  } else if (said(phi3mobile::packed_log::kReused)) {
     model.packed = P3M_PACKED_REUSED;
-  } else if (said("Saved packed weight index")) {
+  } else if (said(phi3mobile::packed_log::kCreated)) {
     model.packed = P3M_PACKED_CREATED;
   } else {
     // Nothing said: another model of this process has the file open, and its cache is shared.
@@ -200,8 +203,8 @@ int p3m_forward(p3m_model* model, const int64_t* tokens, int64_t count, int64_t 
   using executorch::aten::ScalarType;
   using executorch::aten::SizesType;
   Listen listen(model->log);
-  const auto in = executorch::extension::from_blob(
-      const_cast<int64_t*>(tokens), {SizesType(1), SizesType(count)}, ScalarType::Long);
+  const auto in =
+      executorch::extension::from_blob(const_cast<int64_t*>(tokens), {SizesType(1), SizesType(count)}, ScalarType::Long);
   const auto at = executorch::extension::from_blob(&position, {SizesType(1)}, ScalarType::Long);
   const auto result = model->module->execute("forward", {EValue(in), EValue(at)});
   model->logits = nullptr;
@@ -261,6 +264,8 @@ int p3m_set_threads(int threads) {
 }
 
 int p3m_use_isa(const char* isa) { return phi3mobile::use_isa(isa) ? 0 : -1; }
+
+const char* p3m_isa(void) { return phi3mobile::used_isa(); }
 
 int p3m_has_operator(const char* name) { return executorch::runtime::registry_has_op_function(name); }
 

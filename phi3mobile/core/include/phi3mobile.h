@@ -1,7 +1,7 @@
 /* Runs an exported decoder without Python or torch: method forward(tokens int64[1,T], input_pos int64[1]) -> float32[1,T,V].
  * A model is used by one thread at a time; several models may be open. The thread pool is one for the whole process. */
-#ifndef PHI3MOBILE_RUNNER_H
-#define PHI3MOBILE_RUNNER_H
+#ifndef PHI3MOBILE_H
+#define PHI3MOBILE_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -19,8 +19,7 @@ enum p3m_packed { P3M_PACKED_HEAP = 0, P3M_PACKED_CREATED = 1, P3M_PACKED_REUSED
 
 /* Opens pte_path memory-mapped. packed_cache_path: file for the packed weights, or null; its folder must exist; at most 255
  * bytes. threads: see p3m_set_threads. On failure null and one line in error. */
-P3M_API p3m_model* p3m_open(
-    const char* pte_path, const char* packed_cache_path, int threads, char* error, size_t error_size);
+P3M_API p3m_model* p3m_open(const char* pte_path, const char* packed_cache_path, int threads, char* error, size_t error_size);
 
 /* Runs count tokens at position; writes float32 [count, vocab] to logits unless it is null. 0, or an ExecuTorch error code. */
 P3M_API int p3m_forward(p3m_model* model, const int64_t* tokens, int64_t count, int64_t position, float* logits);
@@ -49,6 +48,9 @@ P3M_API int p3m_set_threads(int threads);
 /* Instruction set of our kernels: "avx512", "avx2" or "baseline"; null: the machine's best, as at start. For tests and
  * measurements. 0, or -1 if the machine lacks it. */
 P3M_API int p3m_use_isa(const char* isa);
+
+/* Instruction set that our kernels use now: "avx512", "avx2", "neon" (arm64's baseline) or "baseline". */
+P3M_API const char* p3m_isa(void);
 
 /* Whether the runtime in this process has a kernel for an operator, named as in a program: "aten::add.out". 1 or 0. */
 P3M_API int p3m_has_operator(const char* name);
