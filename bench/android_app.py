@@ -32,7 +32,7 @@ class AppRunner:
 
     def prepare(self, adb: Adb, bundle: Bundle) -> dict[str, Path]:
         """Raises InputError: no such app, it can't be started, or it lacks this bundle's kernels."""
-        if bundle.manifest["recipe"].get("attention") == "native":
+        if bundle.own_operators:
             raise InputError(f"{bundle.folder} needs kernels that the app's ExecuTorch lacks: export with --recipe android-cpu")
         if not adb.read(f"pm path {shlex.quote(self.name)}").strip():
             raise InputError(f"{self.name} is not on the phone {adb.serial}: install it as apps/android/README.md says")

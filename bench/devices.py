@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from phi3mobile.errors import InputError
 
 if TYPE_CHECKING:
-    from phi3mobile.bench.protocol import Device, Progress
+    from phi3mobile.bench.protocol import Device
+    from phi3mobile.progress import Progress
 
 NATIVE = Path(__file__).resolve().parents[1] / "phi3mobile" / "native"
 KINDS = "host, adb, adb:SERIAL, ios or ios:UDID"

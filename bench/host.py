@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,13 +22,12 @@ from phi3mobile.bench.peers import Entry, decode_bytes
 from phi3mobile.bench.worker import SETTLE_S, Worker, WorkerDied
 from phi3mobile.errors import InputError
 from phi3mobile.files import cache_folder
+from phi3mobile.progress import Progress, silent
 
 __all__ = ["compare", "decode_bytes", "depths_for"]
 DEPTHS, PROMPTS = (128, 1024, 4096), (128, 1024)
 COUNT = 32  # tokens decoded per round and depth
 OURS = "phi3mobile"
-
-Progress = Callable[[str, int, int], None]
 
 
 def depths_for(context: int, asked: list[int] | None, count: int = COUNT) -> list[int]:
@@ -42,11 +41,7 @@ def depths_for(context: int, asked: list[int] | None, count: int = COUNT) -> lis
 
 
 def compare(
-    entries: Mapping[str, Entry],
-    context: int,
-    rounds: int = 3,
-    depths: list[int] | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    entries: Mapping[str, Entry], context: int, rounds: int = 3, depths: list[int] | None = None, progress: Progress = silent
 ) -> dict[str, Any]:
     """Figures of every runtime, medians over rounds in which they take turns; `failed`: who died, and of what.
 

@@ -13,18 +13,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from phi3mobile.bench.predict import card_rows
     from phi3mobile.bundle import is_bundle, open_bundle
-    from phi3mobile.export.cards import bundle_card, checkpoint_card, coreml_placement
+    from phi3mobile.export.cards import bundle_card, checkpoint_card, placement
     from phi3mobile.screen import print_card, print_json
 
     path = Path(args.path)
     if is_bundle(path):
         bundle = open_bundle(path)
-        placement = coreml_placement(bundle)
-        main = next(iter(placement.values()), None)
+        placed = placement(bundle)
+        main = next(iter(placed.values()), None)
         print_card(str(path), bundle_card(bundle) | (main.rows() if main else {}) | card_rows(bundle.manifest))
-        shown = ("name", "runtime", "recipe", "model", "tokens", "memory", "license")
+        shown = ("name", "engine", "runtime", "recipe", "model", "tokens", "memory", "license")
         quality = {"quality": bundle.manifest.get("quality")}
-        reports = {"placement": {name: found.report() for name, found in placement.items()}} if placement else {}
+        reports = {"placement": {name: found.report() for name, found in placed.items()}} if placed else {}
         print_json({"bundle": str(path)} | {key: bundle.manifest[key] for key in shown} | quality | reports)
         return
     from phi3mobile.hub import resolve

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from phi3mobile.bench.battery import Battery, Sample, Thermal
-from phi3mobile.bench.protocol import Plan, Progress, Run, RunFailed, bundle_hash
+from phi3mobile.bench.protocol import Plan, Run, RunFailed, bundle_hash
 from phi3mobile.bench.request import EXTRA, FOLDER, Request
 from phi3mobile.bundle import Bundle
 from phi3mobile.errors import InputError
+from phi3mobile.progress import Progress
 
 APP = "org.phi3mobile.assistant"
 # ProcessInfo.ThermalState -> the status of battery.STATUS

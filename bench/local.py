@@ -16,9 +16,10 @@ from typing import Any
 
 from phi3mobile.bench.battery import Battery, Sample, Thermal, parse_current_a
 from phi3mobile.bench.measure import usable_cores
-from phi3mobile.bench.protocol import Plan, Progress, Run, RunFailed
+from phi3mobile.bench.protocol import Plan, Run, RunFailed
 from phi3mobile.bundle import Bundle
 from phi3mobile.files import cache_folder
+from phi3mobile.progress import Progress
 
 STEPS = "phi3mobile.bench.steps"
 

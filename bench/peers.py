@@ -6,7 +6,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +17,7 @@ from phi3mobile.bundle import Bundle, open_bundle
 from phi3mobile.errors import InputError
 from phi3mobile.files import new_folder
 from phi3mobile.models.pieces import pieces
+from phi3mobile.progress import Progress
 
 if TYPE_CHECKING:
     from phi3mobile.models.checkpoint import Checkpoint
@@ -33,8 +33,6 @@ PACKAGES = {
 GGUF_TABLE = {4: 18 / 32, 8: 34 / 32}
 GENAI_TABLE = {4: 0.5 + 4 / 32, 8: 1 + 4 / 32}
 _SHAPE_OF_DEMO = {"vocab": 49152, "layers": 30, "hidden": 576, "heads": 9}
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def prepare_peers(
     if other := sorted(pieces(checkpoint.config).keys() - PEERS_PIECES):
         missing |= dict.fromkeys((LLAMA, GENAI, LITERT), f"what makes its model knows no {other[0]}")
     prepared = {LLAMA: _llama_entry, GENAI: _genai_entry, LITERT: _litert_entry}
-    if bundle.manifest["runtime"]["kind"] == "litert":
+    if bundle.manifest["runtime"]["name"] == LITERT:
         del prepared[LITERT]
     for runtime, prepare in prepared.items():
         if runtime in missing:

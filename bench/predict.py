@@ -18,6 +18,7 @@ from typing import Any
 HERE = Path(__file__).parent
 # Of all memory: what one app in the foreground may hold. iOS ends it at about 3 GB on a 6 GB phone (pocketpal-ai 651,
 # executorch 14474); Android has no fixed limit, but 4-bit 8B models did not load on 8 GB phones (executorch 5582, 3599).
+RUNTIME = "ExecuTorch"  # whose published figures the predictions come from
 APP_SHARE = 0.5
 
 
@@ -86,7 +87,7 @@ def _tells_decode(row: Mapping[str, Any]) -> bool:
 
 
 def _is_ours(row: Mapping[str, Any]) -> bool:
-    return "ExecuTorch" in row["runtime"]
+    return RUNTIME in row["runtime"]
 
 
 def _tells_prefill(row: Mapping[str, Any]) -> bool:
@@ -105,8 +106,8 @@ def predict(manifest: Mapping[str, Any], phone: Mapping[str, Any], depth: int | 
     table = model["vocab"] * model["hidden"] * recipe.get("embedding_bits", 8) / 8
     read = memory["weights"] - table + memory["kv_per_token"] * min(depth, model.get("sliding_window") or depth)
     ops = 2 * (model["parameters"] - model["vocab"] * model["hidden"])
-    mapped = recipe.get("attention") == "native"  # packed weights are pages of a file there: they can be dropped
-    needs = memory["kv_per_token"] * model["context"] + memory["activations"] + (0 if mapped else memory["weights"])
+    loaded = 0 if manifest["weights_mapped"] else memory["weights"]
+    needs = memory["kv_per_token"] * model["context"] + memory["activations"] + loaded
     return Prediction(
         phone["name"],
         model["context"],
@@ -151,10 +152,10 @@ def errors() -> list[Miss]:
 
 
 def card_rows(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Rows for the card of `inspect`."""
-    if manifest["runtime"]["kind"] != "executorch":
+    """Rows for the card of `inspect`; none for a runtime that no published figure tells of."""
+    if manifest["runtime"]["name"] != RUNTIME:
         return {}
-    ours, others = ([abs(miss.error) for miss in errors() if ("ExecuTorch" in miss.runtime) == ours] for ours in (True, False))
+    ours, others = ([abs(miss.error) for miss in errors() if (RUNTIME in miss.runtime) == ours] for ours in (True, False))
     rows = {}
     for name in ("Galaxy S21", "Galaxy S24", "Pixel 6a", "iPhone 14", "iPhone 15 Pro"):
         found = predict(manifest, phones()[name])

@@ -19,9 +19,9 @@ from typing import Any, Protocol, TextIO
 from phi3mobile.bench.battery import Sample, energies
 from phi3mobile.bundle import Bundle
 from phi3mobile.errors import InputError
+from phi3mobile.progress import Progress
 
 FORMAT = 1
-Progress = Callable[[str, int, int], None]
 
 
 class RunFailed(Exception):

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from phi3mobile.bundle import open_bundle
+from phi3mobile.engines.registry import open_engine
 from phi3mobile.session.decoding import Rows
 
 
@@ -21,17 +22,7 @@ class Ours:
     """A bundle, opened and verified as every user does it."""
 
     def __init__(self, path: Path, context: int, threads: int) -> None:
-        bundle = open_bundle(path)
-        if bundle.manifest["recipe"].get("attention") == "native":
-            from phi3mobile.engines.native import open_native
-
-            self._engine = open_native(bundle, threads)
-        elif bundle.manifest["runtime"]["kind"] == "litert":
-            from phi3mobile.engines.litert import open_litert
-
-            self._engine = open_litert(bundle, threads)
-        else:
-            self._engine = bundle.open_engine()  # has no setting for threads: takes the physical cores
+        self._engine = open_engine(open_bundle(path), threads)
         info, forward = self._engine.info, getattr(self._engine, "forward_view", self._engine.forward)
         self._rows = Rows(SimpleNamespace(info=info, forward=forward))
         self.vocab, self.chunk = info.vocab, info.max_chunk

@@ -14,7 +14,7 @@ import argparse
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,12 @@ from phi3mobile.bench.measure import median
 from phi3mobile.errors import InputError
 from phi3mobile.files import whole_file
 from phi3mobile.models.blocksparse import Pattern, evicting_cache
+from phi3mobile.progress import Progress
 
 WIDTH = 128
 SMALL = Pattern(heads=32, kv_heads=8, block=64, local_blocks=16, stride=8, head_step=1)
 DEPTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 CHUNK = 512  # tokens of prefill at each depth
-Progress = Callable[[str, int, int], None]
 
 
 class Operator:

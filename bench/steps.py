@@ -156,23 +156,20 @@ def main(arguments: list[str]) -> int:
     def say(line: dict[str, Any]) -> None:
         out.write(json.dumps(line | {"t": round(time.time(), 3)}) + "\n")
 
-    from phi3mobile.bundle import Bundle, open_bundle
-    from phi3mobile.engines.native import open_native
+    from phi3mobile.bundle import open_bundle
+    from phi3mobile.engines.registry import open_engine
     from phi3mobile.errors import InputError
 
     path, *rest = arguments
     options = dict(text.split("=") for text in rest if "=" in text)
-
-    def open_engine(bundle: Bundle) -> Any:
-        native = bundle.manifest["recipe"].get("attention") == "native"
-        return open_native(bundle, int(options.get("threads", 0))) if native else bundle.open_engine()
 
     try:
         bundle = open_bundle(path)  # hashing is no part of loading
     except InputError as error:
         say({"kind": "error", "step": "load", "reason": " ".join(f"{error}".split())[:300]})
         return 1
-    return perform(lambda: open_engine(bundle), [text for text in rest if "=" not in text], say)
+    threads = int(options.get("threads", 0))
+    return perform(lambda: open_engine(bundle, threads), [text for text in rest if "=" not in text], say)
 
 
 if __name__ == "__main__":

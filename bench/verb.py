@@ -124,13 +124,14 @@ def compare_perplexity(path: Path, checkpoint: str | None, report) -> dict[str, 
     from phi3mobile.bench.perplexity import TEXT, perplexity
     from phi3mobile.bundle import open_bundle
     from phi3mobile.engines.eager import EagerEngine
+    from phi3mobile.engines.registry import open_engine
     from phi3mobile.models.loading import model_from
 
     bundle = open_bundle(path)
     tokens = bundle.tokenizer.encode(TEXT.read_text(), special=False)
     reference = EagerEngine(model_from(_checkpoint(bundle, checkpoint), bundle.info.max_context), chunk=512)
     exact = perplexity(reference, tokens, progress=report)
-    ours = perplexity(bundle.open_engine(), tokens, progress=report)
+    ours = perplexity(open_engine(bundle), tokens, progress=report)
     return {
         "bundle": str(path),
         "text": TEXT.name,

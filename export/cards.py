@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from phi3mobile.screen import size
@@ -12,8 +11,6 @@ if TYPE_CHECKING:
     from phi3mobile.export.census import Census
     from phi3mobile.models.checkpoint import Checkpoint
     from phi3mobile.models.config import DecoderConfig
-
-RUNTIMES = defaultdict(lambda: "unknown", executorch="ExecuTorch", coreml="Core ML, made by coremltools", litert="LiteRT")
 
 
 def bundle_card(bundle: Bundle) -> dict[str, str]:
@@ -32,7 +29,7 @@ def bundle_card(bundle: Bundle) -> dict[str, str]:
         "KV cache per token": size(memory["kv_per_token"]),
         **({"KV cache": evicted} if (evicted := _eviction(manifest)) else {}),
         "stop ids": ", ".join(map(str, manifest["tokens"]["eos"])),
-        "runtime": f"{RUNTIMES[runtime['kind']]} {runtime['version']}, {len(runtime['operators'])} operators",
+        "runtime": f"{runtime['name']} {runtime['version']}, {len(runtime['operators'])} operators",
         "license": manifest["license"] or "not stated by the checkpoint",
     }
 
@@ -63,15 +60,16 @@ def _eviction(manifest: dict[str, Any]) -> str:
     )
 
 
-def coreml_placement(bundle: Bundle) -> dict[str, Census]:
-    """A Core ML bundle's census by package and function, the default function of a package first; else nothing."""
-    if bundle.manifest["runtime"]["kind"] != "coreml":
+def placement(bundle: Bundle) -> dict[str, Census]:
+    """The census of every .mlpackage among a bundle's programs, by package and function, its default function first."""
+    packages = [program for program in bundle.programs if program.suffix == ".mlpackage"]
+    if not packages:
         return {}
     from phi3mobile.engines import mil
     from phi3mobile.export.census import census
 
     found = {}
-    for package in sorted(bundle.folder.glob("*.mlpackage")):
+    for package in packages:
         program = mil.load(package)
         for item in sorted(census(program), key=lambda item: item.function != program.default_function):
             found[f"{package.stem}.{item.function}"] = item

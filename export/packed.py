@@ -36,21 +36,21 @@ class PackedModel:
     def config(self) -> DecoderConfig:
         return self.checkpoint.config
 
-    def bits_of(self, name: str) -> Form | None:
+    def form_of(self, name: str) -> Form | None:
         """None for norms and biases, which stay float32. The group of 8 bit is the whole row."""
         if isinstance(self.checkpoint, Solved):
-            return self.checkpoint.bits_of(name)
+            return self.checkpoint.form_of(name)
         found = self.config.tensors().get(name)  # a tied head has none
         if found and found.role in (*NORMS, BIAS):
             return None
-        return self._forms.get(name) or self.recipe.bits_of(name, self.shape(name)[1])
+        return self._forms.get(name) or self.recipe.form_of(name, self.shape(name)[1])
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.checkpoint.shape(self._source(name))
 
     def tensor(self, name: str) -> Packed | torch.Tensor:
         """A matrix packed, with its bias; or a vector in float32. A tied head is packed from the embedding by its own rule."""
-        weight, bits = self.checkpoint.tensor(self._source(name)), self.bits_of(name)
+        weight, bits = self.checkpoint.tensor(self._source(name)), self.form_of(name)
         if bits is None:
             return weight.float()
         return replace(weight if isinstance(weight, Packed) else quantize(weight, *bits), bias=self._bias(name))
@@ -59,7 +59,7 @@ class PackedModel:
         """Of the layers' matrices, scales and offsets included; embedding and head are not among them."""
         bits = values = 0
         for name in self.checkpoint.names():
-            if name.startswith("model.layers.") and (form := self.bits_of(name)):
+            if name.startswith("model.layers.") and (form := self.form_of(name)):
                 rows, width = self.shape(name)
                 values += rows * width
                 bits += rows * width * form.bits_per_weight(width)

@@ -1,19 +1,15 @@
 """A bundle's program against the torch model, on real prompts, forward by forward: what `phi3mobile verify` measures.
 
-Three comparisons of a Core ML program, run by our interpreter:
+Its target says what is compared with the packed integers, and which gates hold (Target.checks). Last, whatever the target:
 
-    rewriting  float32 arithmetic, against torch with the program's own constants: only the rewriting of the graph is left
-    float16    every result rounded to float16, against torch with the packed weights
-    4 bit      the same program against the unquantized checkpoint: what quantization costs, reported only
-
-A .pte runs in its own runtime, against torch with int8 activations; those round chaotically in deep models: reported only.
+    4 bit      the program against the unquantized checkpoint: what quantization costs, reported only
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +18,15 @@ import torch
 from phi3mobile.bundle import Bundle
 from phi3mobile.engines import Engine
 from phi3mobile.errors import InputError
-from phi3mobile.export.packed import PackedModel, load_packed
+from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.recipe import find_recipe
-from phi3mobile.export.targets.coreml.reference import reference_model
+from phi3mobile.export.target import Check
+from phi3mobile.export.targets import target_of
 from phi3mobile.models.checkpoint import Checkpoint, open_checkpoint
 from phi3mobile.models.decoder import Decoder
 from phi3mobile.models.loading import load_model
+from phi3mobile.progress import Progress, silent
 
-GATES = {"rewriting": 70.0, "float16": 40.0}  # dB of the logits, in every stage
 STEPS = 8  # decode steps after a prompt
 _NEVER = -1e30  # logits below it are of ids that the model never says
 
@@ -95,53 +92,31 @@ def source_of(bundle: Bundle, checkpoint: str | None) -> Checkpoint:
     return opened
 
 
-def verify(
-    bundle: Bundle,
-    checkpoint: Checkpoint,
-    prompts: list[list[int]],
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-) -> list[Comparison]:
-    """Every comparison that the bundle's runtime allows. prompts: token ids, each at least one."""
-    context = bundle.info.max_context
+def verify(bundle: Bundle, checkpoint: Checkpoint, prompts: list[list[int]], progress: Progress = silent) -> list[Comparison]:
+    """Every comparison that the bundle's target makes. prompts: token ids, each at least one."""
     packed = PackedModel(checkpoint, find_recipe(bundle.manifest["recipe"]["name"]))
-    source = lambda: load_model(checkpoint.folder, context)  # noqa: E731
-    if in_core_ml(bundle):
-        plan = [
-            ("rewriting", lambda: reference_model(packed, context, half=True), False),
-            ("float16", lambda: reference_model(packed, context), True),
-            ("4 bit", source, True),
-        ]
-    else:
-        plan = [("int8 activations", lambda: load_packed(packed, context), None), ("4 bit", source, None)]
+    checks = target_of(packed.recipe).checks(bundle, packed)
+    source = lambda: load_model(checkpoint.folder, bundle.info.max_context)  # noqa: E731
+    checks.append(replace(checks[-1], name="4 bit", gate=None, reference=source))
     done = []
-    for number, (name, make, half) in enumerate(plan):
-        progress(name, number, len(plan))
-        engine = bundle.open_engine() if half is None else _interpreter(bundle, half)
-        try:
-            done.append(compare(name, engine, make(), prompts))
-        finally:
-            engine.close()
+    for number, check in enumerate(checks):
+        progress(check.name, number, len(checks))
+        done.append(run_check(check, prompts))
     return done
 
 
-def in_core_ml(bundle: Bundle) -> bool:
-    """Whether Core ML runs the bundle's program on the phone, as a package or as ExecuTorch's delegate."""
-    runtime = bundle.manifest["runtime"]
-    return runtime["kind"] == "coreml" or runtime.get("backend") == "CoreMLBackend"
+def run_check(check: Check, prompts: list[list[int]]) -> Comparison:
+    """One of them: both are opened, compared and closed."""
+    engine = check.open()
+    try:
+        return compare(check.name, check.gate, engine, check.reference(), prompts)
+    finally:
+        engine.close()
 
 
-def _interpreter(bundle: Bundle, half: bool) -> Engine:
-    from phi3mobile.engines.coreml import open_mil
-    from phi3mobile.engines.coreml_ane import open_ane
-    from phi3mobile.engines.coreml_delegate import open_delegate
-
-    runtime = bundle.manifest["runtime"]
-    return (open_delegate if "backend" in runtime else open_ane if "packages" in runtime else open_mil)(bundle, half)
-
-
-def compare(name: str, engine: Engine, model: Decoder, prompts: list[list[int]]) -> Comparison:
+def compare(name: str, gate: float | None, engine: Engine, model: Decoder, prompts: list[list[int]]) -> Comparison:
     """Run both through the same forwards."""
-    result = Comparison(name, GATES.get(name), layers=[Error() for _ in range(model.config.num_hidden_layers)])
+    result = Comparison(name, gate, layers=[Error() for _ in range(model.config.num_hidden_layers)])
     for prompt in prompts:
         for stage, forwards in _stages(engine, prompt):
             error = result.stages.setdefault(stage, Error())
@@ -212,8 +187,7 @@ def _both(engine: Engine, model: Decoder, tokens: list[int], position: int, long
             value = outputs[name]
             found[name] = np.array(value[0] if value.ndim == 3 else value[0, :, 0].T)  # Conv2d layout: [1, C, 1, T]
 
-    if hasattr(engine, "trace"):
-        engine.trace = trace
+    engine.trace = trace
     logits = engine.forward(np.array(tokens), position, long)
     ours = [found[f"layer_{layer}"] for layer in range(len(found))]
     return reference, logits, expected if ours else [], ours

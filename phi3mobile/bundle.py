@@ -14,15 +14,16 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING, Any
 
-from phi3mobile.engines import Engine, EngineInfo
+from phi3mobile.bundle_v1 import upgraded
 from phi3mobile.errors import InputError
 from phi3mobile.files import cache_folder, sha256, whole_file
+from phi3mobile.info import EngineInfo
 
 if TYPE_CHECKING:
     from phi3mobile.text.chat import ChatFormat
     from phi3mobile.text.tokenizer import Tokenizer
 
-FORMAT = 1
+FORMAT = 2  # 1 is read too: bundle_v1.py
 MANIFEST = "manifest.json"
 _SETTLED_NS = 100_000_000  # file systems' clocks tick in up to 10 ms: a younger file may change and keep its date
 
@@ -63,7 +64,10 @@ def _file(value: Any) -> bool:
 SCHEMA: dict[str, Callable[[Any], bool]] = {
     "name": _text,
     "family": _text,
-    "runtime.kind": _text,
+    "engine": lambda value: _text(value) and value != "",  # engines/registry.py resolves it
+    "weights_mapped": lambda value: isinstance(value, bool),  # pages of a file: memory that can be dropped and read again
+    "programs": lambda value: _list_of(_path_inside)(value) and value != [],  # what the engine loads, in order
+    "runtime.name": _text,
     "runtime.version": lambda value: _text(value) and bool(re.fullmatch(r"\d{1,6}\.\d{1,6}(\..*)?", value)),
     "runtime.operators": _list_of(_text),
     "runtime.program": _path_inside,
@@ -132,6 +136,16 @@ class Bundle:
         return self.folder / self.manifest["runtime"]["program"]
 
     @property
+    def programs(self) -> list[Path]:
+        """What the engine loads, in order: the program itself, or the packages in its folder."""
+        return [self.folder / name for name in self.manifest["programs"]]
+
+    @property
+    def own_operators(self) -> list[str]:
+        """The program's operators that only binaries with our kernels (phi3mobile/core) have."""
+        return own_operators(self.manifest)
+
+    @property
     def program_bytes(self) -> int:
         name = self.manifest["runtime"]["program"]
         files = self.manifest["files"].items()
@@ -165,40 +179,6 @@ class Bundle:
             raise InputError(f"{self.folder} has no chat template: it completes text only (phi3mobile run --raw)")
         return ChatFormat(chat["template"], chat["bos"], chat["eos"])
 
-    def open_engine(self) -> Engine:
-        """The engine for this bundle's runtime, on this machine. InputError if it can't run it."""
-        if (kind := self.manifest["runtime"]["kind"]) == "coreml":
-            if "packages" in self.manifest["runtime"]:
-                from phi3mobile.engines.coreml_ane import open_ane
-
-                return open_ane(self)
-            from phi3mobile.engines.coreml import open_mil
-
-            return open_mil(self)
-        if kind == "litert":
-            from phi3mobile.engines.litert import open_litert
-
-            return open_litert(self)
-        if kind != "executorch":
-            raise InputError(
-                f"{self.folder} is for the runtime {kind!r}; this phi3mobile runs executorch, coreml, litert: upgrade it"
-            )
-        from phi3mobile.engines.phone import phone_engine
-
-        if phone := phone_engine():
-            return phone(self.program, self.info)
-        if self.manifest["runtime"].get("backend") == "CoreMLBackend":
-            from phi3mobile.engines.coreml_delegate import open_delegate
-
-            return open_delegate(self)
-        if self.manifest["recipe"].get("attention") == "native":
-            from phi3mobile.engines.native import open_native
-
-            return open_native(self)
-        from phi3mobile.engines.executorch import ExecutorchEngine
-
-        return ExecutorchEngine(self)
-
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Add sizes and hashes of the folder's files, and write manifest.json last: a folder without it is no bundle."""
@@ -222,6 +202,11 @@ def open_bundle(path: str | Path) -> Bundle:
     return bundle
 
 
+def own_operators(manifest: dict[str, Any]) -> list[str]:
+    """The operators of a manifest's program that only binaries with our kernels (phi3mobile/core) have."""
+    return [name for name in manifest["runtime"]["operators"] if name.startswith("phi3mobile::")]
+
+
 def is_bundle(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
@@ -239,15 +224,17 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} has no format version; export the bundle again")
     if version > FORMAT:
         raise InputError(f"{folder} has bundle format {version}, this phi3mobile reads up to {FORMAT}; upgrade phi3mobile")
+    with contextlib.suppress(KeyError, TypeError, AttributeError):  # what it lacks is told below
+        manifest = upgraded(manifest)
     values = {name: _at(manifest, name) for name in SCHEMA | LATER}
     if lacking := [name for name in SCHEMA if values[name] is _ABSENT]:
         raise InputError(f"{path} lacks {', '.join(lacking)}; export the bundle again")
     for name, fits in (SCHEMA | LATER).items():
         if values[name] is not _ABSENT and not fits(values[name]):
             raise InputError(f"{path}: {name} can't be {values[name]!r:.80}; export the bundle again")
-    program = manifest["runtime"]["program"]
-    if not any(name == program or name.startswith(f"{program}/") for name in manifest["files"]):
-        raise InputError(f"{path}: runtime.program is not among its files; export the bundle again")
+    for key, program in (("runtime.program", manifest["runtime"]["program"]), *(("programs", p) for p in manifest["programs"])):
+        if not any(name == program or name.startswith(f"{program}/") for name in manifest["files"]):
+            raise InputError(f"{path}: {key} is not among its files; export the bundle again")
     return manifest
 
 

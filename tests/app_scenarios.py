@@ -254,7 +254,8 @@ def write_bundle(folder: Path, name: str, activations: int) -> None:
         "name": name,
         "memory": memory,
         "model": {"context": 4096},
-        "recipe": {"name": "host", "attention": "native"},
+        "weights_mapped": True,
+        "recipe": {"name": "host"},
         "files": {"model.pte": {"bytes": 2_240_000_000, "sha256": ""}},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -92,8 +92,10 @@ class ScriptParts:
     def manifest(self) -> dict[str, str]:
         return {"name": self.name}
 
-    def open_engine(self) -> ScriptEngine:
-        return self.engine
+
+def open_script(parts: ScriptParts) -> ScriptEngine:
+    """What a Worker opens in place of a bundle's engine."""
+    return parts.engine
 
 
 @dataclass(frozen=True)

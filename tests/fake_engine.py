@@ -116,10 +116,6 @@ class FakeChat:
 
 @dataclass
 class FakeParts:
-    engine: FakeEngine
     tokenizer: FakeTokenizer = field(default_factory=FakeTokenizer)
     chat: FakeChat = field(default_factory=FakeChat)
     eos_ids: frozenset[int] = frozenset({EOS})
-
-    def open_engine(self) -> FakeEngine:
-        return self.engine

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from phi3mobile import bundle as bundle_module
 from phi3mobile.bundle import MANIFEST, SCHEMA, Bundle, open_bundle
+from phi3mobile.bundle_v1 import upgraded
 from phi3mobile.engines import check_operators, check_version
+from phi3mobile.engines.registry import open_engine
 from phi3mobile.errors import InputError
 from phi3mobile.export.cards import bundle_card
 from phi3mobile.files import sha256
@@ -105,8 +107,10 @@ def test_what_is_no_bundle_is_named(copy, tmp_path):
         (b'{"format": "1"}', "no format version"),
         (b'{"format": true}', "no format version"),
         (b'{"format": 0}', "no format version"),
-        (b'{"format": 2}', "has bundle format 2, this phi3mobile reads up to 1; upgrade"),
+        (b'{"format": 3}', "has bundle format 3, this phi3mobile reads up to 2; upgrade"),
+        (b'{"format": 2}', "lacks name"),
         (b'{"format": 1}', "lacks name"),
+        (b'{"format": 1, "runtime": 3}', "lacks name"),
     ],
 )
 def test_a_bad_manifest_is_named(copy, data, message):
@@ -124,6 +128,69 @@ def test_every_lacking_key_is_named(copy, name):
         del manifest[key]
 
     assert f"lacks {name};" in refusal(edit(copy, remove))
+
+
+V1 = {  # what bundles of format 1 said, by recipe: runtime, options of the recipe -> engine, weights_mapped, programs
+    "android-cpu": ({"kind": "executorch", "program": "model.pte"}, "stock", "executorch", False, ["model.pte"]),
+    "host": ({"kind": "executorch", "program": "model.pte"}, "native", "native", True, ["model.pte"]),
+    "ios-gpu": ({"kind": "coreml", "program": "model.mlpackage"}, "states", "coreml", False, ["model.mlpackage"]),
+    "ios-ane": (
+        {"kind": "coreml", "program": "model", "packages": ["part_0.mlpackage", "part_1.mlpackage"]},
+        "read-only",
+        "coreml-ane",
+        False,
+        ["model/part_0.mlpackage", "model/part_1.mlpackage"],
+    ),
+    "ios-executorch": (
+        {"kind": "executorch", "program": "model.pte", "backend": "CoreMLBackend"},
+        "delegate",
+        "coreml-delegate",
+        False,
+        ["model.pte"],
+    ),
+    "litert": ({"kind": "litert", "program": "model.tflite"}, "in-out", "litert", True, ["model.tflite"]),
+}
+
+
+@pytest.mark.parametrize("recipe", V1)
+def test_a_manifest_of_format_1_tells_its_engine(recipe):
+    runtime, attention, *expected = V1[recipe]
+    old = {"format": 1, "runtime": runtime | {"version": "1.5.1"}, "recipe": {"name": recipe, "attention": attention}}
+    new = upgraded(old)
+    assert [new["engine"], new["weights_mapped"], new["programs"]] == expected
+    assert "kind" not in new["runtime"] and new["runtime"]["name"] and old["runtime"]["kind"] == runtime["kind"]
+    assert upgraded(new | {"format": 2}) == new | {"format": 2}
+
+
+def test_a_bundle_of_format_1_opens_and_runs(copy):
+    def make_old(manifest):
+        manifest["format"] = 1
+        for key in ("engine", "weights_mapped", "programs"):
+            del manifest[key]
+        del manifest["runtime"]["name"]
+        manifest["runtime"]["kind"] = "executorch"
+        manifest["recipe"]["attention"] = "stock"
+
+    bundle = open_bundle(edit(copy, make_old))
+    assert bundle.manifest["engine"] == "executorch" and bundle.programs == [copy / "model.pte"]
+    assert bundle_card(bundle)["runtime"].startswith("ExecuTorch ")
+    engine = open_engine(bundle)
+    assert engine.forward([1, 2, 3], 0).shape == (3, VOCAB)
+    engine.close()
+
+
+@pytest.mark.parametrize("engine", ["warp", "os:system", "phi3mobile.engines.none:open", "phi3mobile.none.it:open", "a:b:c"])
+def test_an_engine_that_is_not_ours_is_refused(engine, copy):
+    bundle = open_bundle(edit(copy, lambda manifest: manifest.update(engine=engine)))
+    refused = f"is for the engine '{engine}'; this phi3mobile has executorch, native, .*: upgrade it"
+    with pytest.raises(InputError, match=refused):
+        open_engine(bundle)
+
+
+def test_an_engine_that_its_module_lacks_is_refused(copy):
+    bundle = open_bundle(edit(copy, lambda manifest: manifest.update(engine="phi3mobile.errors:open_it")))
+    with pytest.raises(InputError, match=r"phi3mobile\.errors has no open_it: upgrade phi3mobile"):
+        open_engine(bundle)
 
 
 def test_unknown_keys_are_for_later_readers(copy):
@@ -211,9 +278,9 @@ def test_a_bundle_that_needs_unknown_operators_does_not_open(copy):
         check_operators(["b::y", "a::x", "c::z"], ["c::z"])
 
 
-def test_a_bundle_of_another_runtime_does_not_open(copy):
-    edit(copy, lambda manifest: put(manifest, "runtime.kind", "abacus"))
-    with pytest.raises(InputError, match="runtime 'abacus'; this phi3mobile runs executorch, coreml, litert"):
+def test_a_session_of_an_unknown_engine_does_not_open(copy):
+    edit(copy, lambda manifest: put(manifest, "engine", "abacus"))
+    with pytest.raises(InputError, match="is for the engine 'abacus'; this phi3mobile has executorch, native"):
         Session(copy)
 
 

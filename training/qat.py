@@ -76,7 +76,7 @@ def add_fake_quant(model: nn.Module, recipe: Recipe, bits: int | None = None) ->
             continue
         width = module.weight.shape[1]
         module.__class__ = FakeQuantEmbedding if isinstance(module, nn.Embedding) else FakeQuantLinear
-        own, module.group, _ = recipe.bits_of(f"{name}.weight", width)
+        own, module.group, _ = recipe.form_of(f"{name}.weight", width)
         module.bits = bits if bits and name.startswith("model.layers.") else own
         if module.bits < 8 and width % module.group:
             raise InputError(f"{name} has {width} columns; recipe {recipe.name} takes {module.group} a scale")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from phi3mobile.assistant.meters import memory_free
 from phi3mobile.bundle import MANIFEST, is_bundle
+from phi3mobile.bundle_v1 import upgraded
 
 FITS, TIGHT, TOO_LARGE, DAMAGED, UNKNOWN = "fits", "tight", "too large", "damaged", "unknown"
 _TIGHT_SHARE = 0.8  # of the free memory
@@ -46,11 +47,11 @@ def choices(folders: Iterable[Path], free: int | None = None) -> list[Choice]:
 def describe(path: Path, free: int | None) -> Choice:
     """One bundle's entry; never raises."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
+        manifest = upgraded(json.loads((path / MANIFEST).read_text("utf-8")))
         memory, context = manifest["memory"], manifest["model"]["context"]
         size = sum(listed["bytes"] for listed in manifest["files"].values())
-        mapped = manifest["recipe"].get("attention") == "native"  # packed weights are pages of a file there
-        needs = memory["kv_per_token"] * context + memory["activations"] + (0 if mapped else memory["weights"])
+        loaded = 0 if manifest["weights_mapped"] else memory["weights"]
+        needs = memory["kv_per_token"] * context + memory["activations"] + loaded
         name = str(manifest["name"])
         about = f"{size / 1e9:.2f} GB on disk, {needs / 1e9:.2f} GB of memory at {context} tokens"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -8,6 +8,7 @@ from typing import Any
 
 from phi3mobile.assistant.bundles import TOO_LARGE, describe
 from phi3mobile.assistant.meters import memory_free
+from phi3mobile.engines import registry
 from phi3mobile.errors import InputError
 
 
@@ -21,15 +22,15 @@ def device() -> str:
 def open_engine(bundle: Any, threads: int = 0) -> Any:
     """Raises InputError: not enough memory (before anything is loaded), or a bundle that this device can't run.
 
-    `threads`: for Android, 0 leaves the number to ExecuTorch.
+    `threads`: 0 leaves the number to the engine; an iPhone's takes no other.
     """
     where = device()
     if where == "desktop":
-        return bundle.open_engine()  # checks the memory itself
+        return registry.open_engine(bundle, threads)  # checks the memory itself
     choice = describe(bundle.folder, memory_free())
     if choice.verdict == TOO_LARGE:
         raise InputError(f"not enough memory: {choice.sentence}; close other apps or choose a smaller model")
-    if bundle.manifest["recipe"].get("attention") == "native" and where == "android":
+    if bundle.own_operators and where == "android":
         raise InputError(f"{choice.name} needs kernels that this app's ExecuTorch lacks; export it with --recipe android-cpu")
     if where == "android":
         from phi3mobile.engines.android import AndroidEngine

@@ -77,7 +77,7 @@ Event = Loading | Loaded | LibraryOpened | Notice | Sources | Piece | Finished |
 class Worker:
     """Orders run one after another in one daemon thread. `stop` acts at once.
 
-    `open_bundle`, `open_library` and `ground` (grounded_messages) replace phi3mobile's own in tests.
+    `open_bundle`, `open_library`, `ground` (grounded_messages) and `open_engine` replace phi3mobile's own in tests.
     """
 
     def __init__(
@@ -85,11 +85,12 @@ class Worker:
         open_bundle: Callable[[str | Path], Any] | None = None,
         open_library: Callable[[str | Path], Any] | None = None,
         ground: Callable[..., list[dict[str, str]]] | None = None,
+        open_engine: Callable[[Any], Any] = open_engine,
     ) -> None:
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.engine: Metered | None = None  # of the open bundle; its counters may be read from any thread
         self._open_bundle, self._open_library = open_bundle or _open_bundle, open_library or _open_library
-        self._ground = ground or _ground
+        self._ground, self._open_engine = ground or _ground, open_engine
         self._orders: queue.SimpleQueue[tuple[str, Callable[[], None]] | None] = queue.SimpleQueue()
         self._session: Any = None
         self._library: Any = None
@@ -155,7 +156,7 @@ class Worker:
         self.events.put(Loading("Reading the vocabulary", 0.4))
         bundle.tokenizer.encode("warm")
         self.events.put(Loading("Loading the model", 0.6))
-        engine = Metered(open_engine(bundle))
+        engine = Metered(self._open_engine(bundle))
         self._session = Session(bundle, engine=engine, on_event=lambda text: self.events.put(Notice(text)))
         self.engine = engine
         name = getattr(bundle, "manifest", {}).get("name", path.name)

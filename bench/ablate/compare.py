@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from phi3mobile.export.solve.folder import Solved
 from phi3mobile.files import whole_file
 from phi3mobile.hub import resolve
 from phi3mobile.models.checkpoint import Checkpoint, open_checkpoint
+from phi3mobile.progress import Progress, silent
 from phi3mobile.text.tokenizer import load_tokenizer
 
-Progress = Callable[[str, int, int], None]
 FORMAT = 1
 
 
@@ -37,7 +37,7 @@ def compare(
     calibration_count: int = 4096,
     window: int = 512,
     solved: Sequence[Path] = (),
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Measure every setting on `count` tokens of `text`, and write results.jsonl, ablation.html and ablation.md to `out`.
 

@@ -6,7 +6,7 @@ Only one layer's weights are in memory, so that phi-3-mini is compared on a desk
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,10 +24,9 @@ from phi3mobile.export.solve.stream import load_layer, load_norm, rounded, run_l
 from phi3mobile.models.checkpoint import Checkpoint
 from phi3mobile.models.ops import quantize_rows
 from phi3mobile.models.quantized import Packed
+from phi3mobile.progress import Progress, silent
 
 _ROWS = 4096  # activations at once
-
-Progress = Callable[[str, int, int], None]
 
 
 class FakeLinear(nn.Module):
@@ -68,7 +67,7 @@ class Reference:
 
 
 @torch.no_grad()
-def float_reference(checkpoint: Checkpoint, tokens: torch.Tensor, progress: Progress = lambda *_: None) -> Reference:
+def float_reference(checkpoint: Checkpoint, tokens: torch.Tensor, progress: Progress = silent) -> Reference:
     """Run the float model over `tokens`."""
     hidden = _final_states(checkpoint, tokens, Setting(bits=FLOAT), None, progress)
     found = _compare(checkpoint, tokens, hidden, hidden, _head(checkpoint), Setting(bits=FLOAT))
@@ -76,9 +75,7 @@ def float_reference(checkpoint: Checkpoint, tokens: torch.Tensor, progress: Prog
 
 
 @torch.no_grad()
-def measure_solved(
-    reference: Reference, solved: Solved, setting: Setting, progress: Progress = lambda *_: None
-) -> dict[str, float]:
+def measure_solved(reference: Reference, solved: Solved, setting: Setting, progress: Progress = silent) -> dict[str, float]:
     """As `measure`, of the integers that `phi3mobile quantize` made; `setting` says activations and KV cache.
 
     Raises InputError if they were made from another checkpoint.
@@ -109,9 +106,7 @@ def _floats(source: Checkpoint | Solved, name: str) -> torch.Tensor:
 
 
 @torch.no_grad()
-def measure(
-    reference: Reference, setting: Setting, calibration: torch.Tensor, progress: Progress = lambda *_: None
-) -> dict[str, float]:
+def measure(reference: Reference, setting: Setting, calibration: torch.Tensor, progress: Progress = silent) -> dict[str, float]:
     """perplexity, ratio to the float model's, kl (nats, mean over tokens), top1 (same likeliest token), sizes.
 
     calibration: tokens int64 [B, T] for gptq. Raises InputError for a group that does not fit, or states that are

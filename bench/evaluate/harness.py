@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
@@ -16,9 +15,9 @@ from phi3mobile.bench.evaluate.answers import Answers
 from phi3mobile.bench.evaluate.forwards import Reader
 from phi3mobile.bench.evaluate.model import Model
 from phi3mobile.errors import InputError
+from phi3mobile.progress import Progress, silent
 from phi3mobile.session.sampling import GREEDY, Sampling
 
-Progress = Callable[[str, int, int], None]
 Scored = tuple[float, bool]
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
@@ -30,7 +29,7 @@ class EngineLM(TemplateLM):
     runs, or with `truncate` loses its beginning, as in the harness's own models; `truncated` counts these.
     """
 
-    def __init__(self, model: Model, answers: Answers, progress: Progress = lambda *_: None, truncate: bool = False) -> None:
+    def __init__(self, model: Model, answers: Answers, progress: Progress = silent, truncate: bool = False) -> None:
         super().__init__()
         self.model, self.answers, self.progress, self.truncate = model, answers, progress, truncate
         self.reader = Reader(model.engine)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from phi3mobile.bundle import is_bundle, open_bundle
 from phi3mobile.engines import Engine
+from phi3mobile.engines.registry import open_engine
 from phi3mobile.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def open_model(path: str | Path, context: int | None = None) -> Model:
 def _from_bundle(folder: Path) -> Model:
     bundle = open_bundle(folder)
     manifest = bundle.manifest
-    engine = bundle.open_engine()
+    engine = open_engine(bundle)
     about = {
         "name": manifest["name"],
         "recipe": manifest["recipe"]["name"],
@@ -69,7 +70,7 @@ def _from_bundle(folder: Path) -> Model:
 
 def _from_checkpoint(folder: Path, context: int | None) -> Model:
     from phi3mobile.engines.eager import EagerEngine
-    from phi3mobile.export.build import stop_ids
+    from phi3mobile.export.plan import stop_ids
     from phi3mobile.models.checkpoint import open_checkpoint
     from phi3mobile.models.loading import model_from
     from phi3mobile.text.chat import load_chat

@@ -7,7 +7,6 @@ class cost in proportion to their squared error.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,13 +22,12 @@ from phi3mobile.export.solve.rotate import Rotated
 from phi3mobile.export.solve.stream import load_layer, load_norm, run_layer
 from phi3mobile.models.checkpoint import Checkpoint
 from phi3mobile.models.form import Form
+from phi3mobile.progress import Progress, silent
 
 BANDS = 4  # parts of the depth
 GROUPS = (128, 64, 32)  # coarsest first
 TOKENS = 512
 _SAMPLE_ROWS = 512  # of each matrix, for its squared errors
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,7 @@ def choose(classes: list[MatrixClass], budget: float) -> dict[str, Form]:
 
 
 @torch.no_grad()
-def measure_classes(
-    checkpoint: Checkpoint | Rotated, tokens: torch.Tensor, progress: Progress = lambda stage, done, total: None
-) -> list[MatrixClass]:
+def measure_classes(checkpoint: Checkpoint | Rotated, tokens: torch.Tensor, progress: Progress = silent) -> list[MatrixClass]:
     """Every class of the model with what its forms cost, on `tokens` int64 [1, T]. One pass over the layers."""
     config, weights = checkpoint.config, partial(finite_tensor, checkpoint)
     layers = config.num_hidden_layers

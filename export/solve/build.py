@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -25,12 +24,11 @@ from phi3mobile.files import refuse_existing, require_space
 from phi3mobile.hub import resolve
 from phi3mobile.models.checkpoint import Checkpoint, companion_files, open_checkpoint
 from phi3mobile.models.form import Form
+from phi3mobile.progress import Progress, silent
 from phi3mobile.text.tokenizer import load_tokenizer
 
 METHODS = {"gptq": "GPTQ on calibration text, with a quality card", "rtn": "round to nearest: fast, no text needed, less exact"}
 MOST_LOSS = 1.10  # perplexity of the quantized model over the float one's, above which a bundle is refused
-
-Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
 def quantize_checkpoint(
@@ -41,7 +39,7 @@ def quantize_checkpoint(
     calibration: str | Path | None = None,
     bits: float | None = None,
     rotate: bool = False,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Path:
     """Solve the checkpoint folder or hub id `source` into the folder `out` by GPTQ, and return it.
 
@@ -95,9 +93,9 @@ def solve_into(
     """A solved model in `folder`, but for the tokenizer's files; returns what was written about it."""
     wanted, config = PackedModel(checkpoint, recipe, forms), checkpoint.config
     if isinstance(checkpoint, Rotated):
-        _refuse_trained(checkpoint, wanted.bits_of)
+        _refuse_trained(checkpoint, wanted.form_of)
     card = card_tokens(load_tokenizer(checkpoint.folder), config)
-    measured = solve_checkpoint(checkpoint, folder, wanted.bits_of, text.tokens, card, progress)
+    measured = solve_checkpoint(checkpoint, folder, wanted.form_of, text.tokens, card, progress)
     (folder / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n")
     about = {
         "source": source or str(checkpoint.folder),
@@ -116,9 +114,9 @@ def solve_into(
     return about
 
 
-def _refuse_trained(checkpoint: Rotated, bits_of: FormOf) -> None:
+def _refuse_trained(checkpoint: Rotated, form_of: FormOf) -> None:
     """InputError if turning would undo what the weights were trained for."""
-    if on_grid(load_layer(checkpoint.config, 0, checkpoint.source.tensor), 0, bits_of):
+    if on_grid(load_layer(checkpoint.config, 0, checkpoint.source.tensor), 0, form_of):
         raise InputError(f"{checkpoint.folder} was trained on the 4-bit grid, which turning destroys: leave out --rotate")
 
 

@@ -32,22 +32,22 @@ from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.form import Form
 from phi3mobile.models.quantized import Packed, QuantizedEmbedding, QuantizedLinear
 from phi3mobile.models.tensors import FINAL_NORM
+from phi3mobile.progress import Progress, silent
 
 if TYPE_CHECKING:
     from phi3mobile.export.solve.rotate import Rotated
 
 EMBEDDING = "model.embed_tokens.weight"
-Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
 @torch.no_grad()
 def solve_checkpoint(
     checkpoint: Checkpoint | Rotated,
     folder: Path,
-    bits_of: FormOf,
+    form_of: FormOf,
     tokens: torch.Tensor,
     card_tokens: torch.Tensor,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Solve every matrix on calibration `tokens` int64 [B, T], write `folder` (which exists) and measure the quality card.
 
@@ -57,7 +57,7 @@ def solve_checkpoint(
     config, layers = checkpoint.config, checkpoint.config.num_hidden_layers
     weights = partial(finite_tensor, checkpoint)
     table = weights(EMBEDDING)
-    packed = _kept(folder / "packed-embedding.safetensors", lambda: {EMBEDDING: quantize(table, *bits_of(EMBEDDING))})
+    packed = _kept(folder / "packed-embedding.safetensors", lambda: {EMBEDDING: quantize(table, *form_of(EMBEDDING))})
     embed = QuantizedEmbedding(packed[EMBEDDING])
     card = Card(config, card_tokens, functional.embedding(card_tokens, table), embed(card_tokens))
     exact = functional.embedding(tokens, table) * config.embedding_multiplier
@@ -67,20 +67,20 @@ def solve_checkpoint(
         layer, path = load_layer(config, index, weights), folder / f"packed-layer-{index:03}.safetensors"
         card.through_float(layer, index)
         exact, inputs = run_watched(config, layer, index, exact)
-        if not path.exists() and (trained := on_grid(layer, index, bits_of)):
+        if not path.exists() and (trained := on_grid(layer, index, form_of)):
             write_part(path, _vectors(layer, index) | trained)
         if path.exists():
             take_over(layer, index, read_part(path))
             x = run_layer(config, layer, index, x)
         else:
-            balance(config, layer, index, inputs, bits_of)
+            balance(config, layer, index, inputs, form_of)
             vectors = _vectors(layer, index)  # before the linears, whose biases are among them, are replaced
-            matrices, x = solve_layer(config, layer, index, x, inputs, lambda name, *given: solve(*given, *bits_of(name)))
+            matrices, x = solve_layer(config, layer, index, x, inputs, lambda name, *given: solve(*given, *form_of(name)))
             write_part(path, vectors | matrices)
         card.through_quantized(layer, index)
     progress("solve", layers, layers + 1)
     head = weights(HEAD)
-    packed = _kept(folder / "packed-end.safetensors", lambda: _end(config, x, weights, head, bits_of(HEAD)))
+    packed = _kept(folder / "packed-end.safetensors", lambda: _end(config, x, weights, head, form_of(HEAD)))
     return card.finish(load_norm(config, weights), head, load_norm(config, packed.__getitem__), packed[HEAD])
 
 
@@ -114,13 +114,13 @@ def _vectors(layer: nn.Module, index: int) -> dict[str, torch.Tensor]:
     return {f"model.layers.{index}.{key}": value.data for key, value in layer.named_parameters() if value.dim() == 1}
 
 
-def on_grid(layer: nn.Module, index: int, bits_of: FormOf) -> dict[str, Packed]:
+def on_grid(layer: nn.Module, index: int, form_of: FormOf) -> dict[str, Packed]:
     """The layer's integers if its floats are on the grid already, as training/qat.py leaves them: they must stay. Else {}."""
     found = {}
     for key, module in layer.named_modules():
         if isinstance(module, nn.Linear):
             name = f"model.layers.{index}.{key}.weight"
-            packed = quantize(module.weight, *bits_of(name))
+            packed = quantize(module.weight, *form_of(name))
             if not _rounds_to(packed, module.weight):
                 return {}
             found[name] = packed

@@ -101,7 +101,7 @@ class Solved:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._where[name].form(name)[0]
 
-    def bits_of(self, name: str) -> Form | None:
+    def form_of(self, name: str) -> Form | None:
         return self._where[name].form(name)[1]
 
     def tensor(self, name: str) -> Packed | torch.Tensor:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from phi3mobile.export.recipe import DEFAULT_RECIPE, RECIPES
+    from phi3mobile.export.recipe import DEFAULT_RECIPE, recipes
 
-    about = "; ".join(f"{recipe.name}: {recipe.about}" for recipe in RECIPES.values())
+    about = "; ".join(f"{recipe.name}: {recipe.about}" for recipe in recipes().values())
     parser.add_argument("source", help="folder of a checkpoint or of `quantize`, or hub id: microsoft/Phi-3-mini-4k-instruct")
     parser.add_argument("-o", "--out", type=Path, help="the bundle's folder (default: NAME.RECIPE.bundle here)")
     parser.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"{about} (default: %(default)s)")

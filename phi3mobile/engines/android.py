@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from phi3mobile.engines import LONG_REGIME, EngineInfo
+from phi3mobile.engines.base import BaseEngine, marked
 from phi3mobile.errors import InputError
+from phi3mobile.info import EngineInfo
 
 _TENSOR, _FLOAT = 1, 6  # EValue's type code, DType.FLOAT's code
 
 
-class AndroidEngine:
+class AndroidEngine(BaseEngine):
     """Runs `forward(tokens, input_pos)` of a .pte. Raises InputError if ExecuTorch can't load it.
 
     `find_class`: name -> Java class (default: jnius.autoclass). `threads`: 0 leaves the number to ExecuTorch.
@@ -33,29 +34,21 @@ class AndroidEngine:
             except ImportError:
                 raise InputError("this engine runs in an Android app: it needs the package pyjnius") from None
         module, self._tensor, self._value = (find_class(f"org.pytorch.executorch.{n}") for n in ("Module", "Tensor", "EValue"))
-        self.info = info
+        super().__init__(info)
         try:
             self._module = module.load(str(pte.absolute()), module.LOAD_MODE_MMAP, threads)
             self._module.loadMethod("forward")
         except Exception as error:  # jnius.JavaException
             raise InputError(f"{pte} can't be loaded by this app's ExecuTorch ({error}); export it for android-cpu") from error
 
-    def forward(self, tokens: np.ndarray, position: int, long: bool = False) -> np.ndarray:
-        """See Engine.forward."""
-        if self._module is None:
-            raise InputError("the engine is closed: open the model again")
-        marked = position + LONG_REGIME if long and self.info.original_context is not None else position
-        inputs = [self._input(tokens.tolist(), [1, len(tokens)]), self._input([int(marked)], [1])]
+    def _run(self, tokens: np.ndarray, position: int, long: bool) -> np.ndarray:
+        inputs = [self._input(tokens.tolist(), [1, len(tokens)]), self._input([marked(position, long)], [1])]
         (output,) = self._module.forward(*inputs)
         return _floats(bytes(output.toByteArray().tostring()))[0]
 
-    def reset(self) -> None:
-        """Nothing to forget: rows of the KV cache are written before they are read."""
-
-    def close(self) -> None:
-        if self._module is not None:
-            self._module.destroy()
-            self._module = None
+    def _release(self) -> None:
+        self._module.destroy()
+        self._module = None
 
     def _input(self, values: list[int], shape: list[int]) -> Any:
         buffer = self._tensor.allocateLongBuffer(len(values))

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from phi3mobile.engines import LONG_REGIME, EngineInfo
+from phi3mobile.engines.base import BaseEngine, marked
 from phi3mobile.errors import InputError
+from phi3mobile.info import EngineInfo
 
 _MMAP = 1  # ExecuTorchModuleLoadModeMmap
 _LONG, _FLOAT = 4, 6  # ExecuTorchDataTypeLong, ExecuTorchDataTypeFloat
@@ -42,7 +43,7 @@ class ObjectiveC(Protocol):
         ...
 
 
-class AppleEngine:
+class AppleEngine(BaseEngine):
     """Runs `forward(tokens, input_pos)` of a .pte. Raises InputError if ExecuTorch can't load it.
 
     `objc`: the Objective-C runtime (default: this process's).
@@ -55,7 +56,8 @@ class AppleEngine:
             from phi3mobile.engines.objc import Runtime
 
             objc = Runtime()
-        self._objc, self.info = objc, info
+        super().__init__(info)
+        self._objc = objc
         with objc.pool():
             empty = objc.send("ExecuTorchModule", "alloc")
             self._module = objc.send(empty, "initWithFilePath:loadMode:", objc.text(str(pte.absolute())), _MMAP)
@@ -66,17 +68,12 @@ class AppleEngine:
                 self.close()
                 raise InputError(f"{pte} can't be loaded by this app's ExecuTorch ({reason}); export it again for iOS")
 
-    def forward(self, tokens: np.ndarray, position: int, long: bool = False) -> np.ndarray:
-        """See Engine.forward."""
-        if not self._module:
-            raise InputError("the engine is closed: open the model again")
-        objc = self._objc
-        marked = position + LONG_REGIME if long and self.info.original_context is not None else position
-        inputs = []
+    def _run(self, tokens: np.ndarray, position: int, long: bool) -> np.ndarray:
+        objc, inputs = self._objc, []
         with objc.pool():
             try:
                 inputs.append(self._tensor(tokens, [1, len(tokens)]))
-                inputs.append(self._tensor(np.array([marked]), [1]))
+                inputs.append(self._tensor(np.array([marked(position, long)]), [1]))
                 problem = ctypes.c_void_p()
                 values = objc.send(self._module, "forwardWithTensors:error:", objc.array(inputs), ctypes.byref(problem))
             finally:
@@ -90,13 +87,9 @@ class AppleEngine:
             finally:
                 objc.send(values, "release")  # forwardWithTensors:error: returns it retained
 
-    def reset(self) -> None:
-        """Nothing to forget: rows of the KV cache are written before they are read."""
-
-    def close(self) -> None:
-        if self._module:
-            self._objc.send(self._module, "release")
-            self._module = 0
+    def _release(self) -> None:
+        self._objc.send(self._module, "release")
+        self._module = 0
 
     def _tensor(self, values: np.ndarray, shape: list[int]) -> int:
         """A new ExecuTorchTensor of int64 with a copy of the values; the caller releases it."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from phi3mobile.engines import EngineInfo
-from phi3mobile.errors import InputError
+from phi3mobile.engines.base import BaseEngine
+from phi3mobile.info import EngineInfo
 
 if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 HIDDEN = -4e4  # of the mask
 
 
-def open_ane(bundle: Bundle, half: bool = False) -> AneEngine:
-    """The engine of such a bundle; `load_s` on it is the time this took. Raises InputError."""
+def open_ane(bundle: Bundle, threads: int = 0, half: bool = False) -> AneEngine:
+    """The engine of such a bundle; numpy has its own threads. Raises InputError."""
     from phi3mobile.engines import mil
 
     start = time.perf_counter()
@@ -30,14 +30,15 @@ def open_ane(bundle: Bundle, half: bool = False) -> AneEngine:
     return engine
 
 
-class AneEngine:
+class AneEngine(BaseEngine):
     """The cache is the host's: rows go into every forward, new ones come out and are put in place here."""
 
     def __init__(
         self, programs: list[Program], tables: np.ndarray, info: EngineInfo, runtime: dict, window: int | None, half: bool
     ) -> None:
         """tables: cos and sin, float16 [2, rows, R]; see export/targets/coreml/ane.py for what the programs take."""
-        self.info, self.half, self.load_s, self.trace = info, half, 0.0, None
+        super().__init__(info)
+        self.half = half
         self._programs, self._tables, self._window = programs, tables, window
         self._lengths = sorted((length, name) for name, length in runtime["functions"].items())
         self._rows, self._short = runtime["rows"], runtime["rope"]["short_rows"]
@@ -45,20 +46,11 @@ class AneEngine:
         inputs = {name: feature for program in programs for name, feature in program.function(function).inputs.items()}
         self._caches = {name: np.zeros(feature.shape, np.float32) for name, feature in inputs.items() if "_cache_" in name}
 
-    def forward(self, tokens: np.ndarray, position: int, long: bool = False) -> np.ndarray:
-        """See Engine.forward."""
-        count, end, original = len(tokens), position + len(tokens), self.info.original_context
-        if not self._programs:
-            raise InputError("the engine is closed: open the model again")
-        if not 0 < count <= self.info.max_chunk or position < 0 or end > self.info.max_context:
-            raise InputError(
-                f"{count} tokens at position {position} were given: one forward takes 1..{self.info.max_chunk} tokens, "
-                f"the context {self.info.max_context}"
-            )
+    def _run(self, tokens: np.ndarray, position: int, long: bool) -> np.ndarray:
+        count, end = len(tokens), position + len(tokens)
         length, function = next(item for item in self._lengths if item[0] >= count)
         positions = np.minimum(position + np.arange(length), self.info.max_context - 1)
-        in_long = original is not None and (long or end > original)
-        cos, sin = self._tables[:, positions + (self._short if in_long else 0)].transpose(0, 2, 1)[:, None, None]
+        cos, sin = self._tables[:, positions + (self._short if long else 0)].transpose(0, 2, 1)[:, None, None]
         padded = np.zeros((1, length), np.int32)
         padded[0, :count] = tokens
         given = {"tokens": padded, "mask": self._mask(position, length), "cos": cos, "sin": sin, **self._caches}
@@ -83,8 +75,5 @@ class AneEngine:
             seen &= keys > queries - self._window
         return np.where(seen, 0, HIDDEN).astype(np.float32)[None, None]
 
-    def reset(self) -> None:
-        """Nothing to do: rows past the position are never seen."""
-
-    def close(self) -> None:
+    def _release(self) -> None:
         self._programs, self._caches = [], {}

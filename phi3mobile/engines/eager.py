@@ -5,24 +5,41 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from phi3mobile.engines import EngineInfo
+from phi3mobile.engines.base import BaseEngine
+from phi3mobile.info import EngineInfo
 from phi3mobile.models.decoder import Decoder
 
 
-class EagerEngine:
+class EagerEngine(BaseEngine):
     """Runs `Decoder` (float or quantized weights), `chunk` tokens at most per forward."""
 
     def __init__(self, model: Decoder, chunk: int = 128) -> None:
         config = model.config
+        super().__init__(EngineInfo(config.vocab_size, model.context, chunk, config.original_context))
         self.model = model
-        self.info = EngineInfo(config.vocab_size, model.context, chunk, config.original_context)
-
-    def forward(self, tokens: np.ndarray, position: int, long: bool = False) -> np.ndarray:
-        """See Engine.forward."""
-        return self.model(torch.from_numpy(tokens)[None], position, long)[0].numpy()
 
     def reset(self) -> None:
         self.model.reset()
 
-    def close(self) -> None:
+    def _run(self, tokens: np.ndarray, position: int, long: bool) -> np.ndarray:
+        return self.model(torch.from_numpy(tokens)[None], position, long)[0].numpy()
+
+    def _run_embeddings(self, rows: np.ndarray, position: int, long: bool) -> np.ndarray:
+        """The rows take the place of what the embedding gives: nothing multiplies them."""
+        given = torch.from_numpy(rows)[None]
+        handle = self.model.model.embed_tokens.register_forward_hook(lambda module, inputs, output: given)
+        try:
+            return self._run(np.zeros(len(rows), np.int64), position, long)
+        finally:
+            handle.remove()
+
+    def _run_hidden(self, tokens: np.ndarray, position: int, long: bool) -> tuple[np.ndarray, np.ndarray]:
+        read: list[torch.Tensor] = []
+        handle = self.model.lm_head.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
+        try:
+            return self._run(tokens, position, long), read[0][0].numpy()
+        finally:
+            handle.remove()
+
+    def _release(self) -> None:
         self.model = None

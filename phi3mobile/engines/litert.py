@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phi3mobile.engines import LONG_REGIME, EngineInfo, check_forward, check_memory, packed_cache
+from phi3mobile.engines import packed_cache
+from phi3mobile.engines.base import BaseEngine, check_bundle, marked
 from phi3mobile.errors import InputError
 from phi3mobile.files import whole_file
+from phi3mobile.info import EngineInfo
 
 if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
@@ -27,8 +29,7 @@ def open_litert(bundle: Bundle, threads: int = 0) -> LitertEngine:
     """The engine of a bundle; `load_s` on it is the time this took. InputError without LiteRT, or with an older one."""
     require_litert()
     start = time.perf_counter()
-    check_litert(bundle.manifest["runtime"]["version"], version("ai-edge-litert"))
-    check_memory(bundle.manifest["memory"], bundle.info.max_context, weights_on_heap=False)
+    check_bundle(bundle, version("ai-edge-litert"), None, check_litert)
     program = bundle.manifest["files"][bundle.manifest["runtime"]["program"]]
     file = packed_cache.file_for(program["sha256"], f"litert-{version('ai-edge-litert')}")
     with _reserved(file, program["bytes"]) as cache_file:
@@ -61,7 +62,7 @@ def _reserved(file: Path, size: int) -> Iterator[Path | None]:
 def require_litert() -> None:
     """InputError with what to install if LiteRT is missing."""
     if importlib.util.find_spec("ai_edge_litert") is None:
-        raise InputError("the recipe litert needs ai-edge-litert: pip install 'phi3mobile[litert]', or take another recipe")
+        raise InputError("the engine litert needs ai-edge-litert: pip install 'phi3mobile[litert]', or take another bundle")
 
 
 def check_litert(exported: str, installed: str) -> None:
@@ -77,7 +78,7 @@ def check_litert(exported: str, installed: str) -> None:
 ROW_STEP = 256  # the cache has a multiple of so many rows: attention goes over all of them, padding included
 
 
-class LitertEngine:
+class LitertEngine(BaseEngine):
     """Signatures of fixed lengths T over one KV cache (export/targets/litert/decoder.py says what they take).
 
     The cache is passed as input and output of every run: LiteRT updates it in place. It has as many rows as the sequence
@@ -95,7 +96,7 @@ class LitertEngine:
             raise InputError("the manifest's runtime lacks functions; export with the recipe litert")
         if threads < 0:
             raise InputError(f"{threads} threads were asked for: give 0 (all cores) or more")
-        self.info, self.load_s = info, 0.0
+        super().__init__(info)
         self._model = _compiled(program, threads or usable_cores(), cache_file)
         self._lengths = sorted((length, name) for name, length in runtime["functions"].items())
         signatures = self._model.get_signature_list()
@@ -113,17 +114,13 @@ class LitertEngine:
         }
         self.forward(np.zeros(1, np.int64), 0)  # the rest of the packing, before a cache file counts as whole
 
-    def forward(self, tokens: np.ndarray, position: int, long: bool = False) -> np.ndarray:
-        """See Engine.forward. The shortest signature that takes the tokens runs; what pads them is overwritten later."""
-        if self._model is None:
-            raise InputError("the engine is closed: open the model again")
-        check_forward(self.info, tokens, position)
+    def _run(self, tokens: np.ndarray, position: int, long: bool) -> np.ndarray:
+        """The shortest signature that takes the tokens runs; what pads them is overwritten later."""
         count, end = len(tokens), position + len(tokens)
         length, name = next(item for item in self._lengths if item[0] >= count)
         padded, places = np.zeros(length, np.int32), np.full(length, position, np.int32)
         padded[:count], places[:count] = tokens, np.arange(position, end)
-        if long and self.info.original_context is not None:
-            places += LONG_REGIME
+        places += marked(0, long)
         wanted = -(-(position + length) // ROW_STEP) * ROW_STEP
         if not wanted <= self._rows <= 2 * wanted:
             self._resize(wanted, position)
@@ -134,10 +131,7 @@ class LitertEngine:
         self._model.run_by_name(name, inputs | self._cache, {"logits": logits} | self._cache)
         return logits.read(count * self.info.vocab, np.float32).reshape(count, self.info.vocab)
 
-    def reset(self) -> None:
-        """Nothing to do: a new sequence overwrites the cache from position 0."""
-
-    def close(self) -> None:
+    def _release(self) -> None:
         self._model, self._cache, self._buffers = None, {}, {}
 
     def _resize(self, rows: int, kept: int) -> None:

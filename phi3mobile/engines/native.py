@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from phi3mobile.engines import LONG_REGIME, EngineInfo, check_memory, check_operators, check_version, packed_cache
+from phi3mobile.engines import packed_cache
+from phi3mobile.engines.base import BaseEngine, check_bundle, marked
 from phi3mobile.errors import InputError
+from phi3mobile.info import EngineInfo
 
 if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
@@ -76,10 +78,8 @@ def instruction_set() -> str:
 def open_native(bundle: Bundle, threads: int = 0) -> NativeEngine:
     """The engine of a bundle, its packed weights in the user's cache; `load_s` on it is the time this took."""
     start = time.perf_counter()
-    check_version(bundle.manifest["runtime"]["version"], runtime_version())
     library, needed = load_library(), bundle.manifest["runtime"]["operators"]
-    check_operators(needed, [name for name in needed if library.p3m_has_operator(name.encode())])
-    check_memory(bundle.manifest["memory"], bundle.info.max_context, weights_on_heap=False)
+    check_bundle(bundle, runtime_version(), [name for name in needed if library.p3m_has_operator(name.encode())])
     program = bundle.manifest["files"][bundle.manifest["runtime"]["program"]]
     file = packed_cache.file_for(program["sha256"], runtime_version())
     engine = NativeEngine(bundle.program, bundle.info, file, threads)
@@ -87,11 +87,13 @@ def open_native(bundle: Bundle, threads: int = 0) -> NativeEngine:
     return engine
 
 
-class NativeEngine:
+class NativeEngine(BaseEngine):
     """Runs `forward(tokens, input_pos)` of a .pte.
 
     `packed_cache` tells where its packed weights are: "created" or "reused" (in the file), or "heap: <why>".
     """
+
+    borrows = True
 
     def __init__(self, pte: Path, info: EngineInfo, cache_file: Path | None, threads: int = 0) -> None:
         """threads: size of the process's one thread pool; 0: every physical core. Raises InputError."""
@@ -99,7 +101,7 @@ class NativeEngine:
             raise InputError(f"{pte} is not a file: give the .pte of a bundle")
         if threads < 0:
             raise InputError(f"{threads} threads were asked for: give 0 (all cores) or more")
-        self.info, self.load_s = info, 0.0
+        super().__init__(info)
         self._model = None
         self._library = load_library()
         if cache_file is None:
@@ -136,24 +138,8 @@ class NativeEngine:
         """Threads of the pool that the model runs on."""
         return self._library.p3m_threads()
 
-    def forward(self, tokens: np.ndarray, position: int, long: bool = False) -> np.ndarray:
-        """See Engine.forward. The result is a copy: it stays valid after the next call."""
-        return self.forward_view(tokens, position, long).copy()
-
-    def forward_view(self, tokens: np.ndarray, position: int, long: bool = False) -> np.ndarray:
-        """As forward, but the logits are the runtime's memory: valid until the next call."""
-        if self._model is None:
-            raise InputError("the engine is closed: open the model again")
-        tokens = np.ascontiguousarray(tokens, np.int64)
-        if tokens.ndim != 1 or not 0 < len(tokens) <= self.info.max_chunk:
-            raise InputError(f"{list(tokens.shape)} tokens were given: 1..{self.info.max_chunk} fit one forward")
-        if position < 0 or position + len(tokens) > self.info.max_context:
-            end = position + len(tokens) - 1
-            raise InputError(f"positions {position}..{end} were given: the context has {self.info.max_context}")
-        if tokens.min() < 0 or tokens.max() >= self.info.vocab:
-            raise InputError(f"token {tokens.min()}..{tokens.max()} was given: the vocabulary has {self.info.vocab}")
-        marked = position + LONG_REGIME if long and self.info.original_context is not None else position
-        if self._library.p3m_forward(self._model, tokens.ctypes.data, len(tokens), marked, None):
+    def _run(self, tokens: np.ndarray, position: int, long: bool) -> np.ndarray:
+        if self._library.p3m_forward(self._model, tokens.ctypes.data, len(tokens), marked(position, long), None):
             raise RuntimeError(self._library.p3m_error(self._model).decode(errors="replace"))
         count, vocab = ctypes.c_int64(), ctypes.c_int64()
         logits = self._library.p3m_logits(self._model, ctypes.byref(count), ctypes.byref(vocab))
@@ -166,11 +152,7 @@ class NativeEngine:
         count = self._library.p3m_metadata(self._model, name.encode(), values, len(values))
         return list(values[: max(count, 0)])
 
-    def reset(self) -> None:
-        """Nothing to forget: rows of the KV cache are written before they are read."""
-
-    def close(self) -> None:
-        """Give the memory back; the engine can't be used after."""
+    def _release(self) -> None:
         if self._model is not None:
             self._library.p3m_close(self._model)
             self._model = None

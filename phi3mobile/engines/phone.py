@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from phi3mobile.engines import Engine, EngineInfo
+from phi3mobile.engines.base import Engine
+from phi3mobile.info import EngineInfo
 
 
 def phone_engine() -> Callable[[Path, EngineInfo], Engine] | None:

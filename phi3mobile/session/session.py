@@ -27,8 +27,6 @@ class Parts(Protocol):
     chat: Any  # encode(tokenizer, messages) -> list[int], up to where the answer starts
     eos_ids: frozenset[int]
 
-    def open_engine(self) -> Engine: ...
-
 
 @dataclass(frozen=True)
 class Statistics:
@@ -56,7 +54,7 @@ class Statistics:
 class Session:
     """Text generation over one KV cache; a conversation's next turn prefills only what is new.
 
-    `bundle` is a path or an opened Bundle (anything with its Parts); `engine` replaces the bundle's own.
+    `bundle` is a path or an opened Bundle; `engine` replaces the bundle's own, and must be given with other Parts.
     One generation runs at a time: starting another ends the one before. `cancel` may come from any thread.
     """
 
@@ -67,8 +65,12 @@ class Session:
             from phi3mobile.bundle import open_bundle  # here: with Parts given, a Session needs no files
 
             bundle = open_bundle(bundle)
+        if engine is None:
+            from phi3mobile.engines.registry import open_engine
+
+            engine = open_engine(bundle)
         self.parts: Parts = bundle
-        self.engine = bundle.open_engine() if engine is None else engine
+        self.engine = engine
         self.statistics: Statistics | None = None  # of the last answer that ended
         self._rows = Rows(self.engine)
         self._on_event = on_event

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from phi3mobile.errors import InputError
+from phi3mobile.text.byte_level import byte_level_alphabet
 from phi3mobile.text.unicode_classes import compile_pattern
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -67,8 +68,6 @@ def pre_tokenizer(config: dict[str, Any] | None) -> Split:
 
 
 def _byte_level(config: dict[str, Any]) -> Split:
-    from phi3mobile.text.tokenizer import byte_level_alphabet
-
     letters = {byte: letter for letter, byte in byte_level_alphabet().items()}
     pattern = compile_pattern(GPT2) if config.get("use_regex", True) else None
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 from phi3mobile.errors import InputError
+from phi3mobile.text.byte_level import byte_level_alphabet
 from phi3mobile.text.pure_tokenizer import PureTokenizer
 from phi3mobile.text.unicode_classes import SPACE as _SPACE
 
@@ -346,13 +347,6 @@ def _read_added_tokens(folder: Path) -> dict[str, AddedToken]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, error) from error
     return added
-
-
-def byte_level_alphabet() -> dict[str, int]:
-    """Byte-level BPE's stand-in for each byte: printable Latin-1 stands for itself, the rest start at U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def _sentencepiece_bytes(piece: str) -> bytes:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_app import FakeLibrary, FakePassage, parts_saying, quoted
+from fake_app import FakeLibrary, FakePassage, open_script, parts_saying, quoted
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,7 +34,7 @@ def make_state(tmp_path):
 
     def make(*texts: str, library=None, load=True, open_bundle=None, **engine) -> State:
         parts = parts_saying(*texts, **engine)
-        worker = Worker(open_bundle or (lambda path: parts), (lambda path: library) if library else None, quoted)
+        worker = Worker(open_bundle or (lambda path: parts), (lambda path: library) if library else None, quoted, open_script)
         state = State(Store(tmp_path / "chats.db"), worker)
         state.parts = parts
         made.append(state)
@@ -447,11 +447,11 @@ def test_an_engine_that_fails_in_the_middle(make_state):
 _VICTIM = """
 import sys, time
 sys.path.insert(0, {tests!r})
-from fake_app import parts_saying
+from fake_app import open_script, parts_saying
 from phi3mobile.assistant.state import State
 from phi3mobile.assistant.store import Store
 from phi3mobile.assistant.worker import Worker
-state = State(Store({path!r}), Worker(lambda path: parts_saying("0123456789 " * 3000, pause_s=0.001)))
+state = State(Store({path!r}), Worker(lambda path: parts_saying("0123456789 " * 3000, pause_s=0.001), open_engine=open_script))
 state.open_bundle("m")
 while state.model is None:
     state.poll()
@@ -489,8 +489,8 @@ def test_a_killed_process_loses_no_message(tmp_path, after):
 def bundle_at(folder: Path, name: str, gb: float, native: bool = True) -> None:
     folder.mkdir(parents=True)
     memory = {"weights": 2e9, "kv_per_token": 1000, "activations": gb * 1e9, "peak": {}}
-    recipe = {"name": "host"} | ({"attention": "native"} if native else {})
-    manifest = {"name": name, "memory": memory, "model": {"context": 1000}, "recipe": recipe, "files": {"m": {"bytes": 7}}}
+    manifest = {"name": name, "memory": memory, "model": {"context": 1000}, "weights_mapped": native}
+    manifest |= {"recipe": {"name": "host"}, "files": {"m": {"bytes": 7}}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -31,6 +31,7 @@ from phi3mobile.bench.request import Request, parse_request
 from phi3mobile.bench.steps import Steps
 from phi3mobile.bundle import open_bundle
 from phi3mobile.cli import main
+from phi3mobile.engines.registry import open_engine
 from phi3mobile.errors import InputError
 
 HERE = Path(__file__).parents[1]
@@ -283,7 +284,7 @@ def test_a_whole_benchmark_in_the_app(plan, plugged, staged, display, bundle_of,
 def greedy(bundle, count: int) -> list[int]:
     """Tokens of the checked answer, by the engine in this process."""
     runs, _ = runs_of(Plan(prompts=(), depths=(), cold=0, warm=0, text=count), bundle.info.max_context, _question(bundle))
-    (line,) = Steps(bundle.open_engine()).run(runs[-1].steps[0])
+    (line,) = Steps(open_engine(bundle)).run(runs[-1].steps[0])
     return line["tokens"]
 
 
@@ -317,7 +318,7 @@ from phi3mobile.assistant.launch import _configure
 _configure(None, frames=5)
 from kivy.clock import Clock
 from phi3mobile.assistant.ui import bench
-from phi3mobile.bench.request import Request
+from phi3mobile.engines.registry import open_engine
 bench.work = lambda *_: time.sleep(60)
 app = bench.BenchApp(Request("a.jsonl", "m", ("prefill:16:2",)), Path(sys.argv[1]))
 Clock.schedule_once(lambda _: app.dispatch(sys.argv[2]), 0.5)

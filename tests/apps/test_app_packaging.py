@@ -202,12 +202,10 @@ def test_the_device_decides_the_engine(tmp_path, monkeypatch):
     from phi3mobile.errors import InputError
 
     class Bundle:
-        folder, manifest = tmp_path, {"recipe": {"attention": "native"}}
+        folder, own_operators = tmp_path, ["phi3mobile::blocksparse_attention.out"]
 
-        def open_engine(self):
-            return "the bundle's own"
-
-    assert device.open_engine(Bundle()) == "the bundle's own"
+    monkeypatch.setattr(device.registry, "open_engine", lambda bundle, threads: f"the bundle's own, {threads} threads")
+    assert device.open_engine(Bundle(), 3) == "the bundle's own, 3 threads"
     monkeypatch.setenv("ANDROID_ARGUMENT", "")
     with pytest.raises(InputError, match="--recipe android-cpu"):
         device.open_engine(Bundle())

@@ -13,8 +13,9 @@ from phi3mobile.bench.predict import card_rows, decode_shares, errors, peak_ops,
 from phi3mobile.cli import main
 
 MINI = {
-    "runtime": {"kind": "executorch"},
-    "recipe": {"attention": "native", "embedding_bits": 8},
+    "weights_mapped": True,
+    "runtime": {"name": "ExecuTorch"},
+    "recipe": {"embedding_bits": 8},
     "model": {"vocab": 32064, "hidden": 3072, "context": 4096, "parameters": 3_821_079_552, "sliding_window": None},
     "memory": {"weights": 2_237_515_648, "kv_per_token": 204_800, "activations": 32_833_600},
 }
@@ -65,7 +66,7 @@ def test_depth_and_weights_slow_decoding_down(depth, more):
 def test_what_fits():
     phone = phones()["iPhone 14"]  # 6 GB: an app gets 3
     assert predict(MINI, phone).fits and predict(MINI, phone).verdict == "fits"
-    heap = predict(changed(recipe={"attention": ""}), phone)
+    heap = predict(MINI | {"weights_mapped": False}, phone)
     assert not heap.fits and heap.verdict == "does not fit: 3.1 GB of 3.0 GB"
     assert not predict(changed(model={"context": 16384}), phone).fits
 
@@ -88,4 +89,4 @@ def test_the_documents_table_of_errors_is_the_predictors():
 def test_the_card_of_inspect_shows_it(tiny_bundle, capsys):
     assert main(["inspect", str(tiny_bundle)]) == 0
     assert "expected, Galaxy S24" in capsys.readouterr().out
-    assert card_rows(changed(runtime={"kind": "coreml"})) == {}
+    assert card_rows(changed(runtime={"name": "Core ML"})) == {}

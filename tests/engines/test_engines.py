@@ -8,6 +8,7 @@ import pytest
 from phi3mobile.bundle import open_bundle
 from phi3mobile.engines import check_memory, check_version
 from phi3mobile.engines.native import native_library
+from phi3mobile.engines.registry import open_engine
 from phi3mobile.errors import InputError
 
 MEMORY = {"weights": 2_040_000_000, "kv_per_token": 400_000, "activations": 50_000_000, "peak": {}}
@@ -33,7 +34,7 @@ def test_a_bundle_too_large_for_the_machine_is_refused(recipe, bundle_of, monkey
     bundle = open_bundle(bundle_of("tiny-gqa", recipe))
     free(monkeypatch, 1000)
     with pytest.raises(InputError, match="export with a smaller --context"):
-        bundle.open_engine()
+        open_engine(bundle)
 
 
 @pytest.mark.parametrize("recipe", ["android-cpu", "host"])
@@ -44,9 +45,9 @@ def test_operators_that_the_runtime_lacks_are_named_before_it_loads(recipe, bund
     runtime = bundle.manifest["runtime"]
     runtime["operators"] += ["phi3mobile::flying.out", "aten::fly.out"]
     with pytest.raises(InputError, match=r"lacks the operators aten::fly\.out, phi3mobile::flying\.out; export with"):
-        bundle.open_engine()
+        open_engine(bundle)
     runtime["operators"] = [name for name in runtime["operators"] if "fly" not in name]
-    bundle.open_engine().close()
+    open_engine(bundle).close()
 
 
 @pytest.mark.parametrize("installed", ["1.5.0", "1.5.1", "1.6.0", "1.6.3+cpu"])

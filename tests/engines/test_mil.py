@@ -15,6 +15,7 @@ from phi3mobile.engines import EngineInfo, mil
 from phi3mobile.engines.coreml import MilEngine
 from phi3mobile.engines.mil.dtypes import Type, unpack
 from phi3mobile.engines.mil.spec import Block, Feature, Function, Name, Op
+from phi3mobile.engines.registry import open_engine
 from phi3mobile.errors import InputError
 from phi3mobile.export.census import census
 
@@ -369,7 +370,7 @@ def coreml_bundle(bundle_of):
 
 
 def test_engine_agrees_with_itself_in_chunks_and_going_back(coreml_bundle):
-    engine = coreml_bundle.open_engine()
+    engine = open_engine(coreml_bundle)
     tokens = np.random.default_rng(0).integers(0, engine.info.vocab, 20)
     whole = engine.forward(tokens, 0)
     assert whole.shape == (20, engine.info.vocab) and whole.dtype == np.float32

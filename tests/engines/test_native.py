@@ -338,9 +338,9 @@ def test_view_is_the_runtimes_memory(pte):
 @pytest.mark.parametrize(
     ("tokens", "position", "message"),
     [
-        ([], 0, "0] tokens were given: 1..16"),
-        ([1] * 17, 0, "17] tokens were given"),
-        ([[1]], 0, "1, 1] tokens were given"),
+        ([], 0, "0 tokens were given: 1..16 fit one forward"),
+        ([1] * 17, 0, "17 tokens were given: 1..16 fit one forward"),
+        ([[1]], 0, "tokens of shape [1, 1] and type int64 were given: they are integers [T]"),
         ([1], -1, "positions -1..-1 were given"),
         ([1, 2], CONTEXT - 1, "positions 32767..32768 were given"),
         ([VOCAB], 0, "token 96..96 was given: the vocabulary has 96"),

@@ -11,6 +11,7 @@ from phi3mobile.bundle import open_bundle
 from phi3mobile.engines.android import AndroidEngine, _floats
 from phi3mobile.engines.apple import AppleEngine
 from phi3mobile.engines.native import native_library
+from phi3mobile.engines.registry import open_engine
 from phi3mobile.errors import InputError
 from phi3mobile.session.session import Session
 
@@ -33,13 +34,13 @@ def open_as(bundle_of, checkpoint_of):
         if name == "native":
             if native_library() is None:
                 pytest.skip("the native library is not built: make native")
-            return open_bundle(bundle_of(preset, "host")).open_engine()
+            return open_engine(open_bundle(bundle_of(preset, "host")))
         bundle = open_bundle(bundle_of(preset))
         if name == "android":
             return AndroidEngine(bundle.program, bundle.info, find_class=find_class)
         if name == "apple":
             return AppleEngine(bundle.program, bundle.info, FakeObjectiveC())
-        return bundle.open_engine()
+        return open_engine(bundle)
 
     return get
 

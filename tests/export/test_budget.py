@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tiny import random_tokens
 
 from phi3mobile.bundle import open_bundle
+from phi3mobile.engines.registry import open_engine
 from phi3mobile.errors import InputError
 from phi3mobile.export.build import export
 from phi3mobile.export.packed import PackedModel, load_packed
@@ -88,13 +89,13 @@ def test_a_budget_reaches_the_program(checkpoint_of, tmp_path):
     source = checkpoint_of("tiny-gqa")
     folder = quantize_checkpoint(source, tmp_path / "q", calibration=tmp_path / "text.txt", bits=6.0)
     packed = PackedModel(Solved(folder), find_recipe("android-cpu"))
-    forms = {packed.bits_of(name) for name in packed.checkpoint.names() if name.startswith("model.layers.")} - {None}
+    forms = {packed.form_of(name) for name in packed.checkpoint.names() if name.startswith("model.layers.")} - {None}
     assert packed.bits_per_weight() <= 6.0 and len(forms) > 1
     bundle = open_bundle(export(folder, tmp_path / "bundle", context=64))
     assert bundle.manifest["quality"]["bits_per_weight"] == packed.bits_per_weight() > 5.0
     tokens = np.arange(3, 40)
     reference = load_packed(packed, 64)(torch.tensor(tokens)[None])[0]
-    engine = bundle.open_engine()
+    engine = open_engine(bundle)
     difference = engine.forward(tokens, 0) - reference.numpy()
     engine.close()
     assert np.square(difference).mean() < 0.01 * float(reference.square().mean())

@@ -120,7 +120,7 @@ def test_weights_are_the_packed_integers_of_every_target_bit_for_bit(checkpoint_
         for name, op in found.items():
             matrices.setdefault(name, []).append(op)
     for tensor in packed.checkpoint.names():
-        if packed.bits_of(tensor) is None:
+        if packed.form_of(tensor) is None:
             continue
         ours = packed.tensor(tensor)
         for op in matrices[tensor.removeprefix("model.").removesuffix(".weight").replace(".", "_")]:
@@ -158,7 +158,7 @@ def test_the_package_needs_ios_18_and_only_core_operators(bundle_of):
     assert spec.specificationVersion == ct.target.iOS18 == 9
     assert {function.name for function in spec.description.functions} == set(runtime["functions"])
     assert "scaled_dot_product_attention" not in runtime["operators"] and "coreml_update_state" in runtime["operators"]
-    assert runtime["kind"] == "coreml" and bundle.program_bytes == bundle.manifest["memory"]["weights"]
+    assert bundle.manifest["engine"] == "coreml" and bundle.program_bytes == bundle.manifest["memory"]["weights"]
     for function in spec.description.functions:
         shapes = {item.name: item.type.multiArrayType for item in function.input}
         counts = [tuple(shape.shape) for shape in shapes["keys"].enumeratedShapes.shapes]

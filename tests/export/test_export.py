@@ -17,8 +17,9 @@ from tiny import tiny
 import phi3mobile
 from phi3mobile.bundle import open_bundle
 from phi3mobile.errors import InputError
-from phi3mobile.export.build import export, stop_ids
-from phi3mobile.export.recipe import DEFAULT_RECIPE, RECIPES, find_recipe
+from phi3mobile.export.build import export
+from phi3mobile.export.plan import stop_ids
+from phi3mobile.export.recipe import DEFAULT_RECIPE, find_recipe, recipes
 from phi3mobile.export.targets.executorch.write import TraceSpec
 from phi3mobile.models.checkpoint import open_checkpoint
 
@@ -98,7 +99,7 @@ def test_the_bundle_says_what_is_in_it(tiny_bundle, tiny_checkpoint_folder):
 
 def test_what_cannot_be_exported_is_named(checkpoint, tmp_path, monkeypatch):
     out = tmp_path / "out" / "bundle"
-    assert f"recipe 'fast' is not known; take one of: {', '.join(RECIPES)}" in refusal(checkpoint, out, recipe="fast")
+    assert f"recipe 'fast' is not known; take one of: {', '.join(recipes())}" in refusal(checkpoint, out, recipe="fast")
     assert "context 0: this model takes 1 to 256" in refusal(checkpoint, out, context=0)
     assert "context 257: this model takes 1 to 256" in refusal(checkpoint, out, context=257)
     assert "context 2.5" in refusal(checkpoint, out, context=2.5)

@@ -12,6 +12,7 @@ from test_parity_ladder import GOLDEN, REPEAT, reference, same_logits, some_toke
 
 from phi3mobile.bundle import open_bundle
 from phi3mobile.engines.native import native_library
+from phi3mobile.engines.registry import open_engine
 from phi3mobile.session.session import Session
 
 pytestmark = pytest.mark.skipif(native_library() is None, reason="the native library is not built: make native")
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(native_library() is None, reason="the native lib
 
 def both(name, recipe, checkpoint_of, bundle_of):
     bundle = open_bundle(bundle_of(name, recipe))
-    return reference(checkpoint_of(name), bundle), bundle.open_engine()
+    return reference(checkpoint_of(name), bundle), open_engine(bundle)
 
 
 @pytest.mark.parametrize("name", ["tiny-gqa", "tiny-partial", "tiny-window", "tiny-longrope"])
@@ -71,9 +72,10 @@ MEMORY = """
 import sys, numpy as np
 from phi3mobile.bench.measure import memory_now
 from phi3mobile.bundle import open_bundle
+from phi3mobile.engines.registry import open_engine
 bundle = open_bundle(sys.argv[1])
 before = memory_now()
-engine = bundle.open_engine()
+engine = open_engine(bundle)
 count, chunk = int(sys.argv[2]), engine.info.max_chunk
 for position in range(0, count, chunk):
     engine.forward(np.ones(min(chunk, count - position), dtype=np.int64), position)
@@ -103,8 +105,8 @@ def test_the_manifests_memory_is_what_a_process_takes(demo_host):
 def test_logits_of_a_later_start_are_the_same(bundle_of):
     bundle = open_bundle(bundle_of("tiny-gqa", "host-fp32-kv"))
     tokens = np.arange(20)
-    first = bundle.open_engine()
+    first = open_engine(bundle)
     logits = first.forward(tokens, 0)
     first.close()
-    again = bundle.open_engine()
+    again = open_engine(bundle)
     assert again.packed_cache == "reused" and np.array_equal(again.forward(tokens, 0), logits)

@@ -18,10 +18,13 @@ from phi3mobile.bundle import MANIFEST, open_bundle
 from phi3mobile.cli import main
 from phi3mobile.engines import EngineInfo, litert, packed_cache
 from phi3mobile.engines.litert import LitertEngine, check_litert, open_litert
+from phi3mobile.engines.registry import open_engine
 from phi3mobile.errors import InputError
 from phi3mobile.export.build import export
 from phi3mobile.export.packed import EMBEDDING, HEAD, PackedModel, load_packed
+from phi3mobile.export.plan import check_pieces
 from phi3mobile.export.recipe import find_recipe
+from phi3mobile.export.targets import target_of
 from phi3mobile.export.targets.litert.decoder import int4_bytes
 from phi3mobile.export.targets.litert.write import to_litert
 from phi3mobile.models.checkpoint import open_checkpoint
@@ -50,7 +53,7 @@ def test_the_program_computes_what_torch_does(name, rounded, monkeypatch):
     """Chunks, single and padded tokens, going back, both regimes, the cache's end; the cache grows and shrinks on the way."""
     monkeypatch.setattr(litert, "ROW_STEP", 16)
     bundle, packed = rounded(name)
-    engine, model = bundle.open_engine(), load_packed(packed, 256)
+    engine, model = open_engine(bundle), load_packed(packed, 256)
     tokens, original, chunk = random_tokens(packed.config, 256), packed.config.original_context, engine.info.max_chunk
     long = original is not None
     steps = [(0, 1, False), (1, 6, False), (6, 29, False), (29, 31, False), (12, 20, False), (20, 21, False)]
@@ -70,7 +73,7 @@ def test_a_session_crosses_the_long_rope_switch_as_torch_does(rounded):
     messages = [{"role": "user", "content": "hello"}]
     texts = [
         "".join(Session(bundle, engine=engine).generate(messages, max_tokens=40))
-        for engine in (bundle.open_engine(), EagerEngine(load_packed(packed, 256)))
+        for engine in (open_engine(bundle), EagerEngine(load_packed(packed, 256)))
     ]
     assert texts[0] == texts[1]
 
@@ -84,7 +87,7 @@ def test_any_walk_over_positions_gives_the_logits_of_one_forward(rounded, walk):
     expected = _whole(bundle, tokens)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(litert, "ROW_STEP", 8)
-        engine, filled = bundle.open_engine(), 0
+        engine, filled = open_engine(bundle), 0
         for share, count in walk:
             start = int(share * filled)
             filled = min(start + count, 256)
@@ -98,7 +101,7 @@ _known = {}
 
 def _whole(bundle, tokens):
     if bundle.folder not in _known:
-        engine = bundle.open_engine()
+        engine = open_engine(bundle)
         parts = [engine.forward(tokens[start : start + 64], start) for start in range(0, 256, 64)]
         _known[bundle.folder] = np.concatenate(parts)
     return _known[bundle.folder]
@@ -123,7 +126,7 @@ def test_dequantized_weights_are_bit_exact_and_stored_once(name, rounded):
     data, model = read_model(bundle.program)
     graphs = {graph.name.decode(): {t.name.decode(): t for t in graph.tensors} for graph in model.subgraphs}
     assert set(graphs) == set(bundle.manifest["runtime"]["functions"]) == {"decode", "prefill_8", "prefill_32", "prefill_128"}
-    names = [n for n in (*packed.checkpoint.names(), HEAD) if packed.bits_of(n)]
+    names = [n for n in (*packed.checkpoint.names(), HEAD) if packed.form_of(n)]
     for weight in dict.fromkeys(names):
         stored = EMBEDDING if weight == HEAD and name == "tiny-tied" else weight
         tensors = [graph[stored] for graph in graphs.values()]
@@ -171,12 +174,12 @@ def test_a_killed_export_leaves_nothing(checkpoint_of, tmp_path, monkeypatch):
 def test_packed_weights_are_written_once_and_mapped_after(rounded):
     bundle, _ = rounded("tiny-mha")
     tokens = np.arange(9)
-    first = bundle.open_engine()
+    first = open_engine(bundle)
     expected = first.forward(tokens, 0)
     sha = bundle.manifest["files"]["model.tflite"]["sha256"]
     (file,) = packed_cache.folder().glob(f"{sha[:32]}-litert-*{packed_cache.SUFFIX}")
     made = file.stat().st_mtime_ns
-    second = bundle.open_engine()  # while the first one is open
+    second = open_engine(bundle)  # while the first one is open
     assert np.array_equal(second.forward(tokens, 0), expected) and file.stat().st_mtime_ns == made
     assert not list(packed_cache.folder().glob(f".{file.name}*"))
     first.close(), second.close()
@@ -184,11 +187,11 @@ def test_packed_weights_are_written_once_and_mapped_after(rounded):
 
 def test_without_a_place_for_packed_weights_the_engine_computes_the_same(rounded, monkeypatch):
     bundle, _ = rounded("tiny-gqa")
-    engine = bundle.open_engine()
+    engine = open_engine(bundle)
     expected = engine.forward(np.arange(9), 0)
     engine.close()
     monkeypatch.setattr(packed_cache, "folder", lambda: bundle.program / "below a file")
-    engine = bundle.open_engine()
+    engine = open_engine(bundle)
     assert np.array_equal(engine.forward(np.arange(9), 0), expected)
     engine.close()
 
@@ -221,21 +224,22 @@ def test_run_and_verify_take_the_bundle(rounded, capsys):
     ],
 )
 def test_wrong_forwards_are_refused(tokens, position, message, rounded):
-    engine = rounded("tiny-gqa")[0].open_engine()
+    engine = open_engine(rounded("tiny-gqa")[0])
     with pytest.raises(InputError, match=message):
         engine.forward(np.array(tokens, np.int64), position)
     engine.close()
 
 
 def test_a_closed_engine_says_so(rounded):
-    engine = rounded("tiny-gqa")[0].open_engine()
+    engine = open_engine(rounded("tiny-gqa")[0])
     engine.close()
     with pytest.raises(InputError, match="the engine is closed"):
         engine.forward(np.zeros(1, np.int64), 0)
 
 
 def test_phi3_small_is_refused_with_its_layer(checkpoint_of, tmp_path):
-    with pytest.raises(InputError, match=r"litert has no operator for block-sparse attention \(phi3small, layer 0\); take"):
+    refused = r"recipe litert has no layernorm \(every layer\), .*blocksparse \(layer 0\), .*, which this model needs"
+    with pytest.raises(InputError, match=rf"{refused}; take ios-gpu, android-cpu, .*"):
         export(checkpoint_of("small-tiny"), tmp_path / "out", "litert")
     assert not list(tmp_path.iterdir())
 
@@ -244,7 +248,7 @@ def test_other_groups_than_multiples_of_32_are_named(checkpoint_of, tmp_path):
     from dataclasses import replace
 
     packed = PackedModel(open_checkpoint(checkpoint_of("tiny-gqa")), replace(find_recipe("litert"), group=0, embedding_bits=8))
-    packed.bits_of = lambda name, plain=packed.bits_of: Form(4, 16) if "down_proj" in name else plain(name)
+    packed.form_of = lambda name, plain=packed.form_of: Form(4, 16) if "down_proj" in name else plain(name)
     with pytest.raises(InputError, match=r"model\.layers\.0\.mlp\.down_proj\.weight has a scale for 16 columns"):
         to_litert(packed, tmp_path, 64, 8)
 
@@ -299,14 +303,16 @@ def test_what_is_missing_is_named_before_any_work(checkpoint_of, rounded, tmp_pa
     bundle, _ = rounded("tiny-gqa")
     find = litert.importlib.util.find_spec
     monkeypatch.setattr(litert.importlib.util, "find_spec", lambda name: None if name == "ai_edge_litert" else find(name))
-    with pytest.raises(InputError, match=r"needs ai-edge-litert: pip install 'phi3mobile\[litert\]'"):
+    with pytest.raises(InputError, match=r"needs the module ai_edge_litert: pip install 'phi3mobile\[litert\]'"):
         export(checkpoint_of("tiny-gqa"), tmp_path / "out", "litert")
     with pytest.raises(InputError, match="needs ai-edge-litert"):
-        bundle.open_engine()
+        open_engine(bundle)
     assert not list(tmp_path.iterdir())
 
 
-def test_every_dense_preset_passes_the_recipes_check():
+def test_every_dense_preset_has_only_pieces_of_the_target():
+    recipe = find_recipe("litert")
     for config in PRESETS.values():
         if not any(config.blocksparse(layer) for layer in range(config.num_hidden_layers)):
-            find_recipe("litert").check(config)
+            check_pieces(config, recipe, target_of(recipe))
+            recipe.check(config)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tiny import random_tokens
 
 from phi3mobile.bundle import open_bundle
+from phi3mobile.engines.registry import open_engine
 from phi3mobile.errors import InputError
 from phi3mobile.export.build import export
 from phi3mobile.export.packed import PackedModel, load_packed
@@ -150,12 +151,12 @@ def test_a_program_computes_with_offsets_what_torch_does(recipe, name, gate, wit
         pytest.importorskip("ai_edge_litert", reason="the litert extra is not installed")
     folder = with_offsets(name)
     packed = PackedModel(Solved(folder), find_recipe(recipe))
-    assert {packed.bits_of(name).offsets for name in packed.checkpoint.names() if packed.bits_of(name)} == {False, True}
+    assert {packed.form_of(name).offsets for name in packed.checkpoint.names() if packed.form_of(name)} == {False, True}
     model = reference_model(packed, 64, half=True) if recipe.startswith("ios") else load_packed(packed, 64)
     bundle = open_bundle(export(folder, tmp_path / "bundle", recipe, context=64))
     tokens = random_tokens(packed.config, 40)
     expected = model(tokens)[0].numpy()
-    engine = bundle.open_engine()
+    engine = open_engine(bundle)
     parts = (0, 17), (17, 18), (18, 40)
     found = np.concatenate([engine.forward(tokens[0, start:end].numpy(), start) for start, end in parts])
     engine.close()

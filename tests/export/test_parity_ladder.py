@@ -13,6 +13,7 @@ from tiny import random_tensors, random_tokens, tiny, unfused, write_folder
 
 from phi3mobile.bundle import open_bundle
 from phi3mobile.engines.eager import EagerEngine
+from phi3mobile.engines.registry import open_engine
 from phi3mobile.export.build import export
 from phi3mobile.export.checkpoint import import_checkpoint
 from phi3mobile.export.packed import PackedModel, load_packed
@@ -109,7 +110,7 @@ CONFIGS = [
 def engines(request, checkpoint_of, bundle_of):
     """(reference, exported) of the tiny config that the test names."""
     bundle = open_bundle(bundle_of(request.param))
-    exported = bundle.open_engine()
+    exported = open_engine(bundle)
     yield reference(checkpoint_of(request.param), bundle), exported
     exported.close()
 
@@ -165,7 +166,7 @@ def test_longrope_regimes_are_the_references(engines):
 def test_a_session_over_the_switch_prefills_again_as_the_reference_does(checkpoint_of, bundle_of):
     bundle = open_bundle(bundle_of("tiny-longrope"))
     answers = []
-    for engine in (reference(checkpoint_of("tiny-longrope"), bundle), bundle.open_engine()):
+    for engine in (reference(checkpoint_of("tiny-longrope"), bundle), open_engine(bundle)):
         session = Session(bundle, engine=engine)
         answers.append("".join(session.complete("the cat sat on the mat", max_tokens=60)))
         assert session.statistics.long_switch
@@ -187,7 +188,7 @@ def test_real_layers_compute_what_the_torch_model_does(demo_checkpoint, tmp_path
     """Few layers: where an int8 activation rounds the other way, the error has no 30 layers to grow in."""
     checkpoint = truncated(demo_checkpoint, tmp_path / "checkpoint", 2)
     bundle = open_bundle(export(checkpoint, tmp_path / "bundle", context=128, method="rtn"))
-    engines = reference(checkpoint, bundle, 128), bundle.open_engine()
+    engines = reference(checkpoint, bundle, 128), open_engine(bundle)
     tokens = prompt_ids(bundle, "What is the capital of France, and what is it known for?")
     same_logits(*engines, tokens)
     for position, token in enumerate(some_tokens(engines[1], 32), start=len(tokens)):
@@ -202,7 +203,7 @@ def prompt_ids(bundle, question):
 def demo(demo_checkpoint, demo_bundle):
     """(bundle, reference, exported) of the whole demo model."""
     bundle = open_bundle(demo_bundle)
-    exported = bundle.open_engine()
+    exported = open_engine(bundle)
     yield bundle, reference(demo_checkpoint, bundle), exported
     exported.close()
 

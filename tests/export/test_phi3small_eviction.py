@@ -17,6 +17,7 @@ from tiny import tiny
 from phi3mobile.bundle import open_bundle
 from phi3mobile.engines.eager import EagerEngine
 from phi3mobile.engines.native import native_library
+from phi3mobile.engines.registry import open_engine
 from phi3mobile.export.build import export
 from phi3mobile.export.cards import bundle_card, checkpoint_card
 from phi3mobile.export.packed import PackedModel, load_packed
@@ -76,7 +77,7 @@ def test_a_session_that_goes_back_far_has_the_cache_of_a_fresh_one(bundle):
 def test_the_program_computes_what_the_torch_model_does(bundle, checkpoint):
     eager = EagerEngine(load_packed(PackedModel(open_checkpoint(checkpoint), find_recipe("host")), CONTEXT))
     assert eager.info.back is None and bundle.info.back == BACK
-    engine, tokens = bundle.open_engine(), np.random.default_rng(0).integers(8, 250, 900)
+    engine, tokens = open_engine(bundle), np.random.default_rng(0).integers(8, 250, 900)
     for start, end in ((0, 128), (128, 199), *((at, at + 100) for at in range(199, 899, 100)), (700, 790), (790, 900)):
         got, want = engine.forward(tokens[start:end], start), eager.forward(tokens[start:end], start)
         said = [token for token in range(304) if token not in (7, 250, 251)]
@@ -103,8 +104,9 @@ MEMORY = """
 import sys, numpy as np
 from phi3mobile.bench.measure import memory_now
 from phi3mobile.bundle import open_bundle
+from phi3mobile.engines.registry import open_engine
 bundle = open_bundle(sys.argv[1])
-engine, seen = bundle.open_engine(), []
+engine, seen = open_engine(bundle), []
 for position in range(0, bundle.info.max_context, 128):
     engine.forward(np.ones(128, dtype=np.int64), position)
     seen.append(memory_now().anonymous)
@@ -133,7 +135,7 @@ def test_the_benchmarks_go_back_as_far_as_they_like(bundle):
         used.forward(tokens[at : at + 128], at)
     fresh.forward(tokens[:100], 0)
     assert np.array_equal(used.forward([9], 100), fresh.forward([9], 100))
-    steps = Steps(bundle.open_engine())
+    steps = Steps(open_engine(bundle))
     for step in ("decode:800:2:2", "decode:100:2:1", "prefill:900:1", "decode:790:2:1", "decode:20:2:1"):
         assert all(seconds > 0 for line in steps.run(step) if line["kind"] == "decode" for seconds in line["seconds"])
 

@@ -14,6 +14,7 @@ from tiny import tiny
 from phi3mobile.bundle import open_bundle
 from phi3mobile.engines.eager import EagerEngine
 from phi3mobile.engines.native import native_library
+from phi3mobile.engines.registry import open_engine
 from phi3mobile.export.build import export
 from phi3mobile.export.packed import HEAD, PackedModel, load_packed
 from phi3mobile.export.recipe import find_recipe
@@ -35,7 +36,7 @@ def engines(request, checkpoint_of, bundle_of):
     name, recipe = request.param
     bundle = open_bundle(bundle_of(name, recipe))
     packed = PackedModel(open_checkpoint(checkpoint_of(name)), find_recipe(recipe))
-    program = bundle.open_engine()
+    program = open_engine(bundle)
     yield EagerEngine(load_packed(packed, 256)), program
     program.close()
 
@@ -121,7 +122,7 @@ def test_within_the_local_blocks_programs_are_plain_causal(tmp_path):
     local, recipe = 24, find_recipe("android-cpu")
     bundle = open_bundle(export(checkpoint, tmp_path / "bundle", context=local, method="rtn"))
     packed = PackedModel(open_checkpoint(checkpoint), recipe)
-    engines = EagerEngine(load_packed(packed, local)), bundle.open_engine()
+    engines = EagerEngine(load_packed(packed, local)), open_engine(bundle)
     same_logits(engines, some_tokens(engines[1], local))
     assert bundle.manifest["family"] == "phi3small"
     assert "aten::index_select.out" not in bundle.manifest["runtime"]["operators"]

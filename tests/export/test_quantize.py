@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from phi3mobile.errors import InputError
 from phi3mobile.export.packed import HEAD, PackedModel
 from phi3mobile.export.quantize import SMALLEST_SCALE, quantize
-from phi3mobile.export.recipe import RECIPES, find_recipe
+from phi3mobile.export.recipe import find_recipe, recipes
 from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.models.quantized import Packed, QuantizedEmbedding, pack_nibbles
 
@@ -149,7 +149,7 @@ def test_rows_and_embedding_lookups_are_the_same_integers():
     assert torch.equal(QuantizedEmbedding(packed)(index), packed.dequantized()[index])
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", recipes())
 def test_a_recipe_decides_each_tensors_bits(recipe, tmp_path):
     chosen = find_recipe(recipe)
     packed = PackedModel(open_checkpoint(talking_checkpoint(tmp_path / "c", "tiny-tied")), chosen)

@@ -14,6 +14,7 @@ from tiny import random_tokens
 
 from phi3mobile.bundle import open_bundle
 from phi3mobile.cli import main
+from phi3mobile.engines.registry import open_engine
 from phi3mobile.errors import InputError
 from phi3mobile.export.build import export
 from phi3mobile.export.cards import quality_line
@@ -195,7 +196,7 @@ def bundle(tmp_path_factory, checkpoint_of, text):
 def logits_agree(bundle, solved, folder) -> None:
     """The bundle computes what its integers say, and that is what the checkpoint in `folder` computes, but for rounding."""
     tokens = np.arange(3, 40)
-    engine = open_bundle(bundle).open_engine()
+    engine = open_engine(open_bundle(bundle))
     found = torch.from_numpy(engine.forward(tokens, 0).copy())
     engine.close()
     exact, rounded_model = load_model(folder), load_packed(PackedModel(Solved(solved), find_recipe("host")), 64)

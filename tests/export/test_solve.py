@@ -15,11 +15,13 @@ from tiny import random_tokens, words
 
 from phi3mobile.bundle import open_bundle
 from phi3mobile.cli import main
+from phi3mobile.engines.registry import open_engine
 from phi3mobile.errors import InputError
-from phi3mobile.export.build import export, packed_bytes
+from phi3mobile.export.build import export
 from phi3mobile.export.packed import PackedModel, load_packed
+from phi3mobile.export.plan import packed_bytes
 from phi3mobile.export.quantize import SMALLEST_SCALE, quantize
-from phi3mobile.export.recipe import EMBEDDING, HEAD, RECIPES, find_recipe
+from phi3mobile.export.recipe import EMBEDDING, HEAD, find_recipe, recipes
 from phi3mobile.export.solve.balance import balance, best_sizes
 from phi3mobile.export.solve.build import MOST_LOSS, quantize_checkpoint, refuse_loss
 from phi3mobile.export.solve.calibration import FEWEST, calibration_of, card_tokens
@@ -169,11 +171,11 @@ def test_a_layer_that_was_trained_on_the_grid_keeps_its_integers(checkpoint_of):
     checkpoint = open_checkpoint(checkpoint_of("tiny-gqa"))
     wanted = PackedModel(checkpoint, find_recipe("android-cpu"))
     layer = load_layer(checkpoint.config, 0, checkpoint.tensor)
-    assert on_grid(layer, 0, wanted.bits_of) == {}
+    assert on_grid(layer, 0, wanted.form_of) == {}
     for module in layer.modules():
         if isinstance(module, torch.nn.Linear):
             module.weight.data = quantize(module.weight, 4, 32).dequantized()
-    kept = on_grid(layer, 0, wanted.bits_of)
+    kept = on_grid(layer, 0, wanted.form_of)
     assert len(kept) == 4
     for name, packed in kept.items():
         weight = layer.get_submodule(name.removeprefix("model.layers.0.").removesuffix(".weight")).weight
@@ -239,8 +241,8 @@ def test_a_quantized_folder_holds_every_tensor_as_its_recipe_says(solved, checkp
     wanted, packed = PackedModel(checkpoint, find_recipe("android-cpu")), PackedModel(opened, find_recipe("android-cpu"))
     assert is_solved(solved) and opened.config.hidden_size == checkpoint.config.hidden_size
     for name in (*checkpoint.names(), HEAD):
-        assert packed.shape(name) == wanted.shape(name) and packed.bits_of(name) == wanted.bits_of(name)
-        if packed.bits_of(name) is None:  # norms: divided by what the columns behind them were multiplied by
+        assert packed.shape(name) == wanted.shape(name) and packed.form_of(name) == wanted.form_of(name)
+        if packed.form_of(name) is None:  # norms: divided by what the columns behind them were multiplied by
             assert (packed.tensor(name) / wanted.tensor(name) > 0).all()
     assert {path.name for path in checkpoint.folder.glob("tokenizer*")} <= {path.name for path in solved.iterdir()}
     assert opened.source_hash() == checkpoint.source_hash()
@@ -311,7 +313,7 @@ def test_a_bundle_of_a_quantized_folder_carries_its_integers_and_its_card(solved
     assert bundle.manifest["quality"] == quality and bundle.manifest["recipe"]["method"] == "gptq"
     tokens = np.arange(3, 40)
     reference = load_packed(PackedModel(Solved(solved), find_recipe("android-cpu")), 64)(torch.tensor(tokens)[None])[0]
-    engine = bundle.open_engine()
+    engine = open_engine(bundle)
     difference = engine.forward(tokens, 0) - reference.numpy()
     engine.close()
     assert np.square(difference).mean() < 0.01 * float(reference.square().mean())
@@ -456,7 +458,7 @@ def test_the_small_recipe_fits_phi_3_mini_into_its_size():
     assert packed_bytes(config, find_recipe("android-small")) + rope < 1.968e9
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", recipes())
 def test_the_estimate_is_the_sum_of_what_is_packed(recipe, tmp_path):
     packed = PackedModel(open_checkpoint(talking_checkpoint(tmp_path / "c", "tiny-tied")), find_recipe(recipe))
     total = 0

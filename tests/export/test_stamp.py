@@ -17,7 +17,7 @@ from phi3mobile.export.recipe import find_recipe
 from phi3mobile.export.targets.executorch import stamp
 from phi3mobile.export.targets.executorch.segments import Segment, segment_vectors
 from phi3mobile.export.targets.executorch.write import (
-    Decoder,
+    ExportedDecoder,
     PackedEmbedding,
     StampedSegment,
     TraceSpec,
@@ -43,7 +43,7 @@ def straight_export(packed: PackedModel, path: Path) -> None:
         modules.append(StampedSegment(_tuple_output(segment, kind), tuple(range(count)), vectors))
     spec = TraceSpec(CONTEXT, CHUNK)
     embedding = PackedEmbedding(packed.tensor(EMBEDDING), config.embedding_multiplier)
-    decoder = Decoder(config, packed.recipe, CONTEXT, embedding, modules).eval()
+    decoder = ExportedDecoder(config, packed.recipe, CONTEXT, embedding, modules).eval()
     with torch.no_grad():
         exported = torch.export.export(decoder, spec.example, dynamic_shapes=spec.dynamic, strict=False)
         program = to_edge_transform_and_lower(

@@ -9,6 +9,7 @@ from exported import psnr, talking_checkpoint
 from tiny import random_tokens
 from training_tiny import chat_lines, pair_lines, write_shards
 
+from phi3mobile.engines.registry import open_engine
 from phi3mobile.errors import InputError
 from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.models.form import Form
@@ -164,10 +165,10 @@ def test_the_grid_is_the_exports(start):
         packed = PackedModel(open_checkpoint(start), recipe)
         model = add_fake_quant(load_hf(start)[0], recipe)
         for tensor in packed.checkpoint.names():
-            if packed.bits_of(tensor) is None:
+            if packed.form_of(tensor) is None:
                 continue
             module = model.get_submodule(tensor.removesuffix(".weight"))
-            assert Form(module.bits, module.group) == packed.bits_of(tensor)
+            assert Form(module.bits, module.group) == packed.form_of(tensor)
             assert torch.equal(on_grid(module.weight, module.bits, module.group), packed.tensor(tensor).dequantized())
 
 
@@ -213,7 +214,7 @@ def test_what_qat_trained_is_what_the_program_computes(tmp_path, start):
     result = qat(from_table(qat_table(tmp_path, start, quant={"distill": 1.0}), Qat, "config"))
     model = add_fake_quant(load_hf(result["out"])[0], find_recipe("android-cpu")).eval()
     bundle = open_bundle(export(result["out"], tmp_path / "bundle", context=64, method="rtn"))
-    engine = bundle.open_engine()
+    engine = open_engine(bundle)
     tokens = random_tokens(open_checkpoint(result["out"]).config, 28)
     with torch.no_grad():
         trained = model(tokens, use_cache=False).logits[0].numpy()

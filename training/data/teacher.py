@@ -134,7 +134,7 @@ def open_session(path: str | Path) -> Any:
     if (path / "manifest.json").is_file():
         return Session(path)
     from phi3mobile.engines.eager import EagerEngine
-    from phi3mobile.export.build import stop_ids
+    from phi3mobile.export.plan import stop_ids
     from phi3mobile.models.checkpoint import open_checkpoint
     from phi3mobile.models.loading import model_from
     from phi3mobile.text.chat import load_chat

@@ -59,7 +59,7 @@ def parts(packed: PackedModel, limit: int = PART_BYTES) -> list[Part]:
 
 def _bytes(packed: PackedModel, name: str) -> int:
     rows, *columns = packed.shape(name)
-    bits = packed.bits_of(name)
+    bits = packed.form_of(name)
     return rows * 2 if bits is None else rows * columns[0] * bits[0] // 8 + rows * 2
 
 

@@ -34,7 +34,7 @@ MOST_SHAPES = 128  # that Core ML takes for one input
 
 
 @dataclass(frozen=True)
-class Plan:
+class Sizes:
     """Sizes of the program: the manifest's `runtime` tells them to whoever runs it."""
 
     context: int
@@ -47,7 +47,7 @@ class Plan:
         return list(range(self.key_step, self.rows + 1, self.key_step))
 
 
-def plan(config: DecoderConfig, context: int, chunk: int) -> Plan:
+def plan(config: DecoderConfig, context: int, chunk: int) -> Sizes:
     """Sizes for a context and a prefill chunk. Block-sparse layers want whole periods of their pattern."""
     lengths = {"decode": 1, "lookup": LOOKUP, "prefill": chunk}
     lengths = {name: length for name, length in lengths.items() if name != "lookup" or 1 < length < chunk}
@@ -55,20 +55,20 @@ def plan(config: DecoderConfig, context: int, chunk: int) -> Plan:
     step = math.lcm(KEY_STEP, *(pattern.block * pattern.stride for pattern in patterns))
     while context + chunk > step * MOST_SHAPES:
         step *= 2
-    return Plan(context, lengths, -(-(context + chunk) // step) * step, step)
+    return Sizes(context, lengths, -(-(context + chunk) // step) * step, step)
 
 
-def build(packed: PackedModel, sizes: Plan, weights: Weights) -> dict[str, Function]:
+def build(packed: PackedModel, sizes: Sizes, weights: Weights) -> dict[str, Function]:
     """The functions by name; their constants go to `weights`."""
     matrices = Matrices(packed, weights)
     return {name: _function(packed.config, sizes, matrices, length) for name, length in sizes.lengths.items()}
 
 
-def cache_shape(config: DecoderConfig, sizes: Plan) -> tuple[int, ...]:
+def cache_shape(config: DecoderConfig, sizes: Sizes) -> tuple[int, ...]:
     return 1, config.num_key_value_heads, sizes.rows, config.head_dim
 
 
-def _function(config: DecoderConfig, sizes: Plan, matrices: Matrices, length: int) -> Function:
+def _function(config: DecoderConfig, sizes: Sizes, matrices: Matrices, length: int) -> Function:
     mb.name_count.clear()
     counts = [count for count in sizes.key_counts if count >= length]
     inputs = {
@@ -89,7 +89,7 @@ def _function(config: DecoderConfig, sizes: Plan, matrices: Matrices, length: in
     return function
 
 
-def _forward(config: DecoderConfig, sizes: Plan, matrices: Matrices, length: int, inputs: dict[str, Var]) -> Var:
+def _forward(config: DecoderConfig, sizes: Sizes, matrices: Matrices, length: int, inputs: dict[str, Var]) -> Var:
     layers = Layers(config, matrices)
     position, keys = inputs["position"], inputs["keys"]
     queries = mb.add(x=position, y=np.arange(length, dtype=np.int32))
@@ -108,7 +108,7 @@ def _forward(config: DecoderConfig, sizes: Plan, matrices: Matrices, length: int
 class _Attention:
     """Attention of one function; masks are made once, for all layers."""
 
-    def __init__(self, config: DecoderConfig, sizes: Plan, queries: Var, keys: Var) -> None:
+    def __init__(self, config: DecoderConfig, sizes: Sizes, queries: Var, keys: Var) -> None:
         self.config, self.count = config, mb.shape(x=keys)
         length, groups = queries.shape[0], config.num_attention_heads // config.num_key_value_heads
         self.patterns = [config.blocksparse(layer) for layer in range(config.num_hidden_layers)]
@@ -126,7 +126,7 @@ class _Attention:
         return blocks.attend(q, k, v, self.mask, scale)
 
 
-def _rope(config: DecoderConfig, sizes: Plan, matrices: Matrices, queries: Var, long: Var | None) -> tuple[Var, Var]:
+def _rope(config: DecoderConfig, sizes: Sizes, matrices: Matrices, queries: Var, long: Var | None) -> tuple[Var, Var]:
     """cos and sin [T, R]; padding may run past the context, whose last row then serves."""
     tables = rope_tables(config, sizes.context)
     names = ("rope_cos", "rope_sin")

@@ -94,7 +94,7 @@ class Layer(nn.Module):
         return x + self.down(functional.silu(gate) * up)
 
 
-class Decoder(nn.Module):
+class DelegatedDecoder(nn.Module):
     """Caches of the context and a chunk."""
 
     def __init__(self, packed: PackedModel, context: int, chunk: int) -> None:
@@ -120,7 +120,7 @@ class Decoder(nn.Module):
 def write_pte(packed: PackedModel, path: Path, context: int, chunk: int) -> dict[str, int]:
     """Lower and write; returns the methods' names and T. Raises InputError with the operator that Core ML does not take."""
     lengths = {"decode": 1, "prefill": chunk} if chunk > 1 else {"decode": 1}
-    decoder = Decoder(packed, context, chunk).eval()
+    decoder = DelegatedDecoder(packed, context, chunk).eval()
     number = torch.zeros(1, dtype=torch.int64)
     specs = CoreMLBackend.generate_compile_specs(
         compute_unit=ct.ComputeUnit.CPU_AND_GPU,

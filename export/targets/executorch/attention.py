@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from phi3mobile.export.recipe import Recipe
+from phi3mobile.export.targets.executorch.target import ExecutorchRecipe
 from phi3mobile.models.blocksparse import EvictingCache, Pattern, evicting_cache
 from phi3mobile.models.config import DecoderConfig
 
@@ -45,13 +45,13 @@ def head_shifts(pattern: Pattern) -> list[int]:
     return [head * pattern.head_step % pattern.stride for head in range(pattern.heads)]
 
 
-def eviction_of(config: DecoderConfig, recipe: Recipe, layer: int, context: int) -> EvictingCache | None:
+def eviction_of(config: DecoderConfig, recipe: ExecutorchRecipe, layer: int, context: int) -> EvictingCache | None:
     """The layer's evicting KV cache, None where all `context` rows are kept."""
     pattern = pattern_of(config, layer, context)
     return None if pattern is None or recipe.attention != "native" else evicting_cache(pattern, context)
 
 
-def attention_of(config: DecoderConfig, recipe: Recipe, layer: int, context: int) -> nn.Module:
+def attention_of(config: DecoderConfig, recipe: ExecutorchRecipe, layer: int, context: int) -> nn.Module:
     """Attention of one layer."""
     pattern = pattern_of(config, layer, context)
     if recipe.attention == "native":

@@ -9,8 +9,8 @@ long factors apply even if this chunk ends below the switch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,10 +20,10 @@ from executorch.exir.passes import MemoryPlanningPass
 from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
 from torch import nn
 
-from phi3mobile.engines import LONG_REGIME
+from phi3mobile.engines.base import LONG_REGIME
 from phi3mobile.errors import InputError
 from phi3mobile.export.packed import EMBEDDING, PackedModel
-from phi3mobile.export.recipe import Recipe
+from phi3mobile.export.target import Written
 from phi3mobile.export.targets.executorch import stamp
 from phi3mobile.export.targets.executorch.attention import (
     Place,
@@ -34,20 +34,11 @@ from phi3mobile.export.targets.executorch.attention import (
     window_mask,
 )
 from phi3mobile.export.targets.executorch.segments import segment_vectors
+from phi3mobile.export.targets.executorch.target import ExecutorchRecipe
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.quantized import Packed, pack_nibbles
 from phi3mobile.models.rope import rope_rows, rope_tables
-
-
-@dataclass(frozen=True)
-class Program:
-    """What was written: operators that the phone's binary must contain, bytes of activations and of KV cache."""
-
-    operators: list[str]
-    activations: int
-    kv_per_token: int  # if nothing is evicted
-    kv_bytes: Callable[[int], int]  # that so many tokens take
-    back: int | None  # tokens that a position may go back; None: any number
+from phi3mobile.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -83,11 +74,11 @@ class PackedEmbedding(nn.Module):
         return operator.dtype(self.codes, self.scales, None, low, -low - 1, tokens, dtype=torch.float32)
 
 
-class Decoder(nn.Module):
+class ExportedDecoder(nn.Module):
     """The whole program: embedding, rope rows, lowered segments with attention between them."""
 
     def __init__(
-        self, config: DecoderConfig, recipe: Recipe, context: int, embedding: nn.Module, segments: list[nn.Module]
+        self, config: DecoderConfig, recipe: ExecutorchRecipe, context: int, embedding: nn.Module, segments: list[nn.Module]
     ) -> None:
         super().__init__()
         self.config, self.context, self.stock = config, context, recipe.attention == "stock"
@@ -148,7 +139,7 @@ class StampedSegment(nn.Module):
         return self.lowered(*(inputs[index] for index in self.order))
 
 
-def lowered_segments(packed: PackedModel, chunk: int, scratch: Path, progress: Callable[[str, int, int], None]):
+def lowered_segments(packed: PackedModel, chunk: int, scratch: Path, progress: Progress):
     """Every segment of the model in order, graph work done once per structure."""
     config, layers = packed.config, packed.config.num_hidden_layers
     kinds = ["start"] + ["middle"] * (layers - 1) + ["end"]
@@ -181,7 +172,7 @@ def runner_metadata(config: DecoderConfig, spec: TraceSpec, eos_ids: list[int], 
     }
 
 
-def register_operators(recipe: Recipe) -> None:
+def register_operators(recipe: ExecutorchRecipe) -> None:
     """Make the recipe's attention operators known to torch."""
     if recipe.attention == "stock":
         from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  llama::*
@@ -189,31 +180,33 @@ def register_operators(recipe: Recipe) -> None:
         from phi3mobile.models import ops  # noqa: F401  phi3mobile::*
 
 
-def kv_row_bytes(config: DecoderConfig, recipe: Recipe) -> int:
+def recipe_of(packed: PackedModel) -> ExecutorchRecipe:
+    """The recipe of integers that are packed for this target."""
+    assert isinstance(packed.recipe, ExecutorchRecipe), packed.recipe
+    return packed.recipe
+
+
+def kv_row_bytes(config: DecoderConfig, recipe: ExecutorchRecipe) -> int:
     """Bytes of one position's row in one layer's caches; int8 rows carry a float32 scale each."""
     scale = 4 if recipe.kv_bits == 8 else 0
     return 2 * config.num_key_value_heads * (config.head_dim * recipe.kv_bits // 8 + scale)
 
 
 def to_executorch(
-    packed: PackedModel,
-    path: Path,
-    context: int,
-    chunk: int,
-    eos_ids: list[int],
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-) -> Program:
+    packed: PackedModel, path: Path, context: int, chunk: int, eos_ids: list[int], progress: Progress = silent
+) -> Written:
     """Write the .pte for a KV cache of `context` positions, prefilled at most `chunk` tokens at a time."""
     if not 1 <= chunk <= context:
         raise InputError(f"chunk {chunk}: tokens of one prefill step must be from 1 to the context, {context}")
-    register_operators(packed.recipe)
+    recipe = recipe_of(packed)
+    register_operators(recipe)
     spec = TraceSpec(context, chunk)
-    caches = [eviction_of(packed.config, packed.recipe, layer, context) for layer in range(packed.config.num_hidden_layers)]
+    caches = [eviction_of(packed.config, recipe, layer, context) for layer in range(packed.config.num_hidden_layers)]
     back = min((cache.back for cache in caches if cache), default=None)
     with TemporaryDirectory(dir=path.parent, prefix=".packed-") as scratch, torch.no_grad():
         segments = lowered_segments(packed, chunk, Path(scratch), progress)
         embedding = PackedEmbedding(packed.tensor(EMBEDDING), packed.config.embedding_multiplier)
-        decoder = Decoder(packed.config, packed.recipe, context, embedding, segments).eval()
+        decoder = ExportedDecoder(packed.config, recipe, context, embedding, segments).eval()
         progress("graph", 0, 1)
         exported = torch.export.export(decoder, spec.example, dynamic_shapes=spec.dynamic, strict=False)
         program = to_edge(
@@ -232,11 +225,12 @@ def to_executorch(
             program.write_to_file(file)
     plan = next(plan for plan in program.executorch_program.execution_plan if plan.name == "forward")
     operators = {f"{operator.name}.{operator.overload}" if operator.overload else operator.name for operator in plan.operators}
-    row = kv_row_bytes(packed.config, packed.recipe)
+    row = kv_row_bytes(packed.config, recipe)
     planned = row * sum(cache.rows if cache else context for cache in caches)
 
-    def kv_bytes(tokens: int) -> int:
+    def kv_held(tokens: int) -> int:
         return row * sum(cache.rows_for(tokens) if cache else tokens for cache in caches)
 
     activations = sum(plan.non_const_buffer_sizes) - planned
-    return Program(sorted(operators), activations, row * len(caches), kv_bytes, back)
+    about = {"name": "ExecuTorch", "version": version("executorch"), "program": path.name, "operators": sorted(operators)}
+    return Written(about, activations, row * len(caches), back, kv_held)

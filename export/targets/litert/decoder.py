@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from ai_edge_litert import schema_py_generated as schema
 
-from phi3mobile.engines import LONG_REGIME
+from phi3mobile.engines.base import LONG_REGIME
 from phi3mobile.errors import InputError
 from phi3mobile.export.packed import EMBEDDING, HEAD, PackedModel
 from phi3mobile.export.targets.litert import layers
-from phi3mobile.export.targets.litert.program import DYNAMIC, Graph, Program, Value
+from phi3mobile.export.targets.litert.program import DYNAMIC, Graph, ProgramFile, Value
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.quantized import Packed, group_ones
 from phi3mobile.models.rope import rope_tables, short_rows
@@ -36,7 +36,7 @@ from phi3mobile.models.tensors import ATTENTION_NORM, DOWN, FINAL_NORM, GATE_UP,
 class Weights:
     """The model's tensors in a program: declared while graphs are built, quantized and written one after the other."""
 
-    def __init__(self, packed: PackedModel, program: Program) -> None:
+    def __init__(self, packed: PackedModel, program: ProgramFile) -> None:
         self.packed, self.program = packed, program
         self._tensor = lru_cache(maxsize=1)(packed.tensor)  # codes and scales of one matrix are asked for in turn
         self._row_scales = cache(lambda name: packed.tensor(name).scales.float().flatten().numpy())
@@ -49,7 +49,7 @@ class Weights:
     def matrix(self, g: Graph, name: str) -> Value:
         """[N, K] of int4 with float16 scales a block of columns, or of int8 with a scale a row. InputError for other forms."""
         rows, width = shape = self.packed.shape(name)
-        bits, group, _ = self.packed.bits_of(name)
+        bits, group, _ = self.packed.form_of(name)
         if bits == 8:
             stored = EMBEDDING if name == HEAD and self.one_table else name
             return self._int8(g, stored, shape, self._row_scales(name), lambda: self._tensor(name).codes.numpy())
@@ -71,7 +71,7 @@ class Weights:
         """x [T, K] -> [T, N]."""
         if self.packed.has_bias(name):
             raise InputError(f"{name} has a bias: recipe {self.packed.recipe.name} takes phi3 layers, which have none")
-        y, form = layers.linear(g, x, self.matrix(g, name)), self.packed.bits_of(name)
+        y, form = layers.linear(g, x, self.matrix(g, name)), self.packed.form_of(name)
         if not form.offsets:
             return y
         width, groups = x.shape[1], x.shape[1] // form.group
@@ -89,7 +89,7 @@ class Weights:
     @cached_property
     def one_table(self) -> bool:
         """Whether the head's 8-bit table is the embedding's: tied, and rounded alike."""
-        if not self.packed.config.tie_word_embeddings or {self.packed.bits_of(name)[0] for name in (EMBEDDING, HEAD)} != {8}:
+        if not self.packed.config.tie_word_embeddings or {self.packed.form_of(name)[0] for name in (EMBEDDING, HEAD)} != {8}:
             return False
         head, table = self.packed.tensor(HEAD), self.packed.tensor(EMBEDDING)
         return torch.equal(head.codes, table.codes) and torch.equal(head.scales, table.scales)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from phi3mobile.engines.litert import require_litert
 from phi3mobile.errors import InputError
 
 PACKAGE = "model.litertlm"
@@ -27,11 +25,8 @@ _PARTS_TO_TEXT = """\
 """
 
 
-def require_packages() -> None:
-    """InputError with what to do if LiteRT or its package builder is missing, or does not import beside what is installed."""
-    require_litert()
-    if importlib.util.find_spec("litert_lm_builder") is None:
-        raise InputError("the recipe litert needs litert-lm-builder: pip install 'phi3mobile[litert]', or take another recipe")
+def require_importable() -> None:
+    """InputError with what to do if the installed package builder does not import beside what else is installed."""
     try:
         from litert_lm_builder import litertlm_builder  # noqa: F401
     except Exception as error:  # protobuf has exceptions of its own for code made by another version

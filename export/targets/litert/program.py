@@ -51,7 +51,7 @@ class _Stored:
     make: Callable[[], np.ndarray]
 
 
-class Program:
+class ProgramFile:
     """The constants, weights and operators of graphs, one a signature; `write` makes a file of some of them."""
 
     def __init__(self) -> None:
@@ -135,7 +135,7 @@ class Program:
 class Graph:
     """One signature. Tensors belong to a graph, their data to the program."""
 
-    program: Program
+    program: ProgramFile
     name: str
     tensors: list[schema.TensorT] = field(default_factory=list)
     operators: list[schema.OperatorT] = field(default_factory=list)

@@ -8,33 +8,30 @@ largest matrix. The same integers as in every target, int8 activations by XNNPAC
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 from phi3mobile.errors import InputError
 from phi3mobile.export.packed import PackedModel
-from phi3mobile.export.program import Program
+from phi3mobile.export.target import Written
 from phi3mobile.export.targets.litert import decoder, program
 from phi3mobile.models.config import DecoderConfig
+from phi3mobile.progress import Progress, silent
 
 PROGRAM = "model.tflite"
 FIXED = ".fixed.tflite"  # the same for LiteRT-LM, until it is in the package
 SHORT = (8, 32)  # tokens of a forward that are padded to fewer than a chunk: a draft to verify, a turn of a chat
+KV_BYTES = 4  # of a value of the KV cache
 
-Progress = Callable[[str, int, int], None]  # stage, done, total
 
-
-def to_litert(
-    packed: PackedModel, folder: Path, context: int, chunk: int, progress: Progress = lambda stage, done, total: None
-) -> Program:
+def to_litert(packed: PackedModel, folder: Path, context: int, chunk: int, progress: Progress = silent) -> Written:
     """Write model.tflite into `folder` for a KV cache of `context` positions, prefilled at most `chunk` tokens at a time,
     and beside it the program that write_package takes."""
     if not 1 <= chunk <= context:
         raise InputError(f"chunk {chunk}: tokens of one prefill step must be from 1 to the context, {context}")
-    packed.recipe.check(packed.config)
     lengths = {"decode": 1} | {f"prefill_{length}": length for length in sorted({*SHORT, chunk}) if 1 < length <= chunk}
     progress("graph", 0, 1)
-    file = program.Program()
+    file = program.ProgramFile()
     weights = decoder.Weights(packed, file)
     graphs = [decoder.build(weights, name, length, context) for name, length in lengths.items()]
     # LiteRT-LM wants tensors of fixed sizes, with room for a padded chunk, and takes no logits from prefill.
@@ -42,9 +39,16 @@ def to_litert(
     fixed = [decoder.build(weights, name, length, context, rows, name == "decode") for name, length in lengths.items()]
     begin = file.write(folder / PROGRAM, graphs, lambda done, total: progress("weights", done, total))
     file.write_again(folder / FIXED, fixed, folder / PROGRAM, begin)
-    runtime = {"program": PROGRAM, "operators": file.operators(), "functions": lengths, "one_table": weights.one_table}
-    per_token = int(packed.config.kv_bytes_per_token(packed.recipe.kv_bits // 8))
-    return Program(runtime, activation_bytes(packed.config, context + chunk, chunk), per_token)
+    runtime = {
+        "name": "LiteRT",
+        "version": version("ai-edge-litert"),
+        "program": PROGRAM,
+        "operators": file.operators(),
+        "functions": lengths,
+        "one_table": weights.one_table,
+    }
+    per_token = int(packed.config.kv_bytes_per_token(KV_BYTES))
+    return Written(runtime, activation_bytes(packed.config, context + chunk, chunk), per_token)
 
 
 def activation_bytes(config: DecoderConfig, rows: int, chunk: int) -> int:

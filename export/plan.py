@@ -1,0 +1,207 @@
+"""What an export will do, decided before anything is written: every refusal of what was asked for is here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from phi3mobile.errors import InputError
+from phi3mobile.export.packed import EMBEDDING, HEAD
+from phi3mobile.export.recipe import DEFAULT_RECIPE, Recipe, find_recipe
+from phi3mobile.export.solve.build import METHODS
+from phi3mobile.export.solve.folder import Solved, is_solved
+from phi3mobile.export.solve.rotate import Rotated
+from phi3mobile.export.target import Target
+from phi3mobile.export.targets import recipes, target_of
+from phi3mobile.files import refuse_existing, require_space
+from phi3mobile.hub import resolve
+from phi3mobile.models.checkpoint import Checkpoint, open_checkpoint
+from phi3mobile.models.config import DecoderConfig
+from phi3mobile.models.form import Form
+from phi3mobile.models.pieces import pieces
+from phi3mobile.models.tensors import shapes
+from phi3mobile.text.chat import load_chat
+from phi3mobile.text.tokenizer import Tokenizer, load_tokenizer
+
+DEFAULT_CONTEXT = 2048
+MARGIN = 64 << 20  # bytes of disk besides what the target asks for
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """One export, all decided; build.py carries it out."""
+
+    source: str  # as it was given
+    folder: Path  # of the checkpoint
+    out: Path
+    checkpoint: Checkpoint | Rotated | Solved
+    recipe: Recipe
+    target: Target
+    method: str  # "gptq" or "rtn"; of a quantized folder, the one that it was made by
+    calibration: str | Path | None
+    bits: float | None
+    context: int  # positions of the KV cache
+    chunk: int  # tokens of one prefill step
+    eos: list[int]
+    tokenizer: Tokenizer
+    chat: dict[str, Any]  # the manifest's section
+    space: int  # bytes of disk that it takes at most
+
+    @property
+    def config(self) -> DecoderConfig:
+        return self.checkpoint.config
+
+
+def plan_export(
+    source: str | Path,
+    out: str | Path,
+    recipe: str = DEFAULT_RECIPE,
+    context: int | None = None,
+    *,
+    method: str | None = None,
+    calibration: str | Path | None = None,
+    bits: float | None = None,
+    rotate: bool = False,
+) -> ExportPlan:
+    """The plan of `export` (see build.py for what it takes). Writes nothing. Raises InputError for what can't be done."""
+    chosen, out = find_recipe(recipe), Path(out)
+    target = target_of(chosen)
+    refuse_existing(out)
+    folder = resolve(source)
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; make a checkpoint folder of it first: phi3mobile import {folder} FOLDER")
+    checkpoint = Solved(folder) if is_solved(folder) else open_checkpoint(folder)
+    checkpoint.check()
+    chosen, method = _as_made(checkpoint, chosen, method, calibration, bits, rotate)
+    checkpoint = Rotated(checkpoint) if rotate else checkpoint
+    config, eos = checkpoint.config, stop_ids(folder, checkpoint.config)
+    context = _context(config, chosen, context)
+    check_pieces(config, chosen, target)
+    chosen.check(config)
+    target.requires(chosen)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise InputError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model {config.vocab_size}: files of two models?"
+        )
+    chat = chat_section(folder)
+    space = target.space(packed_bytes(config, chosen)) + MARGIN
+    require_space(out, space)
+    return ExportPlan(
+        source=str(source),
+        folder=folder,
+        out=out,
+        checkpoint=checkpoint,
+        recipe=chosen,
+        target=target,
+        method=method,
+        calibration=calibration,
+        bits=bits,
+        context=context,
+        chunk=min(chosen.chunk, context),
+        eos=eos,
+        tokenizer=tokenizer,
+        chat=chat,
+        space=space,
+    )
+
+
+def check_pieces(config: DecoderConfig, recipe: Recipe, target: Target) -> None:
+    """InputError naming the pieces of the model that the recipe's programs can't have, and the recipes whose can."""
+    needed, has = pieces(config), target.pieces(recipe)
+    lacking = [f"{name} ({where})" for name, where in needed.items() if name not in has]
+    if lacking:
+        able = ", ".join(_able(set(needed))) or "none of the recipes that there are"
+        raise InputError(f"recipe {recipe.name} has no {', '.join(lacking)}, which this model needs; take {able}")
+
+
+def _able(needed: set[str]) -> Iterator[str]:
+    for name, recipe in recipes().items():
+        if needed <= set(target_of(recipe).pieces(recipe)):
+            yield name
+
+
+def _context(config: DecoderConfig, recipe: Recipe, context: int | None) -> int:
+    """The context that was asked for, or the default one."""
+    context = min(DEFAULT_CONTEXT, config.max_position_embeddings) if context is None else context
+    if type(context) is not int or not 1 <= context <= config.max_position_embeddings:
+        raise InputError(f"context {context}: this model takes 1 to {config.max_position_embeddings}")
+    if recipe.max_context is not None and context > recipe.max_context:
+        raise InputError(f"context {context}: recipe {recipe.name} takes 1 to {recipe.max_context}")
+    return context
+
+
+def _as_made(
+    checkpoint: Checkpoint | Solved,
+    recipe: Recipe,
+    method: str | None,
+    calibration: str | Path | None,
+    bits: float | None,
+    rotate: bool,
+) -> tuple[Recipe, str]:
+    """The recipe and method of what is exported: a quantized folder's tables and method are what they are."""
+    if isinstance(checkpoint, Solved):
+        if (method, calibration, bits, rotate) != (None, None, None, False):
+            refused = "--method, --calibration, --bits or --rotate"
+            raise InputError(f"{checkpoint.folder} is quantized already: it takes no {refused}")
+        whole_rows = checkpoint.form_of(first := "model.layers.0.mlp.down_proj.weight") == Form(4, checkpoint.shape(first)[1])
+        if (recipe.group == 0) != whole_rows:
+            raise InputError(f"recipe {recipe.name} has other groups of columns; quantize again with --recipe {recipe.name}")
+        tables = {"embedding_bits": checkpoint.form_of(EMBEDDING)[0], "head_bits": checkpoint.form_of(HEAD)[0]}
+        return replace(recipe, **tables), checkpoint.about["quality"]["method"]
+    method = recipe.method if method is None else method
+    if method not in METHODS:
+        raise InputError(f"method {method!r} is not known; take one of: {', '.join(METHODS)}")
+    if method == "rtn" and (calibration, bits) != (None, None):
+        raise InputError("method rtn reads no calibration text; leave out --calibration and --bits or take gptq")
+    if method == "rtn" and rotate:
+        raise InputError("method rtn rounds the checkpoint as it is; leave out --rotate or take gptq")
+    return replace(recipe, method=method), method
+
+
+def stop_ids(folder: Path, config: DecoderConfig) -> list[int]:
+    """The ids that end an answer: generation_config.json's (mini: 32000, 32001, 32007), else the config's."""
+    path = folder / "generation_config.json"
+    eos = _read_object(path).get("eos_token_id")
+    ids = list(config.eos_token_ids) if eos is None else eos if isinstance(eos, list) else [eos]
+    wrong = [token for token in ids if type(token) is not int or not 0 <= token < config.vocab_size]
+    if wrong or not ids:
+        raise InputError(f"{path}: eos_token_id {wrong or 'is missing'}; give ids from 0 to {config.vocab_size - 1}")
+    return ids
+
+
+def packed_bytes(config: DecoderConfig, recipe: Recipe) -> int:
+    """Bytes of the packed weights and float32 vectors, from the shapes."""
+    stored = shapes(config.tensors())
+    total = 0
+    for name, (rows, *columns) in (stored | {HEAD: stored[EMBEDDING]}).items():
+        if not columns:
+            total += 4 * rows
+            continue
+        bits, group, _ = recipe.form_of(name, columns[0])
+        scale = 2 if bits == 4 and name != EMBEDDING else 4  # the embedding's operators take float32
+        total += rows * (columns[0] * bits // 8 + columns[0] // group * scale)
+    return total
+
+
+def chat_section(folder: Path) -> dict[str, object]:
+    """The chat template as Jinja and, where regular, as plain segments; all null for a model without one."""
+    in_config = _read_object(folder / "tokenizer_config.json").get("chat_template") is not None
+    if not in_config and not (folder / "chat_template.jinja").exists():
+        return {"template": None, "bos": "", "eos": "", "segments": None}
+    chat = load_chat(folder)
+    return {"template": chat.template, "bos": chat.bos, "eos": chat.eos, "segments": chat.segments()}
+
+
+def _read_object(path: Path) -> dict[str, object]:
+    """A JSON object; empty if there is no such file."""
+    try:
+        value = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} can't be read ({error}); download the folder again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} must hold a JSON object; download the folder again")
+    return value

@@ -1,0 +1,100 @@
+"""What a target states: its recipes, the pieces it has, how a program is written and by which engine it runs."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phi3mobile.errors import InputError
+
+if TYPE_CHECKING:
+    from phi3mobile.bundle import Bundle
+    from phi3mobile.engines.base import Engine
+    from phi3mobile.export.packed import PackedModel
+    from phi3mobile.export.plan import ExportPlan
+    from phi3mobile.export.recipe import Recipe
+    from phi3mobile.models.decoder import Decoder
+    from phi3mobile.progress import Progress
+
+
+@dataclass(frozen=True)
+class Written:
+    """A program in a bundle's folder.
+
+    runtime: the manifest's section. `name` of the runtime (for people), its `version`, `program`: path of the file or
+    folder that holds the weights, its `operators`, and what the engine wants to know more.
+    """
+
+    runtime: dict[str, Any]
+    activations: int  # bytes, besides weights and KV cache
+    kv_per_token: int  # bytes in all layers, if nothing is evicted
+    back: int | None = None  # tokens that a position may go back; None: any number
+    kv_held: Callable[[int], int] | None = None  # bytes that so many tokens take; None: kv_per_token each
+    programs: tuple[str, ...] = ()  # paths of what the engine loads, in order; none: `program` itself
+
+    @property
+    def operators(self) -> list[str]:
+        return self.runtime["operators"]
+
+    def kv_bytes(self, tokens: int) -> int:
+        """Bytes of KV cache that a sequence of so many tokens takes."""
+        return self.kv_held(tokens) if self.kv_held else self.kv_per_token * tokens
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison that `verify` makes: an engine over the bundle against a torch model, in dB of the logits."""
+
+    name: str
+    gate: float | None  # what every stage must reach; None: reported only
+    small_gate: float  # what models of a few layers must reach (tests/contract), where rounding does not add up
+    reference: Callable[[], Decoder]
+    open: Callable[[], Engine]
+
+
+class Target:
+    """The base of every target; export/targets/__init__.py finds them. What raises NotImplementedError must be given."""
+
+    recipes: tuple[Recipe, ...]
+
+    def pieces(self, recipe: Recipe) -> Collection[str]:
+        """Names of models.pieces that its programs can have."""
+        raise NotImplementedError
+
+    def engine(self, recipe: Recipe) -> str:
+        """Which engine runs the programs: a name of engines/registry.py, or "module:function" of phi3mobile."""
+        raise NotImplementedError
+
+    def weights_mapped(self, recipe: Recipe) -> bool:
+        """Whether that engine maps the weights from a file, so that they need no memory of their own."""
+        return False
+
+    def packages(self, recipe: Recipe) -> dict[str, str]:
+        """Module -> what `pip install` takes to get it, of all that writing needs beyond phi3mobile itself."""
+        return {}
+
+    def requires(self, recipe: Recipe) -> None:
+        """InputError with the pip command for the first package that is missing."""
+        for module, package in self.packages(recipe).items():
+            if importlib.util.find_spec(module) is None:
+                raise InputError(
+                    f"recipe {recipe.name} needs the module {module}: pip install '{package}', or take another recipe"
+                )
+
+    def space(self, weights: int) -> int:
+        """Bytes of disk that writing takes at most, for so many bytes of packed weights."""
+        return 2 * weights
+
+    def write(self, packed: PackedModel, folder: Path, plan: ExportPlan, progress: Progress) -> Written:
+        """Write the program into `folder`. Runtimes' packages are imported here: that takes seconds."""
+        raise NotImplementedError
+
+    def finish(self, folder: Path, plan: ExportPlan) -> None:
+        """What is made of the program once the tokenizer lies beside it."""
+
+    def checks(self, bundle: Bundle, packed: PackedModel) -> list[Check]:
+        """What `verify` compares with the packed integers, most exact first; the last one's engine also meets the source."""
+        raise NotImplementedError

@@ -1,0 +1,93 @@
+"""Core ML for iOS 18: ios-gpu and ios-ane are packages, ios-executorch is a package inside a .pte."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phi3mobile.export.recipe import Recipe
+from phi3mobile.export.target import Check, Target, Written
+
+if TYPE_CHECKING:
+    from phi3mobile.bundle import Bundle
+    from phi3mobile.export.packed import PackedModel
+    from phi3mobile.export.plan import ExportPlan
+    from phi3mobile.progress import Progress
+
+PLAIN = ("rmsnorm", "swiglu", "window", "longrope")
+ALL = (*PLAIN, "layernorm", "gegelu", "bias", "multiplier", "blocksparse", "masked_ids")
+ENGINES = {"states": "coreml", "read-only": "coreml-ane", "delegate": "coreml-delegate"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoremlRecipe(Recipe):
+    """cache: "states" = KV cache in the model's states; "read-only" = it goes in, new rows come out; "delegate" = states,
+    inside a .pte. Its values are float16."""
+
+    cache: str
+
+
+class CoremlTarget(Target):
+    recipes = (
+        CoremlRecipe(
+            name="ios-gpu",
+            about="4 bit, Core ML package for iOS 18, float16 KV cache in states, for GPU and CPU",
+            cache="states",
+            embedding_bits=4,
+            max_context=16384,
+        ),
+        CoremlRecipe(
+            name="ios-ane",
+            about="experimental: Core ML packages for the Neural Engine, 4 bit per channel, KV cache in and out",
+            cache="read-only",
+            group=0,
+            max_context=4096,
+            chunk=64,
+        ),
+        CoremlRecipe(
+            name="ios-executorch",
+            about="4 bit .pte for ExecuTorch's Core ML delegate; its XNNPACK fallback is ios-cpu",
+            cache="delegate",
+            embedding_bits=4,
+            max_context=4096,
+        ),
+    )
+
+    def pieces(self, recipe: Recipe) -> tuple[str, ...]:
+        return ALL if _cache(recipe) == "states" else PLAIN
+
+    def engine(self, recipe: Recipe) -> str:
+        return ENGINES[_cache(recipe)]
+
+    def packages(self, recipe: Recipe) -> dict[str, str]:
+        return {"coremltools": "phi3mobile[coreml]"}
+
+    def write(self, packed: PackedModel, folder: Path, plan: ExportPlan, progress: Progress) -> Written:
+        from phi3mobile.export.targets.coreml.write import to_coreml
+
+        return to_coreml(packed, folder, plan.context, plan.chunk, progress)
+
+    def checks(self, bundle: Bundle, packed: PackedModel) -> list[Check]:
+        """rewriting: float32 arithmetic, against torch with the program's own constants: only the rewriting of the graph is
+        left. float16: every result rounded to float16, against torch with the packed weights."""
+        from phi3mobile.engines.registry import find_engine
+        from phi3mobile.export.targets.coreml.reference import reference_model
+
+        context, interpreter = bundle.info.max_context, find_engine(self.engine(packed.recipe), str(bundle.folder))
+        return [
+            Check(
+                *("rewriting", 70.0, 70.0),
+                lambda: reference_model(packed, context, half=True),
+                lambda: interpreter(bundle, half=False),
+            ),
+            Check("float16", 40.0, 40.0, lambda: reference_model(packed, context), lambda: interpreter(bundle, half=True)),
+        ]
+
+
+def _cache(recipe: Recipe) -> str:
+    assert isinstance(recipe, CoremlRecipe)
+    return recipe.cache
+
+
+TARGET = CoremlTarget()

@@ -1,0 +1,92 @@
+"""ExecuTorch with XNNPACK: android-*, host-* and ios-cpu."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phi3mobile.export.recipe import Recipe
+from phi3mobile.export.target import Check, Target, Written
+
+if TYPE_CHECKING:
+    from phi3mobile.bundle import Bundle
+    from phi3mobile.export.packed import PackedModel
+    from phi3mobile.export.plan import ExportPlan
+    from phi3mobile.progress import Progress
+
+PROGRAM = "model.pte"
+PIECES = (
+    *("rmsnorm", "layernorm", "swiglu", "gegelu", "bias", "multiplier"),
+    *("window", "blocksparse", "longrope", "masked_ids", "row_order"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutorchRecipe(Recipe):
+    """attention: "stock" = ExecuTorch's llama::* operators; "native" = our kernels (phi3mobile/core), which the phone's
+    binary must contain. kv_bits: 32, or 8 = int8 per token and head (native only)."""
+
+    attention: str = "stock"
+    kv_bits: int = 32
+
+
+class ExecutorchTarget(Target):
+    recipes = (
+        ExecutorchRecipe(name="android-cpu", about="4 bit, XNNPACK, only operators of the prebuilt ExecuTorch packages"),
+        ExecutorchRecipe(
+            name="android-small",
+            about="android-cpu with fewer scales, 4-bit embedding and head: smaller, less exact",
+            group=128,
+            down_group=256,
+            embedding_bits=4,
+            head_bits=4,
+        ),
+        ExecutorchRecipe(
+            name="host",
+            about="4 bit, XNNPACK, our attention kernels, int8 KV cache: this machine, or an app that links them",
+            attention="native",
+            kv_bits=8,
+        ),
+        ExecutorchRecipe(
+            name="host-small",
+            about="host with 4-bit embedding and head",
+            attention="native",
+            embedding_bits=4,
+            head_bits=4,
+            kv_bits=8,
+        ),
+        ExecutorchRecipe(name="host-fp32-kv", about="host with a float32 KV cache", attention="native"),
+        ExecutorchRecipe(name="ios-cpu", about="android-cpu's program, for ExecuTorch with XNNPACK on the CPU of an iPhone"),
+    )
+
+    def pieces(self, recipe: Recipe) -> tuple[str, ...]:
+        return PIECES
+
+    def engine(self, recipe: Recipe) -> str:
+        return "native" if _is_native(recipe) else "executorch"
+
+    def weights_mapped(self, recipe: Recipe) -> bool:
+        return _is_native(recipe)
+
+    def write(self, packed: PackedModel, folder: Path, plan: ExportPlan, progress: Progress) -> Written:
+        from phi3mobile.export.targets.executorch.write import to_executorch
+
+        return to_executorch(packed, folder / PROGRAM, plan.context, plan.chunk, plan.eos, progress)
+
+    def checks(self, bundle: Bundle, packed: PackedModel) -> list[Check]:
+        """Against torch with int8 activations; those round chaotically in deep models: reported only."""
+        from phi3mobile.engines.registry import open_engine
+        from phi3mobile.export.packed import load_packed
+
+        least = 40.0 if not _is_native(packed.recipe) or packed.recipe.kv_bits == 32 else 30.0  # an int8 KV cache rounds too
+        reference = lambda: load_packed(packed, bundle.info.max_context)  # noqa: E731
+        return [Check("int8 activations", None, least, reference, lambda: open_engine(bundle))]
+
+
+def _is_native(recipe: Recipe) -> bool:
+    assert isinstance(recipe, ExecutorchRecipe)
+    return recipe.attention == "native"
+
+
+TARGET = ExecutorchTarget()
