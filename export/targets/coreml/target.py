@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from phi3mobile.progress import Progress
 
 PLAIN = ("rmsnorm", "swiglu", "window", "longrope")
-ALL = (*PLAIN, "layernorm", "gegelu", "bias", "multiplier", "blocksparse", "masked_ids")
+ALL = (*PLAIN, "layernorm", "gegelu", "bias", "multiplier", "blocksparse", "masked_ids", "row_order")
 ENGINES = {"states": "coreml", "read-only": "coreml-ane", "delegate": "coreml-delegate"}
 
 
