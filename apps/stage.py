@@ -1,12 +1,14 @@
 """python apps/stage.py FOLDER: the app's Python files as a phone gets them: main.py, phi3mobile with the assistant inside.
 
-What is taken follows from the imports, lazy ones too: a module goes along unless it needs a package that no phone has
-(torch, compiled tokenizers), and what only such modules import stays behind with them. Replaces FOLDER.
+What is taken follows from the imports, lazy ones too, and from the names of modules in quotes ("phi3mobile.x.y" or
+"phi3mobile.x.y:function", as in engines/registry.py): a module goes along unless it needs a package that no phone has (torch,
+compiled tokenizers), and what only such modules import stays behind with them. Replaces FOLDER.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import sys
 from functools import cache
@@ -18,6 +20,7 @@ ROOMS = {"bench": "bench", "export": "export", "training": "training", "assistan
 # What python-for-android and kivy-ios bring, and their modules.
 PHONE = {"numpy", "kivy", "bidi", "arabic_reshaper", "jinja2", "markupsafe", "jnius", "pyobjus", "android"}
 START = ("phi3mobile.assistant.launch",)
+NAME = re.compile(r"(phi3mobile(?:\.\w+)+)(?::\w+)?")
 MAIN = '''"""The assistant on a phone."""
 
 from phi3mobile.assistant.launch import launch
@@ -60,10 +63,17 @@ def _imported(nodes: list[ast.stmt], lazy: bool) -> set[str]:
 
 @cache
 def imports(module: str, lazy: bool) -> frozenset[str]:
-    """What a module of phi3mobile imports, packages around it included."""
+    """What a module of phi3mobile imports, packages around it included; what it names in quotes is imported lazily."""
     file = file_of(module)
     assert file is not None, module
-    return frozenset(_imported(ast.parse(file.read_text("utf-8")).body, lazy) | set(parents(module)))
+    tree = ast.parse(file.read_text("utf-8"))
+    return frozenset(_imported(tree.body, lazy) | set(parents(module)) | (_named(tree) if lazy else set()))
+
+
+def _named(tree: ast.Module) -> set[str]:
+    """Modules of phi3mobile whose names stand in quotes."""
+    texts = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return {found[1] for text in texts if (found := NAME.fullmatch(text)) and file_of(found[1])}
 
 
 @cache

@@ -1,7 +1,10 @@
 """What can be checked of the phones' packages without their SDKs."""
 
+import ast
 import configparser
+import importlib.util
 import plistlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -195,6 +198,75 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
     with pytest.raises(InputError, match="not a model"):
         copy_tree(FakeResolver({"photo.jpg": b"x"}, source), "tree", tmp_path / "models", lambda name: FakeContract())
     assert not (tmp_path / "models").exists()
+
+
+def lazily_imported(source: str) -> set[str]:
+    """Modules of phi3mobile that a file names in any import statement outside `if TYPE_CHECKING:`, or in quotes."""
+    tree = ast.parse(source)
+    typing = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import) and id(node) not in typing:
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and id(node) not in typing:
+            names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.add(node.value.partition(":")[0])
+    return {name for name in names if re.fullmatch(r"phi3mobile(\.\w+)+", name) and is_module(name)}
+
+
+def is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:
+        return False
+
+
+def test_whatever_a_staged_module_imports_is_staged_or_cannot_be_imported_on_a_phone(staged):
+    names, here = set(), set()
+    for path in staged.joinpath("phi3mobile").rglob("*.py"):
+        parts = path.relative_to(staged).with_suffix("").parts
+        here.add(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+        names |= lazily_imported(path.read_text("utf-8"))
+    assert {"phi3mobile.engines.android", "phi3mobile.engines.apple", "phi3mobile.engines.phone"} <= names & here
+    missing = sorted(names - here)
+    assert "phi3mobile.models.registry" in missing  # it needs torch: the test below has something to try
+    script = f"""
+import importlib.abc, sys
+class Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in sys.stdlib_module_names and top not in {ALLOWED!r} | {{"phi3mobile"}}:
+            raise ImportError(f"{{name}} is not on the phone")
+sys.meta_path.insert(0, Block())
+for name in {missing!r}:
+    try:
+        __import__(name)
+    except ImportError as error:
+        assert "is not on the phone" in str(error), (name, error)
+    else:
+        print(name)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=APPS.parent)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
+
+
+def test_stage_follows_names_in_quotes(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(APPS)
+    import stage
+
+    tree = ast.parse(
+        '"""phi3mobile.cli and more"""\nTABLE = {"a": "phi3mobile.engines.apple:open_apple", "b": "phi3mobile.errors"}\n'
+    )
+    assert stage._named(tree) == {"phi3mobile.engines.apple", "phi3mobile.errors"}
+    assert "phi3mobile.engines.litert" in stage.imports("phi3mobile.engines.registry", lazy=True)
+    assert "phi3mobile.engines.litert" not in stage.imports("phi3mobile.engines.registry", lazy=False)
 
 
 def test_the_device_decides_the_engine(tmp_path, monkeypatch):
