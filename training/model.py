@@ -16,11 +16,23 @@ from phi3mobile.models.weights import DTYPES, companion_files, expected_tensors,
 from phi3mobile.training.config import Model
 
 
+TRAINED = ("phi3", "llama", "mistral")  # what transformers' Phi3ForCausalLM computes; the last two are fused on reading
+
+
+def check_trainable(model: Model) -> None:
+    """InputError where the model is of a family that no class here trains. Reads a folder's config.json at most."""
+    if model.folder:
+        _refuse_untrained(model.folder, open_checkpoint(model.folder).config)
+    else:
+        _refuse_untrained("shape", Phi3Config.from_hf({"model_type": "phi3", **model.shape}))
+
+
 def build_model(model: Model, seed: int = 0) -> tuple[Phi3ForCausalLM, Phi3Config]:
     """The float32 model of a training config: a checkpoint's weights (Phi-3 or Llama layout), or random ones."""
     if model.folder:
         return load_hf(model.folder, model.attention)
     config = Phi3Config.from_hf({"model_type": "phi3", **model.shape})
+    _refuse_untrained("shape", config)
     hf = empty_hf(config, model.attention)
     initialize(hf, model.init_std, model.mup_base_width, seed)
     return hf, config
@@ -36,13 +48,21 @@ def empty_hf(config: Phi3Config, attention: str = "sdpa") -> Phi3ForCausalLM:
 
 
 def load_hf(folder: str | Path, attention: str = "sdpa") -> tuple[Phi3ForCausalLM, Phi3Config]:
-    """A checkpoint folder as transformers' model in float32. Raises InputError as open_checkpoint does."""
+    """A checkpoint folder as transformers' model in float32. InputError as open_checkpoint, or another family than TRAINED."""
     checkpoint = open_checkpoint(folder)
+    _refuse_untrained(str(folder), checkpoint.config)
     checkpoint.check()
     hf = empty_hf(checkpoint.config, attention)
     hf.load_state_dict({name: checkpoint.tensor(name) for name in checkpoint.names()}, strict=False)
     hf.tie_weights()
     return hf, checkpoint.config
+
+
+def _refuse_untrained(where: str, config: Phi3Config) -> None:
+    family = config.to_hf()["model_type"]
+    if family != TRAINED[0]:
+        known = f"{', '.join(TRAINED[:-1])} and {TRAINED[-1]}"
+        raise InputError(f"model: {where} is of model_type {family}; training takes {known}: give a checkpoint of one of them")
 
 
 def save_hf(
