@@ -22,6 +22,7 @@ from phi3mobile.export.solve.folder import Solved, is_solved
 from phi3mobile.export.solve.rotate import Rotated
 from phi3mobile.files import new_folder, refuse_existing, require_space
 from phi3mobile.hub import resolve
+from phi3mobile.models.companions import TOKENIZER_FILES
 from phi3mobile.models.config import Phi3Config, Phi3SmallConfig
 from phi3mobile.models.form import Form
 from phi3mobile.models.weights import Checkpoint, expected_tensors, open_checkpoint
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 DEFAULT_CONTEXT = 2048
 PROGRAM = "model.pte"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "tokenizer_config.json", "added_tokens.json")
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from phi3mobile.errors import InputError
 from phi3mobile.files import refuse_existing
-from phi3mobile.models.weights import DTYPES, companion_files, open_checkpoint, write_checkpoint
+from phi3mobile.models.companions import companion_files
+from phi3mobile.models.weights import DTYPES, open_checkpoint, write_checkpoint
 
 
 def import_checkpoint(source: str | Path, out: str | Path, dtype: str = "float16") -> Path:

@@ -11,10 +11,10 @@ from transformers import Phi3Config as HFConfig
 from transformers import Phi3ForCausalLM
 
 from phi3mobile.errors import InputError
+from phi3mobile.models.companions import companion_files
 from phi3mobile.models.config import Phi3Config
-from phi3mobile.models.weights import DTYPES, companion_files, expected_tensors, open_checkpoint, write_checkpoint
+from phi3mobile.models.weights import DTYPES, expected_tensors, open_checkpoint, write_checkpoint
 from phi3mobile.training.config import Model
-
 
 TRAINED = ("phi3", "llama", "mistral")  # what transformers' Phi3ForCausalLM computes; the last two are fused on reading
 

@@ -18,8 +18,9 @@ from phi3mobile.export.checkpoint import import_checkpoint
 from phi3mobile.export.packed import PackedModel, load_packed
 from phi3mobile.export.recipe import find_recipe
 from phi3mobile.models import quantized
+from phi3mobile.models.companions import companion_files
 from phi3mobile.models.registry import load_model
-from phi3mobile.models.weights import companion_files, expected_tensors, open_checkpoint, write_checkpoint
+from phi3mobile.models.weights import expected_tensors, open_checkpoint, write_checkpoint
 from phi3mobile.session.session import Session
 
 CONTEXT = 256  # of reference models: as much as the tests use
