@@ -7,6 +7,13 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+HOMES = {  # folder -> the package that it installs as; the library last
+    "export": "phi3mobile.export",
+    "bench": "phi3mobile.bench",
+    "training": "phi3mobile.training",
+    "apps/assistant": "phi3mobile.assistant",
+    "phi3mobile": "phi3mobile",
+}
 
 
 @cache

@@ -10,7 +10,7 @@ from pathlib import Path
 from posixpath import normpath
 
 import pytest
-from tracked import ROOT, python_files, tracked
+from tracked import HOMES, ROOT, python_files, tracked
 
 ROOMS = ("phi3mobile", "export", "training", "bench", "apps")
 DOCUMENTS = sorted(name for name in tracked() if name.endswith(".md") and name != "CHANGELOG.md")  # that one tells of the past
@@ -72,8 +72,7 @@ def test_modules_of_a_document_exist(document):
 
 def is_a_module(parts: list[str]) -> bool:
     """Whether phi3mobile.PARTS is a module, or a name that one mentions."""
-    homes = {name.removeprefix("phi3mobile."): home for name, home in PROJECT["tool"]["setuptools"]["package-dir"].items()}
-    first = homes.get(parts[0])
+    first = {package: folder for folder, package in HOMES.items()}.get(f"phi3mobile.{parts[0]}")
     place = Path(first, *parts[1:]) if first else Path("phi3mobile", *parts)
     if (ROOT / place).with_suffix(".py").is_file() or (ROOT / place / "__init__.py").is_file():
         return True

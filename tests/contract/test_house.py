@@ -12,15 +12,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from tracked import ROOT, python_files
+from tracked import HOMES, ROOT, python_files
 
-HOMES = {  # folder -> package; the library last
-    "export": "phi3mobile.export",
-    "bench": "phi3mobile.bench",
-    "training": "phi3mobile.training",
-    "apps/assistant": "phi3mobile.assistant",
-    "phi3mobile": "phi3mobile",
-}
 UP = {  # package -> what it may not import
     "phi3mobile": ("phi3mobile.export", "phi3mobile.bench", "phi3mobile.training", "phi3mobile.assistant"),
     "phi3mobile.export": ("phi3mobile.bench", "phi3mobile.training", "phi3mobile.assistant"),
