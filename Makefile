@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo setup native test test-all test-arm64 lint typed bench
+.PHONY: demo setup native test test-all test-arm64 lint typed docs bench
 
 demo: setup
 	$(BIN)/phi3mobile demo --folder build/demo
@@ -51,6 +51,11 @@ typed: setup
 	rm -rf build/typed && mkdir -p build/typed/phi3mobile
 	ln -s $(CURDIR)/phi3mobile/* $(CURDIR)/export build/typed/phi3mobile/
 	$(BIN)/mypy --cache-dir build/mypy
+
+# The API reference, by pdoc, in build/docs/index.html.
+docs: setup
+	$(BIN)/python -m pip install -q -e ".[docs]"
+	$(BIN)/python docs/reference.py build/docs
 
 bench: demo
 	$(BIN)/python -m pip install -q -e ".[peers,litert]"
