@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,6 +106,7 @@ def verify(
     context = bundle.info.max_context
     packed = PackedModel(checkpoint, find_recipe(bundle.manifest["recipe"]["name"]))
     source = lambda: load_model(checkpoint.folder, context)  # noqa: E731
+    plan: list[tuple[str, Callable[[], Any], bool | None]]
     if in_core_ml(bundle):
         plan = [
             ("rewriting", lambda: reference_model(packed, context, half=True), False),
@@ -181,7 +183,7 @@ def _stages(engine: Engine, prompt: list[int]) -> Iterator[tuple[str, Forwards]]
         back = max(0, end - 3)
         yield prompt[back : back + 3], back, False
 
-    def crossing(following):  # a sequence with short rows grows past the switch
+    def crossing(following, original):  # a sequence with short rows grows past the switch
         text = (prompt * (original // end + 1))[: original + 1]
         for start in range(0, original - 1, info.max_chunk):
             yield text[start : min(start + info.max_chunk, original - 1)], start, False
@@ -197,7 +199,7 @@ def _stages(engine: Engine, prompt: list[int]) -> Iterator[tuple[str, Forwards]]
         yield "long factors", lambda following: prefill(following, True)
         yield "long decode", lambda following: decode(following, True)
         if original < info.max_context:
-            yield "crossing", crossing
+            yield "crossing", lambda following: crossing(following, original)
 
 
 def _both(engine: Engine, model: Phi3ForCausalLM, tokens: list[int], position: int, long: bool):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -23,9 +23,14 @@ Overflow = Literal["stop", "slide"]
 class Parts(Protocol):
     """What a Session takes from a bundle."""
 
-    tokenizer: Any  # encode(text) -> list[int]; stream() -> push(id) -> str, finish() -> str
-    chat: Any  # encode(tokenizer, messages) -> list[int], up to where the answer starts
-    eos_ids: frozenset[int]
+    @property
+    def tokenizer(self) -> Any: ...  # encode(text) -> list[int]; stream() -> push(id) -> str, finish() -> str
+
+    @property
+    def chat(self) -> Any: ...  # encode(tokenizer, messages) -> list[int], up to where the answer starts
+
+    @property
+    def eos_ids(self) -> frozenset[int]: ...
 
     def open_engine(self) -> Engine: ...
 
@@ -66,14 +71,15 @@ class Session:
         if isinstance(bundle, str | Path):
             from phi3mobile.bundle import open_bundle  # here: with Parts given, a Session needs no files
 
-            bundle = open_bundle(bundle)
-        self.parts: Parts = bundle
-        self.engine = bundle.open_engine() if engine is None else engine
+            self.parts: Parts = open_bundle(bundle)
+        else:
+            self.parts = bundle
+        self.engine = self.parts.open_engine() if engine is None else engine
         self.statistics: Statistics | None = None  # of the last answer that ended
         self._rows = Rows(self.engine)
         self._on_event = on_event
         self._cancel = Event()
-        self._running: Iterator[str] | None = None
+        self._running: Generator[str] | None = None
 
     def generate(
         self,
@@ -108,11 +114,12 @@ class Session:
         if overflow == "stop":
             tokens = window.encode(messages)
         else:
-            tokens = window.tokens([])
-            if tokens is None:
+            kept = window.tokens([])
+            if kept is None:
                 raise self._too_long(len(window.smallest()), "the system message and the last turn alone have")
-        window = window if overflow == "slide" else None
-        return self._start(tokens, sampling, max_tokens, stop, lookup, window, guide)
+            tokens = kept
+        sliding = window if overflow == "slide" else None
+        return self._start(tokens, sampling, max_tokens, stop, lookup, sliding, guide)
 
     def complete(
         self,
@@ -190,7 +197,7 @@ class Session:
         self._running = self._stream(decoder, tuple(stop), window)
         return self._running
 
-    def _stream(self, decoder: Decoder, stop: tuple[str, ...], window: Window | None) -> Iterator[str]:
+    def _stream(self, decoder: Decoder, stop: tuple[str, ...], window: Window | None) -> Generator[str]:
         text, gate, tokens = self.parts.tokenizer.stream(at_start=True), StopGate(stop), decoder.run()
         try:
             for token in tokens:
