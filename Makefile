@@ -45,6 +45,7 @@ test-arm64: setup
 
 lint: setup typed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 # mypy knows the library and export/ by their installed names: build/typed/phi3mobile holds links to both.
 typed: setup
