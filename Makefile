@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo setup native test test-all test-arm64 lint bench
+.PHONY: demo setup native test test-all test-arm64 lint typed docs bench
 
 demo: setup
 	$(BIN)/phi3mobile demo --folder build/demo
@@ -43,8 +43,20 @@ test-all: setup lint .venv/.rooms
 test-arm64: setup
 	$(BIN)/python -m pytest -q -m slow tests/core/arm64
 
-lint: setup
+lint: setup typed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy knows the library and export/ by their installed names: build/typed/phi3mobile holds links to both.
+typed: setup
+	rm -rf build/typed && mkdir -p build/typed/phi3mobile
+	ln -s $(CURDIR)/phi3mobile/* $(CURDIR)/export build/typed/phi3mobile/
+	$(BIN)/mypy --cache-dir build/mypy
+
+# The API reference, by pdoc, in build/docs/index.html.
+docs: setup
+	$(BIN)/python -m pip install -q -e ".[docs]"
+	$(BIN)/python docs/reference.py build/docs
 
 bench: demo
 	$(BIN)/python -m pip install -q -e ".[peers,litert]"

@@ -17,10 +17,9 @@ from phi3mobile.export.solve.calibration import calibration_of
 from phi3mobile.export.solve.folder import Solved
 from phi3mobile.export.target import Written
 from phi3mobile.files import new_folder
+from phi3mobile.models.companions import TOKENIZER_FILES
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.progress import Progress, silent
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "tokenizer_config.json", "added_tokens.json")
 
 
 def export(

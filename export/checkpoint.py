@@ -6,7 +6,8 @@ from pathlib import Path
 
 from phi3mobile.errors import InputError
 from phi3mobile.files import refuse_existing
-from phi3mobile.models.checkpoint import DTYPES, companion_files, open_checkpoint, write_checkpoint
+from phi3mobile.models.checkpoint import DTYPES, open_checkpoint, write_checkpoint
+from phi3mobile.models.companions import companion_files
 
 
 def import_checkpoint(source: str | Path, out: str | Path, dtype: str = "float16") -> Path:

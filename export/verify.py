@@ -156,7 +156,7 @@ def _stages(engine: Engine, prompt: list[int]) -> Iterator[tuple[str, Forwards]]
         back = max(0, end - 3)
         yield prompt[back : back + 3], back, False
 
-    def crossing(following):  # a sequence with short rows grows past the switch
+    def crossing(following, original):  # a sequence with short rows grows past the switch
         text = (prompt * (original // end + 1))[: original + 1]
         for start in range(0, original - 1, info.max_chunk):
             yield text[start : min(start + info.max_chunk, original - 1)], start, False
@@ -172,7 +172,7 @@ def _stages(engine: Engine, prompt: list[int]) -> Iterator[tuple[str, Forwards]]
         yield "long factors", lambda following: prefill(following, True)
         yield "long decode", lambda following: decode(following, True)
         if original < info.max_context:
-            yield "crossing", crossing
+            yield "crossing", lambda following: crossing(following, original)
 
 
 def _both(engine: Engine, model: Decoder, tokens: list[int], position: int, long: bool):

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from phi3mobile.errors import InputError
 
@@ -74,7 +75,7 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **rest) -> None:
         super().__init__(**{"formatter_class": _Help} | rest)
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")
 
 

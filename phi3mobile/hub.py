@@ -6,22 +6,8 @@ import re
 from pathlib import Path
 
 from phi3mobile.errors import InputError
+from phi3mobile.models.companions import CHECKPOINT_FILES
 
-_WANTED = [
-    "config.json",
-    "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer*",
-    "*.tiktoken",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template*",
-    "LICENSE*",
-    "NOTICE*",
-]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -40,7 +26,7 @@ def resolve(source: str | Path) -> Path:
     from huggingface_hub import errors
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_WANTED))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(CHECKPOINT_FILES)))
     except errors.GatedRepoError:
         todo = "accept its licence on the hub, then log in (hf auth login) or set HF_TOKEN"
         raise InputError(f"{name} is gated: {todo}") from None

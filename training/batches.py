@@ -1,6 +1,6 @@
 """Rows of packed documents: tokens, next-token labels, and positions that begin again at 0 with each document.
 
-transformers reads the document borders from the positions: attention never crosses one (training/test_train_batches.py).
+transformers reads the document borders from the positions: attention never crosses one (tests/training/test_train_batches.py).
 No padding mask exists anywhere: what is left of a row is one more document of pad tokens without labels.
 """
 

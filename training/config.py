@@ -234,7 +234,7 @@ class LongRope:
 
 @dataclass(frozen=True)
 class Rounds:
-    """Break-fix rounds. Prompts: jsonl as in training/safety/*.jsonl; general: jsonl of ordinary preferences."""
+    """Break-fix rounds. Prompts: jsonl as training/safety_prompts/prompts.jsonl; general: jsonl of ordinary preferences."""
 
     rounds: int = 3
     prompts: str = ""  # default: the prompts that come with phi3mobile

@@ -10,11 +10,20 @@ import torch
 from transformers import PreTrainedModel
 
 from phi3mobile.errors import InputError
-from phi3mobile.models.checkpoint import DTYPES, companion_files, open_checkpoint, write_checkpoint
+from phi3mobile.models.checkpoint import DTYPES, open_checkpoint, write_checkpoint
+from phi3mobile.models.companions import companion_files
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.families import DEFAULT
-from phi3mobile.models.registry import family_of, read_config
+from phi3mobile.models.registry import family_of, model_types, read_config
 from phi3mobile.training.config import Model
+
+
+def check_trainable(model: Model) -> None:
+    """InputError where the model is of a family that no class here trains. Reads a folder's config.json at most."""
+    if model.folder:
+        _refuse_untrained(model.folder, open_checkpoint(model.folder).config)
+    else:
+        _refuse_untrained("shape", read_config({"model_type": DEFAULT, **model.shape}))
 
 
 def build_model(model: Model, seed: int = 0) -> tuple[PreTrainedModel, DecoderConfig]:
@@ -22,6 +31,7 @@ def build_model(model: Model, seed: int = 0) -> tuple[PreTrainedModel, DecoderCo
     if model.folder:
         return load_hf(model.folder, model.attention)
     config = read_config({"model_type": DEFAULT, **model.shape})
+    _refuse_untrained("shape", config)
     hf = empty_hf(config, model.attention)
     initialize(hf, model.init_std, model.mup_base_width, seed)
     return hf, config
@@ -32,18 +42,30 @@ def empty_hf(config: DecoderConfig, attention: str = "sdpa") -> PreTrainedModel:
     values = {key: value for key, value in config.to_hf().items() if key not in ("model_type", "architectures")}
     if config.pad_token_id is None:
         values["pad_token_id"] = None
-    hf_config, hf_model = family_of(config).reference()
+    reference = family_of(config).reference()
+    assert reference is not None  # _refuse_untrained
+    hf_config, hf_model = reference
     return hf_model(hf_config(**values, attn_implementation=attention, use_cache=False)).float()
 
 
 def load_hf(folder: str | Path, attention: str = "sdpa") -> tuple[PreTrainedModel, DecoderConfig]:
-    """A checkpoint folder as transformers' model in float32. Raises InputError as open_checkpoint does."""
+    """A checkpoint folder as transformers' model in float32. InputError as open_checkpoint, or for an untrained family."""
     checkpoint = open_checkpoint(folder)
+    _refuse_untrained(str(folder), checkpoint.config)
     checkpoint.check()
     hf = empty_hf(checkpoint.config, attention)
     hf.load_state_dict({name: checkpoint.tensor(name) for name in checkpoint.names()}, strict=False)
     hf.tie_weights()
     return hf, checkpoint.config
+
+
+def _refuse_untrained(where: str, config: DecoderConfig) -> None:
+    if family_of(config).reference() is None:
+        trained = [name for name, family in model_types().items() if family.reference() is not None]
+        known = f"{', '.join(trained[:-1])} and {trained[-1]}"
+        raise InputError(
+            f"model: {where} is of model_type {config.family}; training takes {known}: give a checkpoint of one of them"
+        )
 
 
 def save_hf(

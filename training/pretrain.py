@@ -8,13 +8,14 @@ from typing import Any
 from phi3mobile.errors import InputError
 from phi3mobile.training.config import Pretrain
 from phi3mobile.training.loop import Job, NextToken, train
-from phi3mobile.training.model import build_model, check_mup, check_tokenizer, save_hf
+from phi3mobile.training.model import build_model, check_mup, check_tokenizer, check_trainable, save_hf
 from phi3mobile.training.replica import Place, find_place
 from phi3mobile.training.sources import TextSource
 
 
 def pretrain(config: Pretrain) -> dict[str, Any]:
     """Train to the end (or resume), write OUT/final (and OUT/final-ema): HF folders for `phi3mobile export`."""
+    check_trainable(config.model)
     place, out = find_place(config.run), Path(config.out)
     tokenizer = tokenizer_of(config.model)
     source = TextSource(config.data, config.batch.rows, config.batch.length, place.rank, place.world)

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
+from phi3mobile.errors import InputError
 from phi3mobile.training.chats import ChatEncoder, open_encoder, read_lines
 from phi3mobile.training.config import Chats, Dpo, Safety, Sft
 from phi3mobile.training.data.jsonl import write_json, write_jsonl
 from phi3mobile.training.dpo import dpo
-from phi3mobile.training.model import load_hf
+from phi3mobile.training.model import check_trainable, load_hf
 from phi3mobile.training.pretrain import tokenizer_of
 from phi3mobile.training.redteam import REFUSALS, Attack, Prompt, attacks, read_prompts, refuses
 from phi3mobile.training.sft import sft
@@ -26,6 +27,9 @@ from phi3mobile.training.sft import sft
 
 def safety(config: Safety) -> dict[str, Any]:
     """Run (or resume) the rounds until both targets are met or all are done; writes OUT/final and OUT/safety.json."""
+    if not config.model.folder:
+        raise InputError("model: give folder, the checkpoint to make safe")
+    check_trainable(config.model)
     settings, out = config.safety, Path(config.out)
     prompts = read_prompts(settings.prompts)
     general = [line for _, line in read_lines(settings.general)]

@@ -110,11 +110,12 @@ class TakingTurns:
 def check_vocabulary(vocabulary: Any, vocab: int, tokenizer: str | Path | None) -> None:
     """InputError if shards' ids do not fit the model, or their tokenizer file is not the model's."""
     from phi3mobile.files import sha256
+    from phi3mobile.models.companions import vocabulary_file
 
     if vocabulary.size > vocab:
         raise InputError(f"the shards' tokenizer has {vocabulary.size} ids, the model {vocab}; take the same tokenizer")
-    file = Path(tokenizer) / "tokenizer.json" if tokenizer else None
-    if file and file.is_file() and vocabulary.sha256 and sha256(file) != vocabulary.sha256:
+    file = vocabulary_file(Path(tokenizer)) if tokenizer else None
+    if file and vocabulary.sha256 and sha256(file) != vocabulary.sha256:
         raise InputError(f"the shards were made with another tokenizer than {file}; run phi3mobile data again with this one")
 
 

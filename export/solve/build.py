@@ -22,7 +22,8 @@ from phi3mobile.export.solve.rotate import Rotated
 from phi3mobile.export.solve.stream import load_layer
 from phi3mobile.files import refuse_existing, require_space
 from phi3mobile.hub import resolve
-from phi3mobile.models.checkpoint import Checkpoint, companion_files, open_checkpoint
+from phi3mobile.models.checkpoint import Checkpoint, open_checkpoint
+from phi3mobile.models.companions import companion_files
 from phi3mobile.models.form import Form
 from phi3mobile.progress import Progress, silent
 from phi3mobile.text.tokenizer import load_tokenizer

@@ -27,18 +27,6 @@ from phi3mobile.models.tensors import shapes as shapes_of
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _STORED = {"F16": 2, "BF16": 2, "F32": 4}
 _BUFFERS = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")  # what old tools stored beside the weights
-_COMPANIONS = (
-    "tokenizer*",
-    "*.tiktoken",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "generation_config.json",
-    "chat_template*",
-    "LICENSE*",
-    "NOTICE*",
-)
 
 
 def refuse_differences(where: str, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
@@ -199,11 +187,6 @@ def _open_shards(folder: Path, index: Path) -> dict[Path, Any]:
         if name not in seen or seen[name].name != shard:
             raise InputError(f"{index} says {name} is in {shard}, and it is not; download the folder again")
     return files
-
-
-def companion_files(folder: Path) -> list[Path]:
-    """Files that belong beside the weights: tokenizer, chat template, generation config, licence."""
-    return sorted({path for pattern in _COMPANIONS for path in folder.glob(pattern) if path.is_file()})
 
 
 def write_checkpoint(

@@ -29,7 +29,7 @@ class Family(Protocol):
     SHAPES: dict[str, Any]  # the same without their rope factors
     read: Callable[[dict[str, Any]], Any]  # config.json -> config; InputError for a key that means another function
     stored: Callable[[Any, Tensor], dict[str, tuple[int, ...]]]  # the parts of one tensor in the config's source layout
-    reference: Callable[[], tuple[Any, Any]]  # transformers' config and model; InputError where it has none
+    reference: Callable[[], tuple[Any, Any] | None]  # transformers' config and model, if it has them
     Layer: Callable[[Any, int], nn.Module]  # attention_inputs and attention_output: the halves around attention
 
 

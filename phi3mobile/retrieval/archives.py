@@ -21,9 +21,9 @@ def read_epub(path: Path) -> Document:
     with zipfile.ZipFile(path) as archive:
         read = _unpacker(archive)
         container = _xml(read("META-INF/container.xml"))
-        root_file = next(node.get("full-path") for node in container.iter() if node.tag.endswith("}rootfile"))
+        root_file = next(node.get("full-path", "") for node in container.iter() if node.tag.endswith("}rootfile"))
         package, folder = _xml(read(root_file)), posixpath.dirname(root_file)
-        items = {node.get("id"): node.get("href") for node in package.iter() if node.tag.endswith("}item")}
+        items = {node.get("id"): node.get("href", "") for node in package.iter() if node.tag.endswith("}item")}
         spine = [items[node.get("idref")] for node in package.iter() if node.tag.endswith("}itemref")]
         document = Document(next((node.text or "" for node in package.iter(_DC_TITLE)), ""))
         for number, name in enumerate(spine, 1):
@@ -36,6 +36,8 @@ def read_docx(path: Path) -> Document:
     with zipfile.ZipFile(path) as archive:
         read = _unpacker(archive)
         body = _xml(read("word/document.xml")).find(f"{_W}body")
+        if body is None:
+            raise ValueError("word/document.xml has no body")
         levels = _heading_styles(read("word/styles.xml")) if "word/styles.xml" in archive.namelist() else {}
         title = ""
         if "docProps/core.xml" in archive.namelist():
@@ -70,7 +72,7 @@ def _heading_styles(styles: bytes) -> dict[str, int]:
         name = style.find(f"{_W}name")
         found = re.fullmatch(r"heading (\d)|title", (name.get(f"{_W}val") or "").lower()) if name is not None else None
         if found:
-            levels[style.get(f"{_W}styleId")] = int(found[1] or 1)
+            levels[style.get(f"{_W}styleId", "")] = int(found[1] or 1)
     return levels
 
 

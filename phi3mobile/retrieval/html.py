@@ -49,7 +49,8 @@ class _Blocks(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
-        self.title, self.blocks = "", []
+        self.title = ""
+        self.blocks: list[Block] = []
         self._parts: list[str] = []
         self._level = self._pre = 0
         self._hidden: list[str] = []  # open elements inside the outermost one that is left out

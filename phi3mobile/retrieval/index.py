@@ -162,6 +162,7 @@ def _bring_up_to_date(
 def _add(db: sqlite3.Connection, source: str, digest: str, title: str, chunks: list[Chunk], embedder: Embedder | None) -> None:
     insert = "INSERT INTO documents(source, title, sha256) VALUES(?, ?, ?)"
     document = db.execute(insert, (source, title, digest)).lastrowid
+    assert document is not None  # an INSERT has one
     for part in chunks:
         _add_passage(db, document, title, part.location, part.text, embedder.embed(part.text) if embedder else None)
 

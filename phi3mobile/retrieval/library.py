@@ -175,7 +175,8 @@ class Library:
         row = self._db.execute(query, (identity,)).fetchone()
         if row is None:
             raise InputError(f"{self.path} has no passage {identity}; search again: it may have been indexed anew")
-        return Passage(*row, score, identity)
+        text, title, source, location = row
+        return Passage(text, title, source, location, score, identity)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:

@@ -68,7 +68,8 @@ def _plain_heading(paragraph: str) -> int:
 
 
 def _markdown(path: Path) -> Document:
-    document, fence, paragraph, start = Document(""), "", [], 0
+    document, fence, start = Document(""), "", 0
+    paragraph: list[str] = []
     lines = decode(path.read_bytes()).splitlines()
     if lines and lines[0] == "---" and "---" in lines[1:]:  # front matter
         end = lines.index("---", 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -73,7 +73,7 @@ class Decoder:
     times: list[float] = field(default_factory=list)  # seconds of work up to each token; the first is TTFT
     refill_s: float = 0.0  # the part of prefill_s that came after the first token
 
-    def run(self) -> Iterator[int]:
+    def run(self) -> Generator[int]:
         """Yield the answer's token ids (never an eos id) and set finish_reason.
 
         Raises GuideError if a limit ends the answer before the guide calls it complete.
@@ -91,9 +91,10 @@ class Decoder:
             for row in logits:
                 if self.guide:
                     row = self.guide.mask(row, self.eos_ids)
-                token = sample(row, self.sampling, self.tokens, rng)
-                if self.guide and token not in self.eos_ids:
-                    token = self._guided(token)
+                sampled = sample(row, self.sampling, self.tokens, rng)
+                token: int | None = sampled
+                if self.guide and sampled not in self.eos_ids:
+                    token = self._guided(self.guide, sampled)
                 if token is None or token in self.eos_ids:
                     self.finish_reason = "stop"
                     return
@@ -136,11 +137,11 @@ class Decoder:
                 self.drafted += len(proposed)
                 logits = self.rows.forward([self.tokens[-1], *proposed], len(self.tokens) - 1, self.rows.long)
 
-    def _guided(self, token: int) -> int | None:
-        """The token that the guide takes for the sampled `token`; None: it ends the answer."""
-        was_closing = self.guide.closing
-        token = self.guide.push(token)
-        if self.guide.closing and not was_closing:
+    def _guided(self, guide: Guide, sampled: int) -> int | None:
+        """The token that the guide takes for the sampled one; None: it ends the answer."""
+        was_closing = guide.closing
+        token = guide.push(sampled)
+        if guide.closing and not was_closing:
             self.on_event(f"the answer is closed after {self.generated_tokens} tokens: no more would fit the limit")
         return token
 

@@ -119,7 +119,7 @@ class Guide:
         """`logits` float32 [V] with -inf for what may not follow. Raises GuideError if nothing may."""
         allowed = np.zeros(len(logits), dtype=bool)
         if self.closing:
-            allowed[self._ending[:1]] = True
+            allowed[(self._ending or [])[:1]] = True
         else:
             bits = self._words.allowed(self._matcher)[: len(logits)]
             allowed[: len(bits)] = bits
@@ -138,7 +138,8 @@ class Guide:
             after = self._matcher.deep_copy()
             taken = after.consume_token(token)
             ending = self._ending_after(after, token) if taken else None
-            if taken and (ending is not None or self._ending is None or self._room - len(self._ending) > _AMPLE):
+            ample = self._room is not None and self._ending is not None and self._room - len(self._ending) > _AMPLE
+            if taken and (ending is not None or self._ending is None or ample):
                 self._matcher, self._ending = after, ending
                 self._room = None if self._room is None else self._room - 1
                 return token
@@ -157,7 +158,7 @@ class Guide:
 
     def forced(self) -> list[int]:
         """The next tokens as far as there is no choice."""
-        return list(self._ending) if self.closing else self._matcher.deep_copy().compute_ff_tokens()
+        return list(self._ending or []) if self.closing else self._matcher.deep_copy().compute_ff_tokens()
 
     def _ending_after(self, after: Any, token: int) -> list[int] | None:
         """An ending from `after`, which `token` led to, that fits the room; None: unknown."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -23,9 +23,14 @@ Overflow = Literal["stop", "slide"]
 class Parts(Protocol):
     """What a Session takes from a bundle."""
 
-    tokenizer: Any  # encode(text) -> list[int]; stream() -> push(id) -> str, finish() -> str
-    chat: Any  # encode(tokenizer, messages) -> list[int], up to where the answer starts
-    eos_ids: frozenset[int]
+    @property
+    def tokenizer(self) -> Any: ...  # encode(text) -> list[int]; stream() -> push(id) -> str, finish() -> str
+
+    @property
+    def chat(self) -> Any: ...  # encode(tokenizer, messages) -> list[int], up to where the answer starts
+
+    @property
+    def eos_ids(self) -> frozenset[int]: ...
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class Session:
         self._rows = Rows(self.engine)
         self._on_event = on_event
         self._cancel = Event()
-        self._running: Iterator[str] | None = None
+        self._running: Generator[str] | None = None
 
     def generate(
         self,
@@ -110,11 +115,12 @@ class Session:
         if overflow == "stop":
             tokens = window.encode(messages)
         else:
-            tokens = window.tokens([])
-            if tokens is None:
+            kept = window.tokens([])
+            if kept is None:
                 raise self._too_long(len(window.smallest()), "the system message and the last turn alone have")
-        window = window if overflow == "slide" else None
-        return self._start(tokens, sampling, max_tokens, stop, lookup, window, guide)
+            tokens = kept
+        sliding = window if overflow == "slide" else None
+        return self._start(tokens, sampling, max_tokens, stop, lookup, sliding, guide)
 
     def complete(
         self,
@@ -192,7 +198,7 @@ class Session:
         self._running = self._stream(decoder, tuple(stop), window)
         return self._running
 
-    def _stream(self, decoder: Decoder, stop: tuple[str, ...], window: Window | None) -> Iterator[str]:
+    def _stream(self, decoder: Decoder, stop: tuple[str, ...], window: Window | None) -> Generator[str]:
         text, gate, tokens = self.parts.tokenizer.stream(at_start=True), StopGate(stop), decoder.run()
         try:
             for token in tokens:

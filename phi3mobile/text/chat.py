@@ -229,8 +229,9 @@ def _segments(chat: ChatFormat) -> Segments | None:
         assistant_suffix = _common(to_user, ends_with_assistant)
         user_prefix = _after(to_user, assistant_suffix)
         start = _before(before_user, user_prefix)
-        found = {
-            "bos": bos if start.startswith(bos) else "",
+        own_bos = bos if start.startswith(bos) else ""
+        found: dict[str, Any] = {
+            "bos": own_bos,
             "default_system": start.removeprefix(bos),
             "drop_empty_system": False,
             "system": None,
@@ -247,7 +248,7 @@ def _segments(chat: ChatFormat) -> Segments | None:
     else:
         if not system_to_user.endswith(user_prefix):
             return None
-        found["system"] = [before_system.removeprefix(found["bos"]), system_to_user.removesuffix(user_prefix)]
+        found["system"] = [before_system.removeprefix(own_bos), system_to_user.removesuffix(user_prefix)]
         no_system = [{"role": "user", "content": user}]
         empty_system = [{"role": "system", "content": ""}, *no_system]
         found["drop_empty_system"] = marked._render(empty_system) == marked._render(no_system)

@@ -180,7 +180,7 @@ def _model_vocab(tokens: list[str], types: list[int]) -> dict[str, int]:
 
 
 def _bpe(vocab: dict[str, int], merges: list[list[str]], **options: Any) -> dict[str, Any]:
-    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
+    model: dict[str, Any] = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
     model |= {"end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": False, "ignore_merges": False}
     return model | options | {"vocab": vocab, "merges": merges}
 

@@ -97,8 +97,9 @@ class PureTokenizer:
         for char in word:
             known = self._vocab.get(char)
             codes = [self._bytes[byte] for byte in char.encode()] if known is None and self._bytes else [known]
-            if None not in codes:
-                ids += codes
+            found = [code for code in codes if code is not None]
+            if len(found) == len(codes):
+                ids += found
                 unknown = False
             elif self._unknown is not None:
                 if not (unknown and self._fuse):
@@ -113,7 +114,7 @@ def merge(ids: list[int], ranked: Ranked) -> list[int]:
         return ids
     ids, end = list(ids), len(ids)
     after, before = list(range(1, end + 1)), list(range(-1, end - 1))
-    heap = []
+    heap: list[tuple[int, int, int, int, int]] = []  # rank, left place, both ids, the merged id
 
     def offer(left: int, right: int) -> None:
         found = ranked(ids[left], ids[right])

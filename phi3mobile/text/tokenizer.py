@@ -334,7 +334,7 @@ def _load_tiktoken(path: Path) -> Tokenizer:
 
 def _read_added_tokens(folder: Path) -> dict[str, AddedToken]:
     """added_tokens.json (text -> id), then tokenizer_config.json's added_tokens_decoder, which also has the flags."""
-    added = {}
+    added: dict[str, AddedToken] = {}
     try:
         path = folder / "added_tokens.json"
         if path.is_file():

@@ -55,8 +55,10 @@ def show(pieces: Iterable[str]) -> str:
     return text
 
 
-def numbers(statistics: Statistics) -> dict[str, object]:
-    """One answer's statistics for the JSON line."""
+def numbers(statistics: Statistics | None) -> dict[str, object]:
+    """One answer's statistics for the JSON line; nothing if none has ended."""
     from dataclasses import asdict
 
+    if statistics is None:
+        return {}
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(statistics).items()}

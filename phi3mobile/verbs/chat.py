@@ -104,7 +104,7 @@ def _turn(session: Session, conversation: Conversation, line: str, options: dict
         print(f"phi3mobile: {error}", file=sys.stderr)
         return
     conversation.say("assistant", answer)
-    if session.statistics.finish_reason == "cancelled":
+    if session.statistics is not None and session.statistics.finish_reason == "cancelled":
         print("  (stopped)", file=sys.stderr)
 
 

@@ -19,7 +19,8 @@ from phi3mobile.export.checkpoint import import_checkpoint
 from phi3mobile.export.packed import PackedModel, load_packed
 from phi3mobile.export.recipe import find_recipe
 from phi3mobile.models import quantized
-from phi3mobile.models.checkpoint import companion_files, open_checkpoint, write_checkpoint
+from phi3mobile.models.checkpoint import open_checkpoint, write_checkpoint
+from phi3mobile.models.companions import companion_files
 from phi3mobile.models.loading import load_model
 from phi3mobile.session.session import Session
 

@@ -182,7 +182,7 @@ def test_settings_read_a_mixture():
         ({}, "phases missing"),
         ({"phases": [{"sources": [{"path": 3}]}]}, r"phases\[0\]: sources\[0\]: path is 3"),
         ({"phases": [], "seed": True}, "must be int"),
-        ({"phases": {}}, "must be tuple"),
+        ({"phases": {}}, r"phases is {}; it must be array"),
         ([], "must be a table"),
     ):
         with pytest.raises(InputError, match=match):

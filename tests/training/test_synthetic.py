@@ -15,6 +15,7 @@ from exported import talking_checkpoint
 from fake_teacher import serve
 from hypothesis import given
 from hypothesis import strategies as st
+from training_tiny import pretrain_table, write_toml
 
 from phi3mobile.cli import main
 from phi3mobile.errors import InputError
@@ -354,3 +355,14 @@ def test_verb_generate(server, tmp_path, capsys):
     config.write_text(config.read_text().replace("count", "cuont"))
     assert main(["data", "generate", str(config)]) == 2
     assert "did you mean count" in capsys.readouterr().err
+
+
+def test_curating_a_model_that_can_not_be_trained_is_refused_before_anything_is_asked(checkpoint_of, tmp_path):
+    start = checkpoint_of("small-tiny")
+    table = pretrain_table(tmp_path) | {"model": {"folder": str(start)}, "data": {"files": ["chats.jsonl"]}}
+    sft = write_toml(tmp_path / "sft.toml", table)
+    asked = questions(tmp_path / "q.jsonl")
+    config = Curate(tmp_path / "out", str(start), Teacher("http://127.0.0.1:1", "t"), asked, sft)
+    with pytest.raises(InputError, match="training takes phi3, llama and mistral"):
+        curate(config)
+    assert not (tmp_path / "out").exists()

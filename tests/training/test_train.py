@@ -14,7 +14,7 @@ import torch
 from exported import VOCAB
 from hypothesis import given
 from hypothesis import strategies as st
-from training_tiny import SHAPE, pretrain_table, tokenizer_folder, write_shards, write_toml
+from training_tiny import SHAPE, chat_lines, pretrain_table, tokenizer_folder, write_shards, write_toml
 
 from phi3mobile.cli import main
 from phi3mobile.errors import InputError
@@ -202,6 +202,30 @@ def test_unknown_stages_and_files_are_refused(tmp_path, capsys):
         read_config(tmp_path / "x.toml", "teach")
     assert set(STAGES) == set(__import__("phi3mobile.training.verb", fromlist=["STAGES"]).STAGES)
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_refuses_a_family_that_it_can_not_train(stage, checkpoint_of, tmp_path, capsys):
+    start = checkpoint_of("small-tiny")
+    table = pretrain_table(tmp_path, "out") | {"model": {"folder": str(start)}}
+    if stage in ("sft", "dpo"):
+        table["data"] = {"files": [str(chat_lines(tmp_path / "chats.jsonl"))]}
+    if stage == "safety":
+        del table["data"]
+        table["safety"] = {}
+    if stage == "longrope":
+        table["search"] = {"length": 512, "text": str(tmp_path / "shards")}
+    assert main(["train", stage, str(write_toml(tmp_path / "c.toml", table))]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and str(start) in error and "model_type phi3small" in error
+    assert "training takes phi3, llama and mistral" in error and not (tmp_path / "out").exists()
+
+
+def test_a_shape_of_another_family_is_refused(checkpoint_of, tmp_path, capsys):
+    shape = json.loads((checkpoint_of("small-tiny") / "config.json").read_text())
+    table = pretrain_table(tmp_path) | {"model": {"shape": {k: v for k, v in shape.items() if v is not None}}}
+    assert main(["train", "pretrain", str(write_toml(tmp_path / "c.toml", table))]) == 2
+    assert "shape is of model_type phi3small; training takes phi3" in capsys.readouterr().err
 
 
 def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path):

@@ -155,9 +155,11 @@ def _begin(config: Curate) -> None:
 
 def _sft(config: Curate) -> Train:
     from phi3mobile.training.config import Sft
+    from phi3mobile.training.model import check_trainable
     from phi3mobile.training.sft import sft
 
     base = read_settings(config.sft, Sft)
+    check_trainable(dataclasses.replace(base.model, folder=config.model, shape={}))
 
     def train(model: str, files: list[str], out: Path) -> str:
         data = dataclasses.replace(base.data, files=(*base.data.files, *files))

@@ -22,6 +22,7 @@ from datatrove.utils.word_tokenizers import load_word_tokenizer
 
 from phi3mobile.errors import InputError
 from phi3mobile.files import sha256
+from phi3mobile.models.companions import vocabulary_file
 from phi3mobile.text.tokenizer import load_tokenizer
 from phi3mobile.training.data.jsonl import read_jsonl
 from phi3mobile.training.data.shards import ShardWriter, Vocabulary
@@ -163,5 +164,6 @@ def vocabulary(folder: Path, eos: str) -> Vocabulary:
     if end is None:
         known = ", ".join(list(tokenizer.special_ids)[:8])
         raise InputError(f"the tokenizer in {folder} has no {eos}; set eos to a token that ends documents: {known}")
-    names = [folder / "tokenizer.json", folder / "tokenizer.model", *sorted(folder.glob("*.tiktoken"))]
-    return Vocabulary(tokenizer.vocab_size, end, sha256(next(file for file in names if file.is_file())))
+    file = vocabulary_file(folder)
+    assert file is not None  # load_tokenizer read it
+    return Vocabulary(tokenizer.vocab_size, end, sha256(file))

@@ -19,7 +19,16 @@ class Type:
 
     @property
     def elements(self) -> int | None:
-        return None if None in self.shape else math.prod(self.shape)
+        known = [size for size in self.shape if size is not None]
+        return math.prod(known) if len(known) == len(self.shape) else None
+
+    @property
+    def known_shape(self) -> tuple[int, ...]:
+        """The shape of a value that has one, as constants do. Raises ValueError for a size that only a run knows."""
+        known = tuple(size for size in self.shape if size is not None)
+        if len(known) < len(self.shape):
+            raise ValueError(f"a constant of shape {self.shape}")
+        return known
 
 
 def storage(dtype: str) -> str:
@@ -31,12 +40,13 @@ def storage(dtype: str) -> str:
 
 def unpack(data: np.ndarray, kind: Type) -> np.ndarray:
     """Bytes uint8 [N] -> the array of that type; elements below 8 bits are packed, lowest bits first, and become 8 bit."""
-    count = kind.elements
+    shape = kind.known_shape
+    count = math.prod(shape)
     if kind.dtype == "bfloat16":
         wide = np.frombuffer(data, np.uint16, count).astype(np.uint32) << 16
-        return wide.view(np.float32).reshape(kind.shape)
+        return wide.view(np.float32).reshape(shape)
     if kind.dtype not in _BITS:
-        return np.frombuffer(data, np.dtype(kind.dtype), count).reshape(kind.shape)
+        return np.frombuffer(data, np.dtype(kind.dtype), count).reshape(shape)
     bits = _BITS[kind.dtype]
     if bits == 4:
         values = np.empty((len(data), 2), np.uint8)
@@ -44,9 +54,9 @@ def unpack(data: np.ndarray, kind: Type) -> np.ndarray:
         np.right_shift(data, 4, out=values[:, 1])
         values = values.reshape(-1)[:count]
     else:
-        flat = np.unpackbits(data, bitorder="little", count=count * bits).reshape(count, bits)
+        flat = np.unpackbits(data.view(np.uint8), bitorder="little", count=count * bits).reshape(count, bits)
         values = np.packbits(flat, axis=-1, bitorder="little")[:, 0]
     if kind.dtype == "int4":
         values = values.view(np.int8)
         values = np.subtract(values, (values & 8) << 1, dtype=np.int8)
-    return values.reshape(kind.shape)
+    return values.reshape(shape)

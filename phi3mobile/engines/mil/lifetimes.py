@@ -37,7 +37,7 @@ class Lifetimes:
 
     def _follow(self) -> None:
         states: dict[str, frozenset] = {}  # the memory each state has at this point
-        sharing = defaultdict(list)  # root -> values that may share it, so far
+        sharing: defaultdict[str, list[str]] = defaultdict(list)  # root -> values that may share it, so far
         for index, op in enumerate(self._ops):
             if op.type == "write_state":
                 states[_name(op.arguments["input"])] = self._of(op.arguments["data"])

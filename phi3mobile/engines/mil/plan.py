@@ -166,11 +166,15 @@ class _Compiler:
         if op.type != "constexpr_blockwise_shift_scale" or not isinstance(data, Constant) or "8" not in data.type.dtype:
             return None
 
+        of_data = data.rows
+        if of_data is None:
+            return None
+
         def rows(index: np.ndarray) -> np.ndarray:
             index = np.asarray(index)
             scales, offsets = _made(scale), _made(arguments.get("offset"))
             of_block = index.ravel() // (data.type.shape[0] // scales.shape[0])
-            taken = data.rows(index.ravel())
+            taken = of_data(index.ravel())
             found = blockwise_shift_scale(taken, scales[of_block], None if offsets is None else offsets[of_block])
             return store(found, kind, self.half).reshape(*index.shape, *taken.shape[1:])
 

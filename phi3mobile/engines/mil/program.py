@@ -47,7 +47,9 @@ class Program:
     def new_state(self, function: str | None = None) -> dict[str, np.ndarray]:
         """The function's states, zero: float32 arrays, whatever width they have on the device."""
         states = self.function(function).states
-        return {name: np.zeros(feature.shape, _dtype(feature)) for name, feature in states.items()}
+        return {
+            name: np.zeros(Type(feature.dtype, feature.shape).known_shape, _dtype(feature)) for name, feature in states.items()
+        }
 
     def run(
         self,

@@ -133,6 +133,7 @@ def _messages(module: str) -> ModuleType:
             raise InputError("reading Core ML models takes coremltools: pip install 'phi3mobile[coreml]'")
         folder = Path(found.origin).parent / "proto"
         spec = importlib.util.spec_from_file_location(package, folder / "__init__.py", submodule_search_locations=[str(folder)])
+        assert spec is not None and spec.loader is not None  # of a .py file
         sys.modules[package] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[package])
     return importlib.import_module(f"{package}.{module}")
@@ -161,7 +162,8 @@ def _feature(described: Any, declared: Type) -> Feature:
         array = described.type.multiArrayType
     else:
         return Feature(declared.dtype, declared.shape)
-    ranges = choices = ()
+    ranges: tuple[tuple[int, int | None], ...] = ()
+    choices: tuple[tuple[int, ...], ...] = ()
     if array.WhichOneof("ShapeFlexibility") == "shapeRange":
         bounds = array.shapeRange.sizeRanges
         ranges = tuple((int(b.lowerBound), int(b.upperBound) if b.upperBound >= 0 else None) for b in bounds)
@@ -217,10 +219,10 @@ def _value(message: Any) -> Any:
 
 def _tensor(tensor: Any, kind: Type) -> Any:
     field = tensor.WhichOneof("value")
-    values = getattr(tensor, field).values if field else ()
+    values: Any = getattr(tensor, field).values if field else ()
     if kind.dtype == "string":
         return values[0] if not kind.shape and values else list(values)
     if field == "bytes":
         return unpack(np.frombuffer(values, np.uint8), kind)
     array = np.array(values, np.float64 if field in ("floats", "doubles") else None).astype(storage(kind.dtype))
-    return array.reshape(kind.shape) if array.size == kind.elements else np.broadcast_to(array, kind.shape)
+    return array.reshape(kind.known_shape) if array.size == kind.elements else np.broadcast_to(array, kind.known_shape)

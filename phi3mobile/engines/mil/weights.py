@@ -21,7 +21,8 @@ class WeightFiles:
     """Weight files of one program, mapped into memory on first use."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._maps = folder, {}
+        self._folder = folder
+        self._maps: dict[str, np.ndarray] = {}
 
     def read(self, blob: Blob) -> np.ndarray:
         """The constant as stored (float16 stays so; 4 bit become int8). Raises InputError for a missing or damaged file."""
@@ -29,7 +30,7 @@ class WeightFiles:
         record = data[blob.offset : blob.offset + _HEADER]
         if len(record) < _HEADER:
             raise InputError(f"{blob.file} is shorter than the program says; copy the whole .mlpackage again")
-        sentinel, _, size, offset = struct.unpack_from("<IIQQ", record)
+        sentinel, _, size, offset = struct.unpack_from("<IIQQ", record.tobytes())
         if sentinel != _SENTINEL or offset + size > len(data):
             raise InputError(f"{blob.file} has no weights at {blob.offset}: not this program's file; copy the .mlpackage again")
         return unpack(data[offset : offset + size], blob.type)
@@ -53,7 +54,8 @@ class Constants:
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._kept, self.bytes = limit, {}, 0
+        self._limit, self.bytes = limit, 0
+        self._kept: dict[Hashable, np.ndarray] = {}
 
     def get(self, key: Hashable, make: Callable[[], np.ndarray]) -> np.ndarray:
         """The kept array, or a new one."""

@@ -281,9 +281,8 @@ def stored(config: Phi3SmallConfig, tensor: Tensor) -> dict[str, tuple[int, ...]
     return {tensor.name: tensor.shape}
 
 
-def reference() -> tuple[Any, Any]:
-    """transformers has no class of this family: what is written for parity is tests/reference_phi3small.py."""
-    raise InputError("transformers has no phi3small model, so it can't be trained here; take a phi3 checkpoint")
+def reference() -> None:
+    """transformers has no class of this family; tests/reference_phi3small.py is written from its formulas."""
 
 
 class Attention(nn.Module):

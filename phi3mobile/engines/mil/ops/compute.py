@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -62,19 +63,19 @@ def conv(
 ) -> Array:
     """x [B, C, *S], weight [O, C/groups, *K]. 1x1 kernels are products; the rest is torch's."""
     spatial, groups = x.ndim - 2, int(groups)
-    strides = [1] * spatial if strides is None else np.asarray(strides).tolist()
-    dilations = [1] * spatial if dilations is None else np.asarray(dilations).tolist()
-    pairs = _padding(x, weight, strides, dilations, pad_type, pad)
+    steps: list[int] = [1] * spatial if strides is None else np.asarray(strides).tolist()
+    spread: list[int] = [1] * spatial if dilations is None else np.asarray(dilations).tolist()
+    pairs = _padding(x, weight, steps, spread, pad_type, pad)
     if any(map(any, pairs)):
         x = np.pad(x, [(0, 0), (0, 0), *pairs])
-    if groups == 1 and all(size == 1 for size in (*weight.shape[2:], *strides)):
+    if groups == 1 and all(size == 1 for size in (*weight.shape[2:], *steps)):
         out = np.matmul(weight.reshape(weight.shape[:2]), x.reshape(*x.shape[:2], -1))
         out = out.reshape(x.shape[0], -1, *x.shape[2:])
     else:
         import torch
 
-        convolve = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d, 3: torch.nn.functional.conv3d}[spatial]
-        out = convolve(torch.tensor(x), torch.tensor(weight), None, strides, 0, dilations, groups).numpy()
+        convolve: Any = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d, 3: torch.nn.functional.conv3d}[spatial]
+        out = convolve(torch.tensor(x), torch.tensor(weight), None, steps, 0, spread, groups).numpy()
     return out if bias is None else out + bias.reshape(-1, *[1] * spatial)
 
 
@@ -110,11 +111,11 @@ def layer_norm(
 def batch_norm(
     x: Array, mean: Array, variance: Array, gamma: Array | None = None, beta: Array | None = None, epsilon: Array | float = 1e-5
 ) -> Array:
-    mean, variance, gamma, beta = (
-        None if value is None else value.reshape(-1, *[1] * (x.ndim - 2)) for value in (mean, variance, gamma, beta)
-    )
-    out = (x - mean) / np.sqrt(variance + np.float32(epsilon))
-    return out * (1 if gamma is None else gamma) + (0 if beta is None else beta)
+    def per_channel(value: Array) -> Array:
+        return value.reshape(-1, *[1] * (x.ndim - 2))
+
+    out = (x - per_channel(mean)) / np.sqrt(per_channel(variance) + np.float32(epsilon))
+    return out * (1 if gamma is None else per_channel(gamma)) + (0 if beta is None else per_channel(beta))
 
 
 def instance_norm(x: Array, gamma: Array | None = None, beta: Array | None = None, epsilon: Array | float = 1e-5) -> Array:

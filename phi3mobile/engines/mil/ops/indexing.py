@@ -69,7 +69,7 @@ def scatter_along_axis(
     mode: str = "add",
     validate_indices: Array | bool = False,
 ) -> Array:
-    index = list(np.indices(indices.shape, sparse=True))
+    index: list[Array] = list(np.indices(indices.shape, sparse=True))
     index[int(axis)] = indices.astype(np.int64)
     return _scatter(data, tuple(index), updates, mode)
 

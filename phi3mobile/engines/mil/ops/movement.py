@@ -23,7 +23,7 @@ def reshape(x: Array, shape: Array) -> Array:
 
 
 def reshape_like(x: Array, ref_tensors: Sequence[Array], begins: Array, ends: Array, end_masks: Array) -> Array:
-    shape = []
+    shape: list[int] = []
     for tensor, begin, end, to_end in zip(ref_tensors, _ints(begins), _ints(ends), end_masks, strict=True):
         shape += tensor.shape[begin : None if to_end else end]
     return x.reshape(shape)
@@ -86,6 +86,7 @@ def slice_by_size(x: Array, begin: Array, size: Array) -> Array:
 
 def split(x: Array, axis: Array, num_splits: Array | None = None, split_sizes: Array | None = None) -> list[Array]:
     if split_sizes is None:
+        assert num_splits is not None  # one of the two is given
         return np.split(x, int(num_splits), int(axis))
     return np.split(x, np.cumsum(_ints(split_sizes))[:-1], int(axis))
 
@@ -108,7 +109,7 @@ def pad(x: Array, pad: Array, mode: str = "constant", constant_val: Array | floa
     widths = [[0, 0]] * (x.ndim - len(pairs)) + pairs
     if mode == "constant":
         return np.pad(x, widths, constant_values=np.asarray(constant_val, x.dtype))
-    return np.pad(x, widths, mode={"reflect": "reflect", "replicate": "edge"}[mode])
+    return np.pad(x, widths, mode="edge") if mode == "replicate" else np.pad(x, widths, mode="reflect")
 
 
 def band_part(x: Array, lower: Array | int = -1, upper: Array | int = -1) -> Array:
@@ -119,7 +120,8 @@ def band_part(x: Array, lower: Array | int = -1, upper: Array | int = -1) -> Arr
 
 
 def range_1d(start: Array, end: Array, step: Array) -> Array:
-    return np.arange(np.asarray(start).item(), np.asarray(end).item(), np.asarray(step).item(), np.asarray(start).dtype)
+    first, last, by = (np.asarray(value).item() for value in (start, end, step))
+    return np.arange(first, last, by, dtype=np.asarray(start).dtype.type)
 
 
 def flatten2d(x: Array, axis: Array | int = 1) -> Array:
@@ -141,10 +143,10 @@ def pixel_unshuffle(x: Array, downscale_factor: Array) -> Array:
 
 
 def sliding_windows(x: Array, axis: Array, size: Array, stride: Array | int = 1) -> Array:
-    axis = int(axis) % x.ndim
-    windows = np.lib.stride_tricks.sliding_window_view(x, int(size), axis)
-    every = tuple(slice(None, None, int(stride)) if i == axis else slice(None) for i in range(x.ndim))
-    return np.moveaxis(windows[every], -1, axis + 1)
+    along = int(axis) % x.ndim
+    windows = np.lib.stride_tricks.sliding_window_view(x, int(size), along)
+    every = tuple(slice(None, None, int(stride)) if i == along else slice(None) for i in range(x.ndim))
+    return np.moveaxis(windows[every], -1, along + 1)
 
 
 OPERATORS: dict[str, Callable] = {

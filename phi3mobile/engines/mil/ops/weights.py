@@ -42,6 +42,7 @@ def lut_to_dense(indices: Array, lut: Array, vector_axis: Array | None = None, s
     found = lut.reshape(-1, *lut.shape[-2:])[table, indices.reshape(wide)].reshape(*indices.shape, size)
     if size == 1:
         return found[..., 0]
+    assert vector_axis is not None  # entries that are vectors lie along an axis
     axis = int(vector_axis) % indices.ndim
     joined = list(indices.shape)
     joined[axis] *= size
@@ -76,7 +77,10 @@ def lut_to_sparse(
 ) -> tuple[Array, Array]:
     """The mask, widened along the vector axis, and the looked-up elements where it is set."""
     dense = lut_to_dense(sparse_to_dense(indices_nonzero_data, indices_mask), lut, vector_axis)
-    mask = indices_mask if lut.shape[-1] == 1 else np.repeat(indices_mask, lut.shape[-1], int(vector_axis))
+    mask = indices_mask
+    if lut.shape[-1] > 1:
+        assert vector_axis is not None  # as above
+        mask = np.repeat(mask, lut.shape[-1], int(vector_axis))
     return mask, dense[mask.astype(bool)]
 
 

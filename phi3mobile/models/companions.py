@@ -1,0 +1,39 @@
+"""Which files of a checkpoint folder go where: the one table behind downloads, copies, bundles and hashes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# What load_tokenizer reads ids from; the first that is there counts.
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "*.tiktoken")
+# What text and tokenizer need on a phone: a bundle holds these.
+TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json", "added_tokens.json")
+# What belongs beside the weights of a checkpoint, whoever writes them again.
+COMPANIONS = (
+    "tokenizer*",
+    "*.tiktoken",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+    "chat_template*",
+    "LICENSE*",
+    "NOTICE*",
+)
+# What a download takes of a hub repository.
+CHECKPOINT_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", *COMPANIONS)
+
+
+def companion_files(folder: Path) -> list[Path]:
+    """Files that belong beside the weights: tokenizer, chat template, generation config, licence."""
+    return _files(folder, COMPANIONS)
+
+
+def vocabulary_file(folder: Path) -> Path | None:
+    """The file that the folder's tokenizer has its ids from; None if there is none."""
+    return next((path for pattern in VOCABULARIES for path in _files(folder, (pattern,))), None)
+
+
+def _files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
