@@ -138,7 +138,7 @@ def _shard(model: torch.nn.Module, run: Run, place: Place) -> None:
     low = run.dtype == "bfloat16"
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32) if low else MixedPrecisionPolicy()
     for module in list(model.modules()):
-        if type(module).__name__ == "Phi3DecoderLayer":
+        if type(module).__name__.endswith("DecoderLayer"):
             fully_shard(module, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phi3mobile.export.recipe import Recipe
 from phi3mobile.export.target import Check, Target, Written
+from phi3mobile.export.targets.coreml.options import CoremlRecipe
 
 if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
@@ -18,14 +18,6 @@ if TYPE_CHECKING:
 PLAIN = ("rmsnorm", "swiglu", "window", "longrope")
 ALL = (*PLAIN, "layernorm", "gegelu", "bias", "multiplier", "blocksparse", "masked_ids", "row_order")
 ENGINES = {"states": "coreml", "read-only": "coreml-ane", "delegate": "coreml-delegate"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class CoremlRecipe(Recipe):
-    """cache: "states" = KV cache in the model's states; "read-only" = it goes in, new rows come out; "delegate" = states,
-    inside a .pte. Its values are float16."""
-
-    cache: str
 
 
 class CoremlTarget(Target):

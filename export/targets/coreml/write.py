@@ -17,8 +17,8 @@ from phi3mobile.errors import InputError
 from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.target import Written
 from phi3mobile.export.targets.coreml import ane, decoder
+from phi3mobile.export.targets.coreml.options import CoremlRecipe
 from phi3mobile.export.targets.coreml.package import Weights, write_package
-from phi3mobile.export.targets.coreml.target import CoremlRecipe
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.rope import rope_tables, short_rows
 from phi3mobile.progress import Progress, silent

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from phi3mobile.export.targets.executorch.target import ExecutorchRecipe
+from phi3mobile.export.targets.executorch.options import ExecutorchRecipe
 from phi3mobile.models.blocksparse import EvictingCache, Pattern, evicting_cache
 from phi3mobile.models.config import DecoderConfig
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phi3mobile.export.recipe import Recipe
 from phi3mobile.export.target import Check, Target, Written
+from phi3mobile.export.targets.executorch.options import ExecutorchRecipe
 
 if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
@@ -20,15 +20,6 @@ PIECES = (
     *("rmsnorm", "layernorm", "swiglu", "gegelu", "bias", "multiplier"),
     *("window", "blocksparse", "longrope", "masked_ids", "row_order"),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExecutorchRecipe(Recipe):
-    """attention: "stock" = ExecuTorch's llama::* operators; "native" = our kernels (phi3mobile/core), which the phone's
-    binary must contain. kv_bits: 32, or 8 = int8 per token and head (native only)."""
-
-    attention: str = "stock"
-    kv_bits: int = 32
 
 
 class ExecutorchTarget(Target):

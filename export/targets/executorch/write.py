@@ -33,8 +33,8 @@ from phi3mobile.export.targets.executorch.attention import (
     pattern_of,
     window_mask,
 )
+from phi3mobile.export.targets.executorch.options import ExecutorchRecipe
 from phi3mobile.export.targets.executorch.segments import segment_vectors
-from phi3mobile.export.targets.executorch.target import ExecutorchRecipe
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.quantized import Packed, pack_nibbles
 from phi3mobile.models.rope import rope_rows, rope_tables

@@ -1,0 +1,16 @@
+"""The options that recipes of this target have beyond every recipe's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from phi3mobile.export.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutorchRecipe(Recipe):
+    """attention: "stock" = ExecuTorch's llama::* operators; "native" = our kernels (phi3mobile/core), which the phone's
+    binary must contain. kv_bits: 32, or 8 = int8 per token and head (native only)."""
+
+    attention: str = "stock"
+    kv_bits: int = 32
