@@ -37,7 +37,7 @@ class PackedModel:
         return self.checkpoint.config
 
     def form_of(self, name: str) -> Form | None:
-        """None for norms and biases, which stay float32. The group of 8 bit is the whole row."""
+        """How the tensor `name` is packed; None for norms and biases, which stay float32. 8 bit's group is the whole row."""
         if isinstance(self.checkpoint, Solved):
             return self.checkpoint.form_of(name)
         found = self.config.tensors().get(name)  # a tied head has none
@@ -50,13 +50,13 @@ class PackedModel:
 
     def tensor(self, name: str) -> Packed | torch.Tensor:
         """A matrix packed, with its bias; or a vector in float32. A tied head is packed from the embedding by its own rule."""
-        weight, bits = self.checkpoint.tensor(self._source(name)), self.form_of(name)
-        if bits is None:
+        weight, form = self.checkpoint.tensor(self._source(name)), self.form_of(name)
+        if form is None:
             return weight.float()
-        return replace(weight if isinstance(weight, Packed) else quantize(weight, *bits), bias=self._bias(name))
+        return replace(weight if isinstance(weight, Packed) else quantize(weight, *form), bias=self._bias(name))
 
     def bits_per_weight(self) -> float:
-        """Of the layers' matrices, scales and offsets included; embedding and head are not among them."""
+        """Bits per weight of the layers' matrices, scales and offsets included; embedding and head are not among them."""
         bits = values = 0
         for name in self.checkpoint.names():
             if name.startswith("model.layers.") and (form := self.form_of(name)):

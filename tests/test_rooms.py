@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,14 @@ def modules() -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in files)
 
 
+@cache
+def parsed(file: str) -> ast.Module:
+    return ast.parse((ROOT / file).read_text("utf-8"))
+
+
 def named(file: str) -> set[str]:
     """Targets and engines that the file names: in imports, or as words in quotes that are no package's version."""
-    tree, found = ast.parse((ROOT / file).read_text("utf-8")), set()
+    tree, found = parsed(file), set()
     versions = {
         id(argument)
         for node in ast.walk(tree)
@@ -71,7 +77,7 @@ def test_no_other_file_asks_for_a_targets_option(option):
     for file in modules():
         if file.startswith(("export/targets/", "training/")) or file == OLD:
             continue
-        for node in ast.walk(ast.parse((ROOT / file).read_text("utf-8"))):
+        for node in ast.walk(parsed(file)):
             if isinstance(node, ast.Attribute) and node.attr == option:
                 assert "recipe" not in ast.unparse(node.value), f"{file}:{node.lineno}"
             if isinstance(node, ast.Subscript | ast.Call) and option in {
@@ -82,7 +88,7 @@ def test_no_other_file_asks_for_a_targets_option(option):
 
 def imports(file: str) -> set[str]:
     """phi3mobile's modules that a file imports, in functions too; not what is only for type checkers."""
-    tree, found = ast.parse((ROOT / file).read_text("utf-8")), set()
+    tree, found = parsed(file), set()
     typing = {
         id(inner)
         for node in ast.walk(tree)

@@ -74,7 +74,7 @@ def quantize_checkpoint(
 def forms_for(
     checkpoint: Checkpoint | Rotated, recipe: Recipe, text: Calibration, bits: float | None, progress: Progress
 ) -> dict[str, Form]:
-    """Of each layer matrix for a budget of `bits` per weight; {} without a budget. InputError: impossible."""
+    """Forms of the layer matrices, by name, for a budget of `bits` per weight; {} without a budget. InputError: impossible."""
     if bits is None:
         return {}
     if not recipe.group:

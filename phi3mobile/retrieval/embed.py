@@ -15,7 +15,7 @@ from phi3mobile.retrieval.wordpiece import WordPiece
 LONGEST = 256  # tokens that all-MiniLM-L6-v2 was made for
 
 
-class Program(Protocol):
+class EmbedderProgram(Protocol):
     """The one method of Engine that an embedder needs."""
 
     def forward(self, tokens: np.ndarray, position: int) -> np.ndarray: ...
@@ -24,7 +24,7 @@ class Program(Protocol):
 class Embedder:
     """`program` maps tokens int64 [T] to float32 [T, D] of equal rows; `vocab` is its WordPiece vocabulary."""
 
-    def __init__(self, program: Program, vocab: list[str]) -> None:
+    def __init__(self, program: EmbedderProgram, vocab: list[str]) -> None:
         self._program, self._pieces = program, WordPiece(vocab)
 
     def embed(self, text: str) -> np.ndarray:
@@ -33,7 +33,7 @@ class Embedder:
         return self._program.forward(tokens, 0)[0]
 
 
-def open_program(pte: Path, vocab_size: int) -> Program:
+def open_program(pte: Path, vocab_size: int) -> EmbedderProgram:
     """The embedder's program on this device: Android's or Apple's ExecuTorch, our native runner, or the Python bindings."""
     from phi3mobile.engines.phone import phone_engine
 

@@ -59,8 +59,8 @@ def parts(packed: PackedModel, limit: int = PART_BYTES) -> list[Part]:
 
 def _bytes(packed: PackedModel, name: str) -> int:
     rows, *columns = packed.shape(name)
-    bits = packed.form_of(name)
-    return rows * 2 if bits is None else rows * columns[0] * bits[0] // 8 + rows * 2
+    form = packed.form_of(name)
+    return rows * 2 if form is None else rows * columns[0] * form.bits // 8 + rows * 2
 
 
 def build(packed: PackedModel, part: Part, rows: int, lengths: dict[str, int], weights: Weights) -> dict[str, Function]:

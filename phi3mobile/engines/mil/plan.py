@@ -49,7 +49,7 @@ class Step:
 
 
 @dataclass
-class Plan:
+class CompiledFunction:
     """Steps of a function, and its outputs that are constants."""
 
     steps: list[Step]
@@ -84,13 +84,13 @@ def store(value: Any, kind: Type, half: bool) -> Any:
     return np.asarray(value).astype(storage(kind.dtype), copy=False)
 
 
-def compile_function(function: Function, files: WeightFiles, constants: Constants, half: bool) -> Plan:
+def compile_function(function: Function, files: WeightFiles, constants: Constants, half: bool) -> CompiledFunction:
     """InputError for an operator that is not known."""
     compiler = _Compiler(files, constants, half)
     lifetimes = Lifetimes(function)
     steps = compiler.block(function.block, lifetimes)
     outputs = {name: compiler.known[name] for name in function.block.outputs if name in compiler.known}
-    return Plan(steps, {name: compiler.value(item) for name, item in outputs.items()})
+    return CompiledFunction(steps, {name: compiler.value(item) for name, item in outputs.items()})
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from phi3mobile.engines.mil.dtypes import Type
-from phi3mobile.engines.mil.plan import Frame, Plan, Trace, compile_function, store
+from phi3mobile.engines.mil.plan import CompiledFunction, Frame, Trace, compile_function, store
 from phi3mobile.engines.mil.spec import MODEL_FILE, WEIGHTS_FOLDER, Feature, Function, read_model
 from phi3mobile.engines.mil.weights import Constants, WeightFiles
 from phi3mobile.errors import InputError
@@ -35,7 +35,7 @@ class Program:
     def __init__(self, functions: dict[str, Function], default: str, folder: Path, decoded_bytes: int = DECODED_BYTES) -> None:
         self.functions, self.default_function, self.folder = functions, default, folder
         self._files, self._constants = WeightFiles(folder), Constants(decoded_bytes)
-        self._plans: dict[tuple[str, bool], Plan] = {}
+        self._plans: dict[tuple[str, bool], CompiledFunction] = {}
 
     def function(self, name: str | None = None) -> Function:
         """The function of that name, or the default one. Raises InputError naming the functions there are."""
@@ -81,7 +81,7 @@ class Program:
             plan.run(frame)
         return {name: np.array(plan.outputs.get(name, frame.values.get(name))) for name in chosen.outputs}
 
-    def _plan(self, name: str, half: bool) -> Plan:
+    def _plan(self, name: str, half: bool) -> CompiledFunction:
         if (name, half) not in self._plans:
             with np.errstate(all="ignore"):
                 plan = compile_function(self.function(name), self._files, self._constants, half)
