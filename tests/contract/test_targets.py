@@ -125,7 +125,7 @@ def test_a_missing_package_is_named_with_its_command(module, pip, monkeypatch):
 
 def test_embeddings_and_hidden_states_are_refused_by_name_or_had(tiny_bundle, checkpoint_of):
     from phi3mobile.engines.eager import EagerEngine
-    from phi3mobile.models.registry import load_model
+    from phi3mobile.models.loading import load_model
 
     engine = open_engine(open_bundle(tiny_bundle))
     with pytest.raises(InputError, match="ExecutorchEngine takes tokens only, no embeddings; run the model with EagerEngine"):

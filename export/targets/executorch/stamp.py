@@ -78,7 +78,7 @@ def _hash(tensor: torch.Tensor) -> str:
 def structure(packed: PackedModel, kind: str, layer: int) -> tuple:
     """What two segments must share to be stamped from one template: their kind and their matrices' bits and groups."""
     parts = segment_parts(packed.config, kind, packed.recipe.attention).values()
-    return kind, *(packed.form_of(part.name(layer)) for part in parts)
+    return kind, *(packed.form_of(part.name(packed.config, layer)) for part in parts)
 
 
 def stand_ins(packed: PackedModel, kind: str, layer: int = 0) -> dict[str, Packed]:
