@@ -42,7 +42,8 @@ def needs() -> dict[str, dict[str, str]]:
 
 
 def _closure(extra: str, found: dict[str, dict[str, str]], inner: dict[str, list[str]]) -> dict[str, str]:
-    taken, waiting, packages = {extra}, [extra], {}
+    packages: dict[str, str] = {}
+    taken, waiting = {extra}, [extra]
     while waiting:
         name = waiting.pop()
         packages |= found.get(name, {})

@@ -30,10 +30,12 @@ class AndroidEngine(BaseEngine):
             raise InputError(f"{pte} is not a file: give the .pte of a bundle")
         if find_class is None:
             try:
-                from jnius import autoclass as find_class
+                from jnius import autoclass
             except ImportError:
                 raise InputError("this engine runs in an Android app: it needs the package pyjnius") from None
-        module, self._tensor, self._value = (find_class(f"org.pytorch.executorch.{n}") for n in ("Module", "Tensor", "EValue"))
+            find_class = autoclass
+        class_of: Callable[[str], Any] = find_class
+        module, self._tensor, self._value = (class_of(f"org.pytorch.executorch.{n}") for n in ("Module", "Tensor", "EValue"))
         super().__init__(info)
         try:
             self._module = module.load(str(pte.absolute()), module.LOAD_MODE_MMAP, threads)

@@ -44,7 +44,8 @@ class AneEngine(BaseEngine):
         self._rows, self._short = runtime["rows"], runtime["rope"]["short_rows"]
         function = self._lengths[0][1]
         inputs = {name: feature for program in programs for name, feature in program.function(function).inputs.items()}
-        self._caches = {name: np.zeros(feature.shape, np.float32) for name, feature in inputs.items() if "_cache_" in name}
+        caches = {name: tuple(size or 1 for size in feature.shape) for name, feature in inputs.items() if "_cache_" in name}
+        self._caches = {name: np.zeros(shape, np.float32) for name, shape in caches.items()}
 
     def _run(self, tokens: np.ndarray, position: int, long: bool) -> np.ndarray:
         count, end = len(tokens), position + len(tokens)

@@ -42,4 +42,4 @@ class EagerEngine(BaseEngine):
             handle.remove()
 
     def _release(self) -> None:
-        self.model = None
+        del self.model

@@ -102,7 +102,7 @@ class NativeEngine(BaseEngine):
         if threads < 0:
             raise InputError(f"{threads} threads were asked for: give 0 (all cores) or more")
         super().__init__(info)
-        self._model = None
+        self._model: int | None = None
         self._library = load_library()
         if cache_file is None:
             self._open(pte, None, threads)

@@ -46,7 +46,7 @@ def refuse_differences(where: str, expected: dict[str, tuple[int, ...]], found: 
 class Checkpoint:
     """A folder's weights, memory-mapped. Names are those of `config`'s own family in any layout."""
 
-    def __init__(self, folder: Path, config: DecoderConfig, files: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, config: DecoderConfig, files: dict[Path, Any]) -> None:
         self.folder, self.config = folder, config
         self._files = files  # path -> open safetensors file
         self._where = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118
@@ -245,7 +245,7 @@ def _write_weights(
     if len(shards) == 1:
         (partial / "shard-0").rename(partial / "model.safetensors")
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards):
         file = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
         (partial / f"shard-{number}").rename(partial / file)

@@ -5,13 +5,15 @@ A layer is two pure halves around attention, because targets lower attention in 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 
 from phi3mobile.errors import InputError
 from phi3mobile.models.attend import attend
 from phi3mobile.models.config import DecoderConfig
-from phi3mobile.models.modules import norm
+from phi3mobile.models.modules import Halves, norm
 from phi3mobile.models.registry import family_of
 from phi3mobile.models.rope import rope_rows, rope_tables
 from phi3mobile.models.tensors import FINAL_NORM
@@ -41,6 +43,9 @@ class Decoder(nn.Module):
 
     May be built under torch.device("meta"); after filling its weights, call `allocate()` outside it.
     """
+
+    cos: torch.Tensor  # of rope, by row (rope.rope_rows)
+    sin: torch.Tensor
 
     def __init__(self, config: DecoderConfig, context: int | None = None) -> None:
         super().__init__()
@@ -86,7 +91,7 @@ class Decoder(nn.Module):
         rows = rope_rows(self.config, self.context, torch.arange(position, end), in_long)
         cos, sin = self.cos[rows], self.sin[rows]
         x = self.model.embed_tokens(tokens) * self.config.embedding_multiplier
-        for index, layer in enumerate(self.model.layers):
+        for index, layer in enumerate(cast("list[Halves]", self.model.layers)):
             q, k, v = layer.attention_inputs(x, cos, sin)
             layer.k_cache[:, position:end], layer.v_cache[:, position:end] = k, v
             block, scale = self.config.block(index), self.config.attention_scale

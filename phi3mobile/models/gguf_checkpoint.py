@@ -94,9 +94,12 @@ def import_gguf(
     write_checkpoint do.
     """
     if write_tokenizer is None:
-        from phi3mobile.text.gguf_vocab import write_tokenizer
+        from phi3mobile.text import gguf_vocab
+
+        write_tokenizer = gguf_vocab.write_tokenizer
+    write: Callable[[gguf.GGUFReader, Path], Any] = write_tokenizer
     source = open_gguf(path)
     source.check()
     tensors = ((name, source.tensor(name)) for name in source.names())
-    finish = lambda folder: write_tokenizer(source.reader, folder)  # noqa: E731
+    finish = lambda folder: write(source.reader, folder)  # noqa: E731
     return write_checkpoint(Path(out_folder), source.config, tensors, dtype, finish=finish)

@@ -114,13 +114,12 @@ def original_context(values: dict[str, Any], rope: dict[str, Any]) -> int:
         raise InputError(f"config: original_max_position_embeddings is {top} and, in the rope values, {inner}; they must agree")
     if rope["rope_type"] in ("longrope", "llama3") and (top or inner) is None:
         raise InputError(f"config: rope type {rope['rope_type']} needs original_max_position_embeddings")
-    if rope["rope_type"] == "llama3":
-        return inner or top
-    return top or inner or values["max_position_embeddings"]
+    stated: int | None = (inner or top) if rope["rope_type"] == "llama3" else (top or inner)
+    return stated or values["max_position_embeddings"]
 
 
 def _number(rope: dict[str, Any], key: str) -> float:
-    value = rope.get(key)
+    value: Any = rope.get(key)
     if type(value) not in (int, float) or not 0 < value < math.inf:
         raise InputError(f"config: rope type {rope['rope_type']} needs {key}, a number above 0; it is {value!r}")
     return float(value)

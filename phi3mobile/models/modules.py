@@ -8,6 +8,23 @@ from torch import nn
 from phi3mobile.models.config import DecoderConfig
 
 
+class Halves(nn.Module):
+    """A layer: its two halves around attention, by the family; its KV cache, by the decoder that holds it."""
+
+    k_cache: torch.Tensor  # [1, C, Hkv, D]
+    v_cache: torch.Tensor
+
+    def attention_inputs(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x [1, T, hidden], cos and sin [T, R] -> rotated q [1, T, H, D], rotated k and plain v [1, T, Hkv, D]."""
+        raise NotImplementedError
+
+    def attention_output(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """x [1, T, hidden] and the heads' results [1, T, H*D] -> the layer's output [1, T, hidden]."""
+        raise NotImplementedError
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last dimension, x [..., hidden]."""
 

@@ -172,7 +172,8 @@ def _evicting(qkv, cos, sin, k_cache, mark, input_pos, heads, scale, pattern: Pa
         last = min(end, (oldest + cache.reach) * pattern.block)
         piece = slice(first - start, last - start)
         store(head, at[:, first:last], k[:, piece], v[:, piece])
-        results.append(_attend(q[piece], *read(head, at[:, :last]), first, 0, scale, pattern))
+        keys, values = read(head, at[:, :last])
+        results.append(_attend(q[piece], keys, values, first, 0, scale, pattern))
         first = last
     mark[0] = max(farthest, end)
     return torch.cat(results) if results else q.reshape(0, heads * k_cache.shape[3])

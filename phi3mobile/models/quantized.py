@@ -97,6 +97,10 @@ def group_ones(width: int, group: int) -> torch.Tensor:
 class QuantizedLinear(nn.Module):
     """y = int8(x) @ W^T + bias with packed W, x [..., K] -> [..., N]. The reference of the exported program."""
 
+    weight: torch.Tensor
+    offsets: torch.Tensor | None
+    bias: torch.Tensor | None
+
     def __init__(self, packed: Packed) -> None:
         super().__init__()
         self.group = packed.group

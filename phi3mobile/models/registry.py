@@ -14,9 +14,8 @@ from phi3mobile.models import families as rooms
 from phi3mobile.models.config import DecoderConfig
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from phi3mobile.models.gguf import GgufLayout
+    from phi3mobile.models.modules import Halves
     from phi3mobile.models.tensors import Tensor
 
 
@@ -30,7 +29,7 @@ class Family(Protocol):
     read: Callable[[dict[str, Any]], Any]  # config.json -> config; InputError for a key that means another function
     stored: Callable[[Any, Tensor], dict[str, tuple[int, ...]]]  # the parts of one tensor in the config's source layout
     reference: Callable[[], tuple[Any, Any] | None]  # transformers' config and model, if it has them
-    Layer: Callable[[Any, int], nn.Module]  # attention_inputs and attention_output: the halves around attention
+    Layer: Callable[[Any, int], Halves]  # the halves around attention
 
 
 @cache

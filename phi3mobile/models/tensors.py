@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,8 @@ QKV, O, GATE_UP, DOWN = "qkv", "o", "gate_up", "down"  # noqa: E741
 BIAS = "bias"  # of the weight that `of` names
 NORMS = (ATTENTION_NORM, MLP_NORM, FINAL_NORM)
 LINEARS = (QKV, O, GATE_UP, DOWN)  # of a layer
+
+Rows = slice | list[int]  # some rows of a matrix
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Tensor:
     layer: int | None = None
     reads: str | None = None  # a role
     of: str | None = None  # of a bias: the role it belongs to
-    rows: dict[str, slice | list[int]] = field(default_factory=dict, hash=False, compare=False)
+    rows: Mapping[str, Rows] = field(default_factory=dict, hash=False, compare=False)
 
     @property
     def stacked(self) -> bool:

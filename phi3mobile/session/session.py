@@ -66,15 +66,15 @@ class Session:
     def __init__(
         self, bundle: str | Path | Parts, engine: Engine | None = None, *, on_event: Callable[[str], None] = lambda event: None
     ) -> None:
-        if isinstance(bundle, str | Path):
-            from phi3mobile.bundle import open_bundle  # here: with Parts given, a Session needs no files
+        from phi3mobile.bundle import Bundle, open_bundle  # here: with Parts given, a Session needs no files
 
-            bundle = open_bundle(bundle)
+        self.parts: Parts = open_bundle(bundle) if isinstance(bundle, str | Path) else bundle
         if engine is None:
             from phi3mobile.engines.registry import open_engine
 
-            engine = open_engine(bundle)
-        self.parts: Parts = bundle
+            if not isinstance(self.parts, Bundle):
+                raise TypeError("a Session over other parts than a bundle's must be given its engine")
+            engine = open_engine(self.parts)
         self.engine = engine
         self.statistics: Statistics | None = None  # of the last answer that ended
         self._rows = Rows(self.engine)

@@ -100,9 +100,9 @@ def _cache() -> dict[str, Any]:
         children = []
     except OSError as error:
         return {"folder": str(root), "bytes": 0, "parts": [], "error": f"can't be read: {error.strerror}"}
-    parts = [{"name": child.name, "bytes": _bytes(child)} for child in children]
-    parts.sort(key=lambda part: -part["bytes"])
-    return {"folder": str(root), "bytes": sum(part["bytes"] for part in parts), "packed_limit": LIMIT, "parts": parts}
+    sizes = sorted(((child.name, _bytes(child)) for child in children), key=lambda part: -part[1])
+    parts = [{"name": name, "bytes": bytes_} for name, bytes_ in sizes]
+    return {"folder": str(root), "bytes": sum(bytes_ for _, bytes_ in sizes), "packed_limit": LIMIT, "parts": parts}
 
 
 def _bytes(path: Path) -> int:

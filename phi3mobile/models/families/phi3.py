@@ -30,7 +30,7 @@ from phi3mobile.models.hf import (
     rope_scaling,
     stop_ids,
 )
-from phi3mobile.models.modules import norm
+from phi3mobile.models.modules import Halves, norm
 from phi3mobile.models.pieces import Block
 from phi3mobile.models.rope import apply_rope
 from phi3mobile.models.tensors import ATTENTION_NORM, DOWN, EMBED, FINAL_NORM, GATE_UP, HEAD, MLP_NORM, QKV, O, Tensor, table
@@ -213,7 +213,7 @@ class MLP(nn.Module):
         return self.down_proj(functional.silu(gate) * up)
 
 
-class Layer(nn.Module):
+class Layer(Halves):
     """One block; what lies between its two halves is `attend`, or a target's own attention."""
 
     def __init__(self, config: Phi3Config, index: int) -> None:
@@ -227,7 +227,6 @@ class Layer(nn.Module):
     def attention_inputs(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x [1, T, hidden], cos and sin [T, R] -> rotated q [1, T, H, D], rotated k and plain v [1, T, Hkv, D]."""
         heads, kv_heads, dim = self.config.num_attention_heads, self.config.num_key_value_heads, self.config.head_dim
         qkv = self.self_attn.qkv_proj(self.input_layernorm(x))
         q, k, v = qkv.split([heads * dim, kv_heads * dim, kv_heads * dim], dim=-1)
@@ -236,7 +235,6 @@ class Layer(nn.Module):
         return q, k, v.unflatten(-1, (kv_heads, dim))
 
     def attention_output(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """x [1, T, hidden] and the heads' results [1, T, H*D] -> the layer's output [1, T, hidden]."""
         x = x + self.self_attn.o_proj(attended)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -370,7 +368,7 @@ _TINY = Phi3Config(
     eos_token_ids=(2,),
     pad_token_id=2,
 )
-_TINY_LONG = {"original_max_position_embeddings": 32, "max_position_embeddings": 256}
+_TINY_LONG = replace(_TINY, original_max_position_embeddings=32, max_position_embeddings=256)
 
 
 PRESETS: dict[str, Phi3Config] = {
@@ -381,7 +379,7 @@ PRESETS: dict[str, Phi3Config] = {
     "tiny-gqa": replace(_TINY, num_key_value_heads=2),
     "tiny-tied": replace(_TINY, num_key_value_heads=1, tie_word_embeddings=True),
     "tiny-partial": replace(
-        _TINY,
+        _TINY_LONG,
         hidden_size=128,
         head_dim=32,
         num_key_value_heads=2,
@@ -389,10 +387,9 @@ PRESETS: dict[str, Phi3Config] = {
         partial_rotary_factor=0.75,
         tie_word_embeddings=True,
         rope_scaling=ramp(12, 9.0),
-        **_TINY_LONG,
     ),
     "tiny-window": replace(_TINY, num_key_value_heads=2, sliding_window=12),
-    "tiny-longrope": replace(_TINY, rope_scaling=ramp(8, 9.0), **_TINY_LONG),
+    "tiny-longrope": replace(_TINY_LONG, rope_scaling=ramp(8, 9.0)),
 }
 
 # Shapes whose function needs the checkpoint's factor lists: right for sizes and memory, not for logits.

@@ -29,7 +29,7 @@ from phi3mobile.models.hf import (
     rope_scaling,
     stop_ids,
 )
-from phi3mobile.models.modules import gegelu, norm
+from phi3mobile.models.modules import Halves, gegelu, norm
 from phi3mobile.models.pieces import Block
 from phi3mobile.models.rope import apply_rope
 from phi3mobile.models.tensors import (
@@ -212,7 +212,7 @@ def read(hf: dict[str, Any]) -> Phi3SmallConfig:
 
 def write(config: Phi3SmallConfig) -> dict[str, Any]:
     """The config.json that `read` reads back as `config`, with every key that its function depends on."""
-    hf = {"architectures": ["Phi3SmallForCausalLM"], "model_type": "phi3small", "hidden_act": "gegelu"}
+    hf: dict[str, Any] = {"architectures": ["Phi3SmallForCausalLM"], "model_type": "phi3small", "hidden_act": "gegelu"}
     hf |= {key: getattr(config, key) for key in _PLAIN}
     hf |= {
         "ff_intermediate_size": config.intermediate_size,
@@ -309,7 +309,7 @@ class MLP(nn.Module):
         return self.down_proj(gegelu(up[..., 0::2], up[..., 1::2], self.limit))
 
 
-class Layer(nn.Module):
+class Layer(Halves):
     """One block, in two halves around attention."""
 
     def __init__(self, config: Phi3SmallConfig, index: int) -> None:
@@ -323,14 +323,12 @@ class Layer(nn.Module):
     def attention_inputs(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x [1, T, hidden], cos and sin [T, R] -> rotated q [1, T, H, D], rotated k and plain v [1, T, Hkv, D]."""
         kv_heads, dim = self.config.num_key_value_heads, self.config.head_dim
         grouped = self.self_attn.query_key_value(self.input_layernorm(x)).unflatten(-1, (kv_heads, -1, dim))
         q, k, v = grouped[..., :-2, :].flatten(2, 3), grouped[..., -2, :], grouped[..., -1, :]
         return apply_rope(q, cos, sin), apply_rope(k, cos, sin), v
 
     def attention_output(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """x [1, T, hidden] and the heads' results [1, T, H*D] -> the layer's output [1, T, hidden]."""
         x = x + self.self_attn.dense(attended)
         return x + self.mlp(self.post_attention_layernorm(x))
 
