@@ -512,6 +512,17 @@ def test_the_picker_knows_what_fits(tmp_path):
     assert listed[0].needs == 1_001_000_000 and listed[2].needs == 10_501_000_000
 
 
+def test_the_picker_reads_bundles_of_format_1(tmp_path):
+    """Which said whether weights are mapped by an option of their recipe."""
+    for name, attention in (("mapped", "native"), ("heap", "stock")):
+        bundle_at(tmp_path / name, name, 8.5)
+        path = tmp_path / name / "manifest.json"
+        manifest = json.loads(path.read_text()) | {"format": 1, "recipe": {"name": "r", "attention": attention}}
+        del manifest["weights_mapped"]
+        path.write_text(json.dumps(manifest | {"runtime": {"kind": "executorch", "program": "model.pte"}}))
+    assert [(c.name, c.verdict) for c in choices([tmp_path], int(10e9))] == [("mapped", TIGHT), ("heap", TOO_LARGE)]
+
+
 def test_the_picker_without_a_known_memory(tmp_path, monkeypatch):
     bundle_at(tmp_path / "b", "b", 1)
     monkeypatch.setattr("phi3mobile.assistant.bundles.memory_free", lambda: None)
