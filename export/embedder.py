@@ -103,6 +103,9 @@ def load_minilm(folder: Path) -> MiniLM:
 class _ByteRows(nn.Module):
     """An embedding table in int8 with a scale per row."""
 
+    codes: torch.Tensor
+    scales: torch.Tensor
+
     def __init__(self, table: torch.Tensor) -> None:
         super().__init__()
         scales = table.abs().amax(dim=1, keepdim=True) / 127
@@ -117,7 +120,7 @@ class _ByteRows(nn.Module):
 def export_embedder(folder: Path, pte: Path) -> None:
     """Write the program of the embedder in `folder` to `pte`."""
     model = load_minilm(folder)
-    model.words = _ByteRows(model.words.weight)
+    model.add_module("words", _ByteRows(model.words.weight))
     example = torch.zeros(1, 7, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     shapes = {1: torch.export.Dim("T", min=2, max=LONGEST)}, None
     exported = torch.export.export(model, example, dynamic_shapes=shapes, strict=False)

@@ -45,19 +45,33 @@ class PackedModel:
             return None
         return self._forms.get(name) or self.recipe.form_of(name, self.shape(name)[1])
 
+    def matrix_form(self, name: str) -> Form:
+        """How the matrix `name` is packed."""
+        form = self.form_of(name)
+        assert form is not None, f"{name} is no matrix"
+        return form
+
     def shape(self, name: str) -> tuple[int, ...]:
         return self.checkpoint.shape(self._source(name))
 
     def tensor(self, name: str) -> Packed | torch.Tensor:
         """A matrix packed, with its bias; or a vector in float32. A tied head is packed from the embedding by its own rule."""
-        weight, form = self.checkpoint.tensor(self._source(name)), self.form_of(name)
-        if form is None:
-            return weight.float()
+        return self.vector(name) if self.form_of(name) is None else self.matrix(name)
+
+    def matrix(self, name: str) -> Packed:
+        """The matrix `name`: see `tensor`."""
+        weight, form = self.checkpoint.tensor(self._source(name)), self.matrix_form(name)
         return replace(weight if isinstance(weight, Packed) else quantize(weight, *form), bias=self._bias(name))
+
+    def vector(self, name: str) -> torch.Tensor:
+        """The vector `name`, a norm's weight or bias or a linear's bias, in float32."""
+        values = self.checkpoint.tensor(self._source(name))
+        assert isinstance(values, torch.Tensor) and self.form_of(name) is None, f"{name} is a matrix"
+        return values.float()
 
     def bits_per_weight(self) -> float:
         """Bits per weight of the layers' matrices, scales and offsets included; embedding and head are not among them."""
-        bits = values = 0
+        bits, values = 0.0, 0
         for name in self.checkpoint.names():
             if name.startswith("model.layers.") and (form := self.form_of(name)):
                 rows, width = self.shape(name)
@@ -73,7 +87,7 @@ class PackedModel:
         if not self.has_bias(name):
             return None
         if name != HEAD:
-            return self.checkpoint.tensor(_bias_name(name)).float()
+            return self.vector(_bias_name(name))
         bias = torch.zeros(self.config.vocab_size)  # float32's least swallows the logit it is added to: the sum is exact
         bias[list(self.config.masked_ids)] = torch.finfo(torch.float32).min
         return bias
@@ -91,15 +105,15 @@ def load_packed(packed: PackedModel, context: int | None = None) -> Decoder:
     """The torch model that computes with these integers as the phone does: the reference of every exported program."""
     with torch.device("meta"):
         model = Decoder(packed.config, context)
-    model.lm_head = QuantizedLinear(packed.tensor(HEAD))
-    model.model.embed_tokens = QuantizedEmbedding(packed.tensor(EMBEDDING))
+    model.add_module("lm_head", QuantizedLinear(packed.matrix(HEAD)))
+    model.model.add_module("embed_tokens", QuantizedEmbedding(packed.matrix(EMBEDDING)))
     for name, tensor in packed.config.tensors().items():
         module, _, attribute = name.rpartition(".")
         if tensor.role in LINEARS:
             owner, _, own = module.rpartition(".")
-            setattr(model.get_submodule(owner), own, QuantizedLinear(packed.tensor(name)))
+            setattr(model.get_submodule(owner), own, QuantizedLinear(packed.matrix(name)))
         elif (tensor.of or tensor.role) in NORMS:
-            vector = torch.nn.Parameter(packed.tensor(name), requires_grad=False)
+            vector = torch.nn.Parameter(packed.vector(name), requires_grad=False)
             setattr(model.get_submodule(module), attribute, vector)
     model.allocate()
     return model.eval()

@@ -73,10 +73,13 @@ def plan_export(
     folder = resolve(source)
     if folder.is_file():
         raise InputError(f"{folder} is a file; make a checkpoint folder of it first: phi3mobile import {folder} FOLDER")
-    checkpoint = Solved(folder) if is_solved(folder) else open_checkpoint(folder)
-    checkpoint.check()
-    chosen, method = _as_made(checkpoint, chosen, method, calibration, bits, rotate)
-    checkpoint = Rotated(checkpoint) if rotate else checkpoint
+    given = Solved(folder) if is_solved(folder) else open_checkpoint(folder)
+    given.check()
+    chosen, method = _as_made(given, chosen, method, calibration, bits, rotate)
+    checkpoint: Checkpoint | Rotated | Solved = given
+    if rotate:
+        assert not isinstance(given, Solved), given.folder  # _as_made refuses it
+        checkpoint = Rotated(given)
     config, eos = checkpoint.config, stop_ids(folder, checkpoint.config)
     context = _context(config, chosen, context)
     check_pieces(config, chosen, target)
@@ -150,8 +153,10 @@ def _as_made(
         whole_rows = checkpoint.form_of(first := "model.layers.0.mlp.down_proj.weight") == Form(4, checkpoint.shape(first)[1])
         if (recipe.group == 0) != whole_rows:
             raise InputError(f"recipe {recipe.name} has other groups of columns; quantize again with --recipe {recipe.name}")
-        tables = {"embedding_bits": checkpoint.form_of(EMBEDDING)[0], "head_bits": checkpoint.form_of(HEAD)[0]}
-        return replace(recipe, **tables), checkpoint.about["quality"]["method"]
+        table, head = checkpoint.form_of(EMBEDDING), checkpoint.form_of(HEAD)
+        if table is None or head is None:
+            raise InputError(f"{checkpoint.folder}: its embedding or its head is not packed; quantize again")
+        return replace(recipe, embedding_bits=table.bits, head_bits=head.bits), checkpoint.about["quality"]["method"]
     method = recipe.method if method is None else method
     if method not in METHODS:
         raise InputError(f"method {method!r} is not known; take one of: {', '.join(METHODS)}")
@@ -166,7 +171,7 @@ def stop_ids(folder: Path, config: DecoderConfig) -> list[int]:
     """The ids that end an answer: generation_config.json's (mini: 32000, 32001, 32007), else the config's."""
     path = folder / "generation_config.json"
     eos = _read_object(path).get("eos_token_id")
-    ids = list(config.eos_token_ids) if eos is None else eos if isinstance(eos, list) else [eos]
+    ids: list[Any] = list(config.eos_token_ids) if eos is None else eos if isinstance(eos, list) else [eos]
     wrong = [token for token in ids if type(token) is not int or not 0 <= token < config.vocab_size]
     if wrong or not ids:
         raise InputError(f"{path}: eos_token_id {wrong or 'is missing'}; give ids from 0 to {config.vocab_size - 1}")

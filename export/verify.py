@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from phi3mobile.bundle import Bundle
-from phi3mobile.engines import Engine
+from phi3mobile.engines import BaseEngine, Engine
 from phi3mobile.errors import InputError
 from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.recipe import find_recipe
@@ -187,7 +187,8 @@ def _both(engine: Engine, model: Decoder, tokens: list[int], position: int, long
             value = outputs[name]
             found[name] = np.array(value[0] if value.ndim == 3 else value[0, :, 0].T)  # Conv2d layout: [1, C, 1, T]
 
-    engine.trace = trace
+    if isinstance(engine, BaseEngine):
+        engine.trace = trace
     logits = engine.forward(np.array(tokens), position, long)
     ours = [found[f"layer_{layer}"] for layer in range(len(found))]
     return reference, logits, expected if ours else [], ours

@@ -39,8 +39,13 @@ def balance(config: DecoderConfig, layer: nn.Module, index: int, inputs: dict[st
     def module(role: str) -> nn.Module:
         return layer.get_submodule(in_layer(config.tensor(role, index)))
 
+    def linear_of(role: str) -> nn.Linear:
+        found = module(role)
+        assert isinstance(found, nn.Linear), role
+        return found
+
     def scaled(role: str, shared: tuple[int, ...] | None = None) -> torch.Tensor:
-        tensor, linear = config.tensor(role, index), module(role)
+        tensor, linear = config.tensor(role, index), linear_of(role)
         name = in_layer(tensor)
         sizes = best_sizes(linear.weight, inputs[name], form_of(tensor.name), shared)
         linear.weight = _times(linear.weight, sizes)
@@ -48,7 +53,7 @@ def balance(config: DecoderConfig, layer: nn.Module, index: int, inputs: dict[st
         return sizes
 
     def divide_rows(role: str, part: str, sizes: torch.Tensor) -> None:
-        linear, factors = module(role), torch.ones(config.tensor(role, index).shape[0])
+        linear, factors = linear_of(role), torch.ones(config.tensor(role, index).shape[0])
         factors[config.tensor(role, index).rows[part]] = 1 / sizes
         linear.weight = _times(linear.weight, factors[:, None])
 

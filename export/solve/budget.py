@@ -82,8 +82,8 @@ def measure_classes(checkpoint: Checkpoint | Rotated, tokens: torch.Tensor, prog
         for name, linear in linears:
             key, full = (band, name), f"model.layers.{index}.{name}.weight"
             names.setdefault(key, []).append(full)
-            shapes[name] = tuple(linear.weight.shape)
-            forms = _forms(shapes[name][1])
+            height, width = shapes[name] = linear.out_features, linear.in_features
+            forms = _forms(width)
             errors[key] = errors.get(key, 0) + torch.tensor([_error(linear.weight, form) for form in forms])
             kept = linear.weight
             linear.weight = nn.Parameter(quantize(kept, *forms[0]).dequantized(), requires_grad=False)
@@ -100,11 +100,11 @@ def measure_classes(checkpoint: Checkpoint | Rotated, tokens: torch.Tensor, prog
         tells = log_probabilities(config, norm(x), head)
         loss = float(functional.kl_div(tells, told, reduction="sum", log_target=True)) / tokens.numel()
         height, width = shapes[key[1]]
-        forms = tuple(
+        costed = tuple(
             (form, form.bits_per_weight(width), max(0.0, loss) * float(error / errors[key][0].clamp(min=1e-30)))
             for form, error in zip(_forms(width), errors[key], strict=True)
         )
-        classes.append(MatrixClass(tuple(names[key]), height * width * len(names[key]), forms))
+        classes.append(MatrixClass(tuple(names[key]), height * width * len(names[key]), costed))
     return classes
 
 

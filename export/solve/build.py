@@ -53,10 +53,10 @@ def quantize_checkpoint(
     refuse_existing(out)
     if is_solved(folder):
         raise InputError(f"{folder} is quantized already; give the float checkpoint that it was made from")
-    checkpoint = open_checkpoint(folder)
-    checkpoint.check()
-    chosen.check(checkpoint.config)
-    checkpoint = Rotated(checkpoint) if rotate else checkpoint
+    floats = open_checkpoint(folder)
+    floats.check()
+    chosen.check(floats.config)
+    checkpoint = Rotated(floats) if rotate else floats
     text = calibration_of(load_tokenizer(folder), checkpoint.config, calibration)
     require_space(out, checkpoint.config.parameters() + (64 << 20))
     partial = out.absolute().with_name(f".{out.name}.unfinished")
@@ -94,9 +94,9 @@ def solve_into(
     """A solved model in `folder`, but for the tokenizer's files; returns what was written about it."""
     wanted, config = PackedModel(checkpoint, recipe, forms), checkpoint.config
     if isinstance(checkpoint, Rotated):
-        _refuse_trained(checkpoint, wanted.form_of)
+        _refuse_trained(checkpoint, wanted.matrix_form)
     card = card_tokens(load_tokenizer(checkpoint.folder), config)
-    measured = solve_checkpoint(checkpoint, folder, wanted.form_of, text.tokens, card, progress)
+    measured = solve_checkpoint(checkpoint, folder, wanted.matrix_form, text.tokens, card, progress)
     (folder / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n")
     about = {
         "source": source or str(checkpoint.folder),

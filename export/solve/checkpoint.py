@@ -15,7 +15,7 @@ from phi3mobile.errors import InputError
 from phi3mobile.export.quantize import quantize
 from phi3mobile.export.solve.balance import FormOf, balance, best_sizes, divide
 from phi3mobile.export.solve.card import Card
-from phi3mobile.export.solve.folder import HEAD, read_part, write_part
+from phi3mobile.export.solve.folder import HEAD, matrix_of, read_part, vector_of, write_part
 from phi3mobile.export.solve.gptq import solve
 from phi3mobile.export.solve.stream import (
     Weights,
@@ -58,7 +58,7 @@ def solve_checkpoint(
     weights = partial(finite_tensor, checkpoint)
     table = weights(EMBEDDING)
     packed = _kept(folder / "packed-embedding.safetensors", lambda: {EMBEDDING: quantize(table, *form_of(EMBEDDING))})
-    embed = QuantizedEmbedding(packed[EMBEDDING])
+    embed = QuantizedEmbedding(matrix_of(packed, EMBEDDING))
     card = Card(config, card_tokens, functional.embedding(card_tokens, table), embed(card_tokens))
     exact = functional.embedding(tokens, table) * config.embedding_multiplier
     x = embed(tokens) * config.embedding_multiplier
@@ -75,13 +75,16 @@ def solve_checkpoint(
         else:
             balance(config, layer, index, inputs, form_of)
             vectors = _vectors(layer, index)  # before the linears, whose biases are among them, are replaced
-            matrices, x = solve_layer(config, layer, index, x, inputs, lambda name, *given: solve(*given, *form_of(name)))
+            matrices, x = solve_layer(
+                config, layer, index, x, inputs, lambda name, weight, hessian: solve(weight, hessian, *form_of(name))
+            )
             write_part(path, vectors | matrices)
         card.through_quantized(layer, index)
     progress("solve", layers, layers + 1)
     head = weights(HEAD)
     packed = _kept(folder / "packed-end.safetensors", lambda: _end(config, x, weights, head, form_of(HEAD)))
-    return card.finish(load_norm(config, weights), head, load_norm(config, packed.__getitem__), packed[HEAD])
+    packed_norm = load_norm(config, partial(vector_of, packed))
+    return card.finish(load_norm(config, weights), head, packed_norm, matrix_of(packed, HEAD))
 
 
 def _end(
@@ -136,11 +139,11 @@ def take_over(layer: nn.Module, index: int, packed: dict[str, Packed | torch.Ten
     """Give a float layer the integers of an earlier run, and the norms that go with them."""
     for name, vector in list(layer.named_parameters()):
         if vector.dim() == 1:
-            vector.data = packed[f"model.layers.{index}.{name}"]
+            vector.data = vector_of(packed, f"model.layers.{index}.{name}")
     for name, linear in list(layer.named_modules()):
         if isinstance(linear, nn.Linear):
             owner, _, attribute = name.rpartition(".")
-            module = QuantizedLinear(packed[f"model.layers.{index}.{name}.weight"])
+            module = QuantizedLinear(matrix_of(packed, f"model.layers.{index}.{name}.weight"))
             module.bias = linear.bias
             setattr(layer.get_submodule(owner), attribute, module)
 

@@ -49,6 +49,20 @@ def read_part(path: Path) -> dict[str, Packed | torch.Tensor]:
     return {name: part.tensor(name) for name in part.names()}
 
 
+def matrix_of(part: dict[str, Packed | torch.Tensor], name: str) -> Packed:
+    """The matrix `name` of what read_part returned."""
+    found = part[name]
+    assert isinstance(found, Packed), f"{name} is no matrix"
+    return found
+
+
+def vector_of(part: dict[str, Packed | torch.Tensor], name: str) -> torch.Tensor:
+    """The vector `name` of what read_part returned."""
+    found = part[name]
+    assert isinstance(found, torch.Tensor), f"{name} is no vector"
+    return found
+
+
 class _Part:
     """An open file of write_part's."""
 
@@ -75,13 +89,14 @@ class _Part:
     def tensor(self, name: str) -> Packed | torch.Tensor:
         if name in self._keys:
             return self._file.get_tensor(name)
-        _, (bits, group, has_offsets) = self.form(name)
+        _, form = self.form(name)
+        assert form is not None, f"{name} is no matrix"
         codes, scales = self._file.get_tensor(f"{name}.codes"), self._file.get_tensor(f"{name}.scales")
         offsets = None
-        if has_offsets:
+        if form.offsets:
             own = (self._file.get_tensor(f"{name}.offset_{part}") for part in ("codes", "scales"))
             offsets = Packed(8, scales.shape[1], *own)
-        return Packed(bits, group, codes, scales, offsets=offsets)
+        return Packed(form.bits, form.group, codes, scales, offsets=offsets)
 
 
 class Solved:

@@ -101,6 +101,7 @@ class Rotated:
 
     def _norm_of(self, tensor: Tensor) -> Tensor:
         """The norm that a linear reads the hidden states through."""
+        assert tensor.reads is not None, tensor.name
         return self.config.tensor(tensor.reads, None if tensor.reads == FINAL_NORM else tensor.layer)
 
     def _norm(self, name: str) -> torch.Tensor:

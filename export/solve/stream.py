@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol, cast
 
 import torch
 from torch import nn
@@ -48,7 +49,7 @@ class Solving(nn.Module):
             weight = matched(self.linear.weight, hessian, products(x, self.exact - x, self.power.weights))
             self.packed = self.solve(self.name, weight, hessian)
             self.quantized = QuantizedLinear(replace(self.packed, bias=self.linear.bias))
-            self.linear.weight = self.exact = None
+            del self.linear.weight, self.exact  # nobody reads them again
         return self.quantized.of_rounded(x)
 
 
@@ -109,12 +110,23 @@ def load_norm(config: DecoderConfig, weights: Weights) -> nn.Module:
     return norm
 
 
+class _Halves(Protocol):
+    """What a layer of any family has: the halves around attention."""
+
+    def attention_inputs(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
+
+    def attention_output(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor: ...
+
+
 def run_layer(config: DecoderConfig, layer: nn.Module, index: int, x: torch.Tensor) -> torch.Tensor:
     """x [B, T, D] -> [B, T, D], every sequence from position 0."""
     cos, sin = rope_tables(config, x.shape[1])
-    q, k, v = layer.attention_inputs(x, cos[: x.shape[1]], sin[: x.shape[1]])
+    halves = cast("_Halves", layer)
+    q, k, v = halves.attention_inputs(x, cos[: x.shape[1]], sin[: x.shape[1]])
     rows = zip(q.split(1), k.split(1), v.split(1), strict=True)
-    return layer.attention_output(x, torch.cat([_attend(config, index, *row) for row in rows]))
+    return halves.attention_output(x, torch.cat([_attend(config, index, *row) for row in rows]))
 
 
 def _attend(config: DecoderConfig, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -159,4 +171,8 @@ def solve_layer(
             setattr(layer.get_submodule(owner), attribute, solving[full])
     x = run_layer(config, layer, index, x)
     require_finite(f"what layer {index} makes", x)
-    return {name: module.packed for name, module in solving.items()}, x
+    solved = {}
+    for name, module in solving.items():
+        assert module.packed is not None, f"{name} saw no tokens"
+        solved[name] = module.packed
+    return solved, x

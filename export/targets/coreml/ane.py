@@ -21,7 +21,7 @@ from coremltools.converters.mil.mil import Function, Var, types
 from phi3mobile.export.packed import HEAD, PackedModel
 from phi3mobile.export.targets.coreml import blocks
 from phi3mobile.export.targets.coreml.layers import embedded
-from phi3mobile.export.targets.coreml.matrices import Matrices
+from phi3mobile.export.targets.coreml.matrices import Matrices, part_rows
 from phi3mobile.export.targets.coreml.package import TARGET, Weights
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.tensors import ATTENTION_NORM, DOWN, FINAL_NORM, GATE_UP, MLP_NORM, QKV, O, Tensor
@@ -118,7 +118,7 @@ def _layer(config: DecoderConfig, matrices: Matrices, x: Var, layer: int, given:
     length, qkv = x.shape[3], config.tensor(QKV, layer)
     normed = _norm(config, matrices, x, config.tensor(ATTENTION_NORM, layer))
     q, k, v = (
-        mb.reshape(x=_conv(matrices, normed, qkv.name, qkv.rows[part]), shape=[1, count, dim, length])
+        mb.reshape(x=_conv(matrices, normed, qkv.name, part_rows(qkv, part)), shape=[1, count, dim, length])
         for part, count in (("q", heads), ("k", kv_heads), ("v", kv_heads))
     )
     q = mb.mul(x=_rope(q, given["cos"], given["sin"]), y=np.float16(config.attention_scale))
@@ -128,7 +128,7 @@ def _layer(config: DecoderConfig, matrices: Matrices, x: Var, layer: int, given:
     attended = _attend(q, keys, values, given["mask"])
     x = mb.add(x=x, y=_conv(matrices, attended, config.tensor(O, layer).name))
     normed, both = _norm(config, matrices, x, config.tensor(MLP_NORM, layer)), config.tensor(GATE_UP, layer)
-    gate, up = (_conv(matrices, normed, both.name, both.rows[part]) for part in ("gate", "up"))
+    gate, up = (_conv(matrices, normed, both.name, part_rows(both, part)) for part in ("gate", "up"))
     down = _conv(matrices, mb.mul(x=mb.silu(x=gate), y=up), config.tensor(DOWN, layer).name)
     return mb.add(x=x, y=down, name=f"layer_{layer}"), [k, v]
 

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import coremltools as ct
 import numpy as np
+import torch
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Function, Var, get_new_symbol, types
 
@@ -111,9 +113,10 @@ class _Attention:
     def __init__(self, config: DecoderConfig, sizes: Sizes, queries: Var, keys: Var) -> None:
         self.config, self.count = config, mb.shape(x=keys)
         length, groups = queries.shape[0], config.num_attention_heads // config.num_key_value_heads
-        self.patterns = [config.blocksparse(layer) for layer in range(config.num_hidden_layers)]
-        self.patterns = [pattern if sparse.hides(pattern, sizes.rows, length) else None for pattern in self.patterns]
-        self.scopes = {pattern: sparse.scope(pattern, queries, keys, sizes.rows) for pattern in {*self.patterns} - {None}}
+        patterns = [config.blocksparse(layer) for layer in range(config.num_hidden_layers)]
+        self.patterns = [pattern if sparse.hides(pattern, sizes.rows, length) else None for pattern in patterns]
+        hiding = [pattern for pattern in dict.fromkeys(self.patterns) if pattern is not None]
+        self.scopes = {pattern: sparse.scope(pattern, queries, keys, sizes.rows) for pattern in hiding}
         if None in self.patterns:
             self.mask = blocks.causal_mask(queries, keys, config.sliding_window, groups)
 
@@ -129,10 +132,13 @@ class _Attention:
 def _rope(config: DecoderConfig, sizes: Sizes, matrices: Matrices, queries: Var, long: Var | None) -> tuple[Var, Var]:
     """cos and sin [T, R]; padding may run past the context, whose last row then serves."""
     tables = rope_tables(config, sizes.context)
-    names = ("rope_cos", "rope_sin")
-    shared = [
-        matrices.constant(name, tuple(table.shape), lambda table=table: table.numpy().astype(np.float16))
-        for name, table in zip(names, tables, strict=True)
-    ]
+    cos, sin = (
+        matrices.constant(name, tuple(table.shape), partial(_half, table))
+        for name, table in zip(("rope_cos", "rope_sin"), tables, strict=True)
+    )
     positions = mb.minimum(x=queries, y=np.int32(sizes.context - 1))
-    return blocks.rope_rows(*shared, positions, long, short_rows(config, sizes.context))
+    return blocks.rope_rows(cos, sin, positions, long, short_rows(config, sizes.context))
+
+
+def _half(table: torch.Tensor) -> np.ndarray:
+    return table.numpy().astype(np.float16)

@@ -30,8 +30,12 @@ from phi3mobile.models.rope import rope_tables, short_rows
 from phi3mobile.models.tensors import ATTENTION_NORM, FINAL_NORM, LINEARS, MLP_NORM
 
 
-class Matrix(nn.Module):
-    """The packed integers and their scales in the graph: [N, K]."""
+class _Integers(nn.Module):
+    """The packed integers and their scales in the graph."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor
 
     def __init__(self, packed: Packed) -> None:
         super().__init__()
@@ -40,19 +44,27 @@ class Matrix(nn.Module):
         self.register_buffer("scales", packed.scales.float())
         self.register_buffer("zeros", torch.zeros_like(packed.scales, dtype=torch.int8))
 
-    def forward(self) -> torch.Tensor:
+    def dequantized(self) -> torch.Tensor:
+        """[N, K]."""
         return torch.ops.torchao.dequantize_affine.default(
             self.codes, [1, self.group], self.scales, self.zeros, torch.int8, *self.limits
         )
 
 
-class Linear(Matrix):
+class Matrix(_Integers):
+    """[N, K] of no input."""
+
+    def forward(self) -> torch.Tensor:
+        return self.dequantized()
+
+
+class Linear(_Integers):
     def __init__(self, packed: Packed) -> None:
         super().__init__(packed)
         self.offsets = Matrix(packed.offsets) if packed.offsets else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = functional.linear(x, super().forward())
+        y = functional.linear(x, self.dequantized())
         return y if self.offsets is None else y + functional.linear(group_sums(x, self.group), self.offsets())
 
 
@@ -68,13 +80,22 @@ class Norm(nn.Module):
 class Layer(nn.Module):
     """One block over its own cache."""
 
+    qkv: Linear
+    o: Linear
+    gate_up: Linear
+    down: Linear
+    before: Norm
+    between: Norm
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+
     def __init__(self, packed: PackedModel, layer: int, rows: int) -> None:
         super().__init__()
         self.config = packed.config
         for role in LINEARS:  # qkv, o, gate_up, down
-            setattr(self, role, Linear(packed.tensor(self.config.tensor(role, layer).name)))
+            setattr(self, role, Linear(packed.matrix(self.config.tensor(role, layer).name)))
         for name, role in (("before", ATTENTION_NORM), ("between", MLP_NORM)):
-            setattr(self, name, Norm(packed.tensor(self.config.tensor(role, layer).name), self.config.rms_norm_eps))
+            setattr(self, name, Norm(packed.vector(self.config.tensor(role, layer).name), self.config.rms_norm_eps))
         shape = (1, self.config.num_key_value_heads, rows, self.config.head_dim)
         self.register_buffer("k_cache", torch.zeros(shape))
         self.register_buffer("v_cache", torch.zeros(shape))
@@ -97,13 +118,16 @@ class Layer(nn.Module):
 class DelegatedDecoder(nn.Module):
     """Caches of the context and a chunk."""
 
+    cos: torch.Tensor
+    sin: torch.Tensor
+
     def __init__(self, packed: PackedModel, context: int, chunk: int) -> None:
         super().__init__()
         config = packed.config
         self.context, self.short = context, short_rows(config, context)
-        self.embedding, self.head = Matrix(packed.tensor(EMBEDDING)), Linear(packed.tensor(HEAD))
+        self.embedding, self.head = Matrix(packed.matrix(EMBEDDING)), Linear(packed.matrix(HEAD))
         self.layers = nn.ModuleList(Layer(packed, layer, context + chunk) for layer in range(config.num_hidden_layers))
-        self.norm = Norm(packed.tensor(config.tensor(FINAL_NORM).name), config.rms_norm_eps)
+        self.norm = Norm(packed.vector(config.tensor(FINAL_NORM).name), config.rms_norm_eps)
         cos, sin = rope_tables(config, context)
         self.register_buffer("cos", cos)
         self.register_buffer("sin", sin)

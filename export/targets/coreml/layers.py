@@ -8,7 +8,7 @@ from coremltools.converters.mil.mil import Var
 
 from phi3mobile.export.packed import EMBEDDING, HEAD
 from phi3mobile.export.targets.coreml import blocks
-from phi3mobile.export.targets.coreml.matrices import Matrices
+from phi3mobile.export.targets.coreml.matrices import Matrices, part_rows
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.modules import GELU_SLOPE
 from phi3mobile.models.pieces import Block
@@ -25,15 +25,15 @@ def swiglu(matrices: Matrices, x: Var, up: Tensor, block: Block) -> Var:
     if up.stacked:
         gate, plain = mb.split(x=matrices.linear(x, up.name), num_splits=2, axis=-1)
     else:
-        gate, plain = (matrices.linear(x, up.name, up.rows[part]) for part in ("gate", "up"))
+        gate, plain = (matrices.linear(x, up.name, part_rows(up, part)) for part in ("gate", "up"))
     return mb.mul(x=mb.silu(x=gate), y=plain)
 
 
 def gegelu(matrices: Matrices, x: Var, up: Tensor, block: Block) -> Var:
     """models.modules.gegelu of a normed x; infinities do not pass the limit here."""
     limit = np.float16(block.limit)
-    gate = mb.minimum(x=matrices.linear(x, up.name, up.rows["gate"]), y=limit)
-    plain = mb.maximum(x=mb.minimum(x=matrices.linear(x, up.name, up.rows["up"]), y=limit), y=-limit)
+    gate = mb.minimum(x=matrices.linear(x, up.name, part_rows(up, "gate")), y=limit)
+    plain = mb.maximum(x=mb.minimum(x=matrices.linear(x, up.name, part_rows(up, "up")), y=limit), y=-limit)
     gelu = mb.mul(x=gate, y=mb.sigmoid(x=mb.mul(x=gate, y=np.float16(GELU_SLOPE))))
     return mb.mul(x=gelu, y=mb.add(x=plain, y=np.float16(1.0)))
 

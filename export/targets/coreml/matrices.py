@@ -13,6 +13,7 @@ from coremltools.converters.mil.mil import Var, types
 from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.targets.coreml.package import Weights
 from phi3mobile.models.quantized import Packed
+from phi3mobile.models.tensors import Tensor
 
 
 class Matrices:
@@ -20,13 +21,13 @@ class Matrices:
 
     def __init__(self, packed: PackedModel, weights: Weights) -> None:
         self.packed, self.weights = packed, weights
-        self._tensor = lru_cache(maxsize=1)(packed.tensor)  # codes and scales, and parts of one matrix, are asked for in turn
+        self._tensor = lru_cache(maxsize=1)(packed.matrix)  # codes and scales, and parts of one matrix, are asked for in turn
 
     def vector(self, tensor: str, shape: tuple[int, ...] = (-1,)) -> Var:
         """A norm's weight or bias, float16, as `shape`."""
         stored = self.packed.shape(tensor)
         shape = tuple(stored[0] if size == -1 else size for size in shape)
-        return self.constant(tensor, shape, lambda: self.packed.tensor(tensor).to(torch.float16).numpy().reshape(shape))
+        return self.constant(tensor, shape, lambda: self.packed.vector(tensor).to(torch.float16).numpy().reshape(shape))
 
     def constant(self, name: str, shape: tuple[int, ...], value: Callable[[], np.ndarray]) -> Var:
         """Any float16 constant that functions share."""
@@ -34,7 +35,7 @@ class Matrices:
 
     def matrix(self, tensor: str, rows: slice = slice(None), trailing: int = 0) -> Var:
         """float16 [N, K] (with `trailing` dimensions of 1 behind), of some `rows`: constexpr over int4 or int8 codes."""
-        bits, group, has_offsets = self.packed.form_of(tensor)
+        bits, group, has_offsets = self.packed.matrix_form(tensor)
         count, width = self.packed.shape(tensor)
         part, name = self._part(tensor, rows)
         count, columns, ones = len(range(count)[rows]), 1 if bits == 8 else width // group, (1,) * trailing
@@ -61,7 +62,13 @@ class Matrices:
             return self.constant(f"no_bias_{count}", (count,), lambda: np.zeros(count, np.float16))
         part, name = self._part(tensor, rows)
         least = torch.finfo(torch.float16).min  # masked ids carry float32's least
-        return self.constant(f"{name}_bias", (count,), lambda: part().bias.clamp(min=least).to(torch.float16).numpy())
+
+        def values() -> np.ndarray:
+            own = part().bias
+            assert own is not None, tensor
+            return own.clamp(min=least).to(torch.float16).numpy()
+
+        return self.constant(f"{name}_bias", (count,), values)
 
     def linear(self, x: Var, tensor: str, rows: slice = slice(None), name: str | None = None) -> Var:
         """x [1, T, K] -> [1, T, N], of some rows of the matrix."""
@@ -79,7 +86,15 @@ class Matrices:
 
 def code_offsets(packed: Packed) -> torch.Tensor:
     """float16 [N, K/group]: what Core ML takes off the codes before it multiplies by the scales."""
+    assert packed.offsets is not None, packed.form
     return (-packed.offsets.dequantized() / packed.scales.float()).half()
+
+
+def part_rows(tensor: Tensor, part: str) -> slice:
+    """Which rows of a fused weight are its `part`, where they are a slice."""
+    rows = tensor.rows[part]
+    assert isinstance(rows, slice), f"{tensor.name} has {part} in a list of rows"
+    return rows
 
 
 def _identifier(name: str) -> str:

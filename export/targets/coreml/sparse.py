@@ -30,7 +30,8 @@ class Residue:
 
 def residues(pattern: Pattern) -> list[Residue]:
     """All heads, by the residue of their remote blocks."""
-    group, found = pattern.heads // pattern.kv_heads, {}
+    group = pattern.heads // pattern.kv_heads
+    found: dict[int, list[int]] = {}
     for head in range(pattern.heads):
         found.setdefault(-(head * pattern.head_step + 1) % pattern.stride, []).append(head)
     result = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from phi3mobile.export.targets.coreml.options import CoremlRecipe
 
 if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
+    from phi3mobile.engines import Engine
     from phi3mobile.export.packed import PackedModel
     from phi3mobile.export.plan import ExportPlan
     from phi3mobile.progress import Progress
@@ -66,7 +68,8 @@ class CoremlTarget(Target):
         from phi3mobile.engines.registry import find_engine
         from phi3mobile.export.targets.coreml.reference import reference_model
 
-        context, interpreter = bundle.info.max_context, find_engine(self.engine(packed.recipe), str(bundle.folder))
+        context = bundle.info.max_context
+        interpreter: Callable[..., Engine] = find_engine(self.engine(packed.recipe), str(bundle.folder))  # they know `half`
         return [
             Check(
                 *("rewriting", 70.0, 70.0),

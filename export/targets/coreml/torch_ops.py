@@ -62,13 +62,13 @@ def _attended(q, keys, values, position, window, scale, block=0, local_blocks=0,
 
 def phi3mobile_attended(context, node) -> None:
     q, keys, values, position, *rest = _get_inputs(context, node, min_expected=6)
-    window, scale, *pattern = (item.val for item in rest)
+    window, scale, *numbers = (item.val for item in rest)
     heads, kv_heads, rows = q.shape[1], keys.shape[1], keys.shape[2]
     queries = mb.add(x=_int32(position), y=np.arange(q.shape[2], dtype=np.int32))
     everything, dtype = mb.const(val=np.arange(rows, dtype=np.int32)), types.builtin_to_string(q.dtype)
-    pattern = [*map(int, pattern), 0, 0, 0, 0][:4]  # a graph leaves out what is the default
-    pattern = Pattern(heads, kv_heads, *pattern) if pattern[0] else None
-    if sparse.hides(pattern, rows, q.shape[2]):
+    block, local_blocks, stride, head_step = [*map(int, numbers), 0, 0, 0, 0][:4]  # a graph leaves out what is the default
+    pattern = Pattern(heads, kv_heads, block, local_blocks, stride, head_step) if block else None
+    if pattern is not None and sparse.hides(pattern, rows, q.shape[2]):
         seen = sparse.scope(pattern, queries, everything, rows, dtype)
         result = sparse.attend(q, keys, values, None, seen, pattern, float(scale))
     else:

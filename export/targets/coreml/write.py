@@ -8,8 +8,10 @@ largest matrix. It runs on iPhones and Macs; here it is run by our interpreter (
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,7 +41,7 @@ def to_coreml(packed: PackedModel, folder: Path, context: int, chunk: int, progr
     return write(packed, folder, context, chunk, progress)
 
 
-def _written(packed: PackedModel, chunk: int, programs: tuple[str, ...] = (), **runtime: object) -> Written:
+def _written(packed: PackedModel, chunk: int, programs: tuple[str, ...] = (), **runtime: Any) -> Written:
     runtime = {"name": NAME, "version": version("coremltools")} | runtime
     per_token = int(packed.config.kv_bytes_per_token(KV_BYTES))
     return Written(runtime, activation_bytes(packed.config, runtime["rows"], chunk), per_token, programs=programs)
@@ -68,9 +70,7 @@ def _read_only(packed: PackedModel, folder: Path, context: int, chunk: int, prog
         functions = ane.build(packed, part, context, lengths, weights)
         path = folder / PACKAGES / f"part_{index}.mlpackage"
         stage = f"part {index + 1}/{len(parts)}"
-        operators |= {
-            *write_package(path, functions, "decode", weights, lambda done, total, stage=stage: progress(stage, done, total))
-        }
+        operators |= {*write_package(path, functions, "decode", weights, partial(progress, stage))}
     tables = torch.stack(rope_tables(config, context)).to(torch.float16).numpy()
     tables.tofile(folder / PACKAGES / ROPE)
     rope = {"file": ROPE, "rows": tables.shape[1], "short_rows": short_rows(config, context)}

@@ -63,6 +63,12 @@ def attention_of(config: DecoderConfig, recipe: ExecutorchRecipe, layer: int, co
 class NativeAttention(nn.Module):
     """Rotation, KV cache and attention in one of our kernels: fused [T, (H + 2 Hkv) * D] -> [T, H*D]."""
 
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+    k_scale: torch.Tensor  # of int8 caches
+    v_scale: torch.Tensor
+    mark: torch.Tensor  # of evicting ones
+
     def __init__(
         self,
         config: DecoderConfig,
@@ -86,7 +92,7 @@ class NativeAttention(nn.Module):
 
     def forward(self, place: Place, qkv: torch.Tensor) -> torch.Tensor:
         operators, suffix = torch.ops.phi3mobile, "_int8" if self.quantized else ""
-        rows = (qkv, place.cos, place.sin, self.k_cache, self.v_cache)
+        rows: tuple[torch.Tensor, ...] = (qkv, place.cos, place.sin, self.k_cache, self.v_cache)
         if self.quantized:
             rows += (self.k_scale, self.v_scale)
         if self.evicting:
@@ -98,6 +104,9 @@ class NativeAttention(nn.Module):
 
 class StockAttention(nn.Module):
     """KV cache and attention by ExecuTorch's llama::* operators: q [T, H, D], k [T, Hkv, D], v [T, Hkv*D] -> [T, H*D]."""
+
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
 
     def __init__(self, config: DecoderConfig, context: int) -> None:
         super().__init__()
@@ -119,6 +128,8 @@ class StockAttention(nn.Module):
 class StockBlockSparse(nn.Module):
     """A block-sparse layer by the same operators; shapes as StockAttention's."""
 
+    restored: torch.Tensor
+
     def __init__(self, config: DecoderConfig, context: int, pattern: Pattern) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -128,7 +139,8 @@ class StockBlockSparse(nn.Module):
         members: dict[tuple[int, ...], list[int]] = {}  # the masks that a KV head's queries need -> such KV heads
         for kv_head in range(self.kv_heads):
             members.setdefault(tuple(sorted(seen_by[kv_head * group : (kv_head + 1) * group])), []).append(kv_head)
-        self.caches, self.calls, outputs = len(members), [], []  # calls: (cache, mask) in order
+        self.caches, outputs = len(members), []
+        self.calls: list[tuple[int, int]] = []  # (cache, mask) in order
         for cache, (masks, kv_heads) in enumerate(members.items()):
             self.register_buffer(f"members_{cache}", torch.tensor(kv_heads))
             for name in ("k", "v"):
@@ -157,6 +169,8 @@ class StockBlockSparse(nn.Module):
 
 class ShiftedMasks(nn.Module):
     """Positions int64 [T] -> the masks [T, context] of stock block-sparse layers, one per shift."""
+
+    skipped: torch.Tensor
 
     def __init__(self, pattern: Pattern, context: int) -> None:
         super().__init__()

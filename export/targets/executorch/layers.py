@@ -16,6 +16,11 @@ class ConstantLinear(nn.Module):
     Offsets are left to `offsets`, another of these, for the sums of x over each group.
     """
 
+    codes: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor
+    bias: torch.Tensor | None
+
     def __init__(self, packed: Packed) -> None:
         super().__init__()
         self.group = packed.group
@@ -55,31 +60,43 @@ def _ones(width: int, group: int) -> Packed:
     return Packed(4, SMALLEST_GROUP, pack_nibbles(group_ones(width, group)), scales)
 
 
-class Norm(nn.Module):
-    """RMSNorm of x [T, K] by an input weight [K].
+class Averaged(nn.Module):
+    """What norms are made of. `vectors`: how many inputs of [K] a norm takes besides x [T, K].
 
     The mean is a product with 1/K and eps its bias: both are packed (segments.segment_vectors says why), and XNNPACK averages
     only 4-D tensors.
     """
 
-    vectors = 1
+    vectors: int
+    mean: torch.Tensor
+    eps: torch.Tensor
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
         self.register_buffer("mean", torch.full((1, width), 1 / width))
         self.register_buffer("eps", torch.full((1,), eps))
 
+    def over_rms(self, x: torch.Tensor) -> torch.Tensor:
+        """x [T, K] / rms(x)."""
+        return x * torch.rsqrt(functional.linear(x * x, self.mean, self.eps))
+
+
+class Norm(Averaged):
+    """RMSNorm of x [T, K] by an input weight [K]."""
+
+    vectors = 1
+
     def forward(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return x * torch.rsqrt(functional.linear(x * x, self.mean, self.eps)) * weight
+        return self.over_rms(x) * weight
 
 
-class LayerNorm(Norm):
+class LayerNorm(Averaged):
     """LayerNorm of x [T, K] by an input weight and bias [K]."""
 
     vectors = 2
 
     def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return super().forward(x - functional.linear(x, self.mean), weight) + bias
+        return self.over_rms(x - functional.linear(x, self.mean)) * weight + bias
 
 
 class SwiGLU(nn.Module):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from phi3mobile.export.recipe import Recipe
+
+if TYPE_CHECKING:
+    from phi3mobile.export.packed import PackedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,3 +18,9 @@ class ExecutorchRecipe(Recipe):
 
     attention: str = "stock"
     kv_bits: int = 32
+
+
+def recipe_of(packed: PackedModel) -> ExecutorchRecipe:
+    """The recipe of integers that are packed for this target."""
+    assert isinstance(packed.recipe, ExecutorchRecipe), packed.recipe
+    return packed.recipe

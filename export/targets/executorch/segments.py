@@ -16,6 +16,7 @@ XNNPACK can't do for a length known only at run time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,12 +27,17 @@ from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.targets.executorch.layers import ConstantLinear, Gegelu, LayerNorm, Norm, Rounded, SwiGLU
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.modules import GELU_SLOPE
+from phi3mobile.models.pieces import Block
 from phi3mobile.models.quantized import Packed, quantize_activation
 from phi3mobile.models.tensors import ATTENTION_NORM, DOWN, FINAL_NORM, GATE_UP, HEAD, MLP_NORM, QKV, O
 
 NORMS = {"rmsnorm": Norm, "layernorm": LayerNorm}
-ACTIVATIONS = {"swiglu": lambda block: SwiGLU(), "gegelu": lambda block: Gegelu(block.limit)}
-CONSTANTS = {"swiglu": [], "gegelu": [GELU_SLOPE]}  # that an activation takes as inputs, as norms' weights are
+ACTIVATIONS: dict[str, Callable[[Block], SwiGLU | Gegelu]] = {
+    "swiglu": lambda block: SwiGLU(),
+    "gegelu": lambda block: Gegelu(block.limit),
+}
+# What an activation takes as inputs, as norms' weights are.
+CONSTANTS: dict[str, list[float]] = {"swiglu": [], "gegelu": [GELU_SLOPE]}
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ def segment_vectors(packed: PackedModel, kind: str, layer: int) -> list[torch.Te
     def norm(role: str, layer: int | None) -> list[torch.Tensor]:
         tensor = config.tensor(role, layer)
         names = (tensor.name, f"{tensor.module}.bias")
-        return [packed.tensor(name) for name in names if name in config.tensors()]
+        return [packed.vector(name) for name in names if name in config.tensors()]
 
     if kind == "start":
         return norm(ATTENTION_NORM, layer)
@@ -122,7 +128,20 @@ READERS = {"to_qkv": "qkv", "to_heads": "v", "to_o": "o", "to_mlp": "up", "to_do
 
 
 class Segment(nn.Module):
-    """One segment over given packed matrices."""
+    """One segment over given packed matrices: of the linears, those that its kind has."""
+
+    qkv: ConstantLinear
+    v: ConstantLinear
+    o: ConstantLinear
+    gate: ConstantLinear
+    up: ConstantLinear
+    down: ConstantLinear
+    head: ConstantLinear
+    to_qkv: Rounded
+    to_heads: Rounded
+    to_o: Rounded
+    to_mlp: Rounded
+    to_down: Rounded
 
     def __init__(self, config: DecoderConfig, kind: str, matrices: dict[str, Packed]) -> None:
         super().__init__()
@@ -161,8 +180,8 @@ class Segment(nn.Module):
         x = self.norm(x, *norm)
         if not rope:
             return (self.qkv(*self.to_qkv(x)),)
-        x, (cos, sin) = self.to_heads(x), rope
-        return self._rotated("q", x, cos, sin), self._rotated("k", x, cos, sin), self.v(*x)
+        seen, (cos, sin) = self.to_heads(x), rope
+        return self._rotated("q", seen, cos, sin), self._rotated("k", seen, cos, sin), self.v(*seen)
 
     def _rotated(self, name: str, x: tuple[torch.Tensor, ...], cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         heads = self.config.num_attention_heads if name == "q" else self.config.num_key_value_heads

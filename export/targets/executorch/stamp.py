@@ -24,6 +24,7 @@ from executorch.exir.delegate import executorch_call_delegate
 from executorch.exir.lowered_backend_module import LoweredBackendModule
 
 from phi3mobile.export.packed import PackedModel
+from phi3mobile.export.targets.executorch.options import recipe_of
 from phi3mobile.export.targets.executorch.segments import Segment, example_inputs, projected_shapes, segment_parts
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.form import Form
@@ -68,7 +69,7 @@ def named_data(value: Packed) -> list[tuple[str, torch.Tensor]]:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().view(torch.uint8).flatten().numpy())
+    return tensor.contiguous().view(torch.uint8).flatten().numpy().data
 
 
 def _hash(tensor: torch.Tensor) -> str:
@@ -77,7 +78,7 @@ def _hash(tensor: torch.Tensor) -> str:
 
 def structure(packed: PackedModel, kind: str, layer: int) -> tuple:
     """What two segments must share to be stamped from one template: their kind and their matrices' bits and groups."""
-    parts = segment_parts(packed.config, kind, packed.recipe.attention).values()
+    parts = segment_parts(packed.config, kind, recipe_of(packed).attention).values()
     return kind, *(packed.form_of(part.name(packed.config, layer)) for part in parts)
 
 
@@ -85,11 +86,11 @@ def stand_ins(packed: PackedModel, kind: str, layer: int = 0) -> dict[str, Packe
     """Random matrices of a segment's shapes, all different."""
     generator = torch.Generator().manual_seed(1)
     matrices = {}
-    for name, part in segment_parts(packed.config, kind, packed.recipe.attention).items():
+    for name, part in segment_parts(packed.config, kind, recipe_of(packed).attention).items():
         tensor = part.name(packed.config, layer)
         height, width = packed.shape(tensor)
         rows = height if part.rows is None else torch.arange(height)[part.rows].numel()
-        matrix = _stand_in(rows, width, packed.form_of(tensor), generator)
+        matrix = _stand_in(rows, width, packed.matrix_form(tensor), generator)
         matrices[name] = replace(matrix, bias=torch.rand(rows, generator=generator)) if packed.has_bias(tensor) else matrix
     return matrices
 
@@ -106,7 +107,7 @@ def _stand_in(rows: int, width: int, form: Form, generator: torch.Generator) -> 
 
 def lower(packed: PackedModel, kind: str, chunk: int, layer: int = 0) -> Template:
     """Lower one segment of the structure that it has at `layer`, T dynamic in [1, chunk], to a single delegate."""
-    config, attention, matrices = packed.config, packed.recipe.attention, stand_ins(packed, kind, layer)
+    config, attention, matrices = packed.config, recipe_of(packed).attention, stand_ins(packed, kind, layer)
     inputs = example_inputs(config, kind, attention, min(3, chunk))
     length = torch.export.Dim("T", min=1, max=chunk)
     first, *rest = [{0: length} if moves else None for _, moves in inputs]
@@ -143,9 +144,9 @@ class _Shapes:
     def __init__(self, config: DecoderConfig, template: Template) -> None:
         self._x_at = template.order.index(0)
         projected = projected_shapes(config, template.attention)
-        self._shapes = {"start": projected, "middle": [(config.hidden_size,), *projected], "end": [(config.vocab_size,)]}[
-            template.kind
-        ]
+        hidden, logits = (config.hidden_size,), (config.vocab_size,)
+        shapes: dict[str, list[tuple[int, ...]]] = {"start": projected, "middle": [hidden, *projected], "end": [logits]}
+        self._shapes = shapes[template.kind]
 
     def module(self) -> Callable[..., tuple[torch.Tensor, ...]]:
         return self._run
@@ -164,8 +165,8 @@ class _Shapes:
 def stamp(template: Template, config: DecoderConfig, matrices: dict[str, Packed], scratch: Path) -> LoweredBackendModule:
     """The template with these matrices; their bytes go to files in `scratch` until the program is written."""
     payload, store = template.payload, NamedDataStore()
-    for key, (data, alignment) in template.shared.items():
-        store.add_named_data(key, data, alignment)
+    for key, (shared, alignment) in template.shared.items():
+        store.add_named_data(key, shared, alignment)
     for name, value in matrices.items():
         for old, (new, data) in zip(template.keys[name], named_data(value), strict=True):
             payload = payload.replace(old.encode(), new.encode())
@@ -185,9 +186,9 @@ def segment_matrices(packed: PackedModel, kind: str, layer: int) -> dict[str, Pa
     """A segment's real matrices."""
     whole: dict[str, Packed] = {}
     matrices = {}
-    for name, part in segment_parts(packed.config, kind, packed.recipe.attention).items():
+    for name, part in segment_parts(packed.config, kind, recipe_of(packed).attention).items():
         source = part.name(packed.config, layer)
         if source not in whole:
-            whole[source] = packed.tensor(source)
+            whole[source] = packed.matrix(source)
         matrices[name] = whole[source] if part.rows is None else whole[source].rows(part.rows)
     return matrices

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from phi3mobile.export.recipe import Recipe
 from phi3mobile.export.target import Check, Target, Written
-from phi3mobile.export.targets.executorch.options import ExecutorchRecipe
+from phi3mobile.export.targets.executorch.options import ExecutorchRecipe, recipe_of
 
 if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
@@ -70,7 +70,8 @@ class ExecutorchTarget(Target):
         from phi3mobile.engines.registry import open_engine
         from phi3mobile.export.packed import load_packed
 
-        least = 40.0 if not _is_native(packed.recipe) or packed.recipe.kv_bits == 32 else 30.0  # an int8 KV cache rounds too
+        recipe = recipe_of(packed)
+        least = 40.0 if not _is_native(recipe) or recipe.kv_bits == 32 else 30.0  # an int8 KV cache rounds too
         reference = lambda: load_packed(packed, bundle.info.max_context)  # noqa: E731
         return [Check("int8 activations", None, least, reference, lambda: open_engine(bundle))]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
 import torch
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
@@ -33,7 +34,7 @@ from phi3mobile.export.targets.executorch.attention import (
     pattern_of,
     window_mask,
 )
-from phi3mobile.export.targets.executorch.options import ExecutorchRecipe
+from phi3mobile.export.targets.executorch.options import ExecutorchRecipe, recipe_of
 from phi3mobile.export.targets.executorch.segments import segment_vectors
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.quantized import Packed, pack_nibbles
@@ -60,6 +61,9 @@ class TraceSpec:
 class PackedEmbedding(nn.Module):
     """Rows of a packed table, times `multiplier`, by ExecuTorch's embedding kernels: int64 [T] -> float32 [T, hidden]."""
 
+    codes: torch.Tensor
+    scales: torch.Tensor
+
     def __init__(self, packed: Packed, multiplier: float = 1.0) -> None:
         super().__init__()
         self.bits = packed.bits
@@ -77,6 +81,9 @@ class PackedEmbedding(nn.Module):
 class ExportedDecoder(nn.Module):
     """The whole program: embedding, rope rows, lowered segments with attention between them."""
 
+    cos: torch.Tensor
+    sin: torch.Tensor
+
     def __init__(
         self, config: DecoderConfig, recipe: ExecutorchRecipe, context: int, embedding: nn.Module, segments: list[nn.Module]
     ) -> None:
@@ -91,7 +98,7 @@ class ExportedDecoder(nn.Module):
         self.register_buffer("sin", sin)
         window = config.sliding_window
         self.window = window if self.stock and window is not None and window < context else None
-        patterns = {pattern_of(config, layer, context) for layer in layers if self.stock} - {None}
+        patterns = {pattern for layer in layers if self.stock and (pattern := pattern_of(config, layer, context)) is not None}
         self.masks = ShiftedMasks(patterns.pop(), context) if patterns else None
 
     def forward(self, tokens: torch.Tensor, input_pos: torch.Tensor) -> torch.Tensor:
@@ -114,9 +121,9 @@ class ExportedDecoder(nn.Module):
             input_pos = input_pos - marked.to(torch.int64) * LONG_REGIME
             long = torch.logical_or(marked, input_pos + length > original)
             rows = rope_rows(self.config, self.context, input_pos + steps, long)
-        position = None
+        position: int | None = None
         if self.stock:
-            position = input_pos[0].item()
+            position = cast("int", input_pos[0].item())  # a symbol while the program is traced
             torch._check(position >= 0)
             torch._check(position + length <= self.context)
         # With a mask, custom_sdpa goes over the whole cache.
@@ -180,12 +187,6 @@ def register_operators(recipe: ExecutorchRecipe) -> None:
         from phi3mobile.models import ops  # noqa: F401  phi3mobile::*
 
 
-def recipe_of(packed: PackedModel) -> ExecutorchRecipe:
-    """The recipe of integers that are packed for this target."""
-    assert isinstance(packed.recipe, ExecutorchRecipe), packed.recipe
-    return packed.recipe
-
-
 def kv_row_bytes(config: DecoderConfig, recipe: ExecutorchRecipe) -> int:
     """Bytes of one position's row in one layer's caches; int8 rows carry a float32 scale each."""
     scale = 4 if recipe.kv_bits == 8 else 0
@@ -205,7 +206,7 @@ def to_executorch(
     back = min((cache.back for cache in caches if cache), default=None)
     with TemporaryDirectory(dir=path.parent, prefix=".packed-") as scratch, torch.no_grad():
         segments = lowered_segments(packed, chunk, Path(scratch), progress)
-        embedding = PackedEmbedding(packed.tensor(EMBEDDING), packed.config.embedding_multiplier)
+        embedding = PackedEmbedding(packed.matrix(EMBEDDING), packed.config.embedding_multiplier)
         decoder = ExportedDecoder(packed.config, recipe, context, embedding, segments).eval()
         progress("graph", 0, 1)
         exported = torch.export.export(decoder, spec.example, dynamic_shapes=spec.dynamic, strict=False)

@@ -38,28 +38,28 @@ class Weights:
 
     def __init__(self, packed: PackedModel, program: ProgramFile) -> None:
         self.packed, self.program = packed, program
-        self._tensor = lru_cache(maxsize=1)(packed.tensor)  # codes and scales of one matrix are asked for in turn
-        self._row_scales = cache(lambda name: packed.tensor(name).scales.float().flatten().numpy())
-        self._offset_scales = cache(lambda name: packed.tensor(name).offsets.scales.flatten().numpy())
+        self._tensor = lru_cache(maxsize=1)(packed.matrix)  # codes and scales of one matrix are asked for in turn
+        self._row_scales = cache(lambda name: packed.matrix(name).scales.float().flatten().numpy())
+        self._offset_scales = cache(lambda name: _offsets(packed.matrix(name)).scales.flatten().numpy())
 
     def vector(self, g: Graph, name: str) -> Value:
         """A norm's weight, float32 [D]."""
-        return g.stored(name, self.packed.shape(name), "float32", lambda: self._tensor(name).numpy())
+        return g.stored(name, self.packed.shape(name), "float32", lambda: self.packed.vector(name).numpy())
 
     def matrix(self, g: Graph, name: str) -> Value:
         """[N, K] of int4 with float16 scales a block of columns, or of int8 with a scale a row. InputError for other forms."""
-        rows, width = shape = self.packed.shape(name)
-        bits, group, _ = self.packed.form_of(name)
+        rows, width = self.packed.shape(name)
+        bits, group, _ = self.packed.matrix_form(name)
         if bits == 8:
             stored = EMBEDDING if name == HEAD and self.one_table else name
-            return self._int8(g, stored, shape, self._row_scales(name), lambda: self._tensor(name).codes.numpy())
+            return self._int8(g, stored, (rows, width), self._row_scales(name), lambda: self._tensor(name).codes.numpy())
         if group % 32 or width % group:
             raise InputError(f"{name} has a scale for {group} columns; LiteRT takes multiples of 32 that divide its {width}")
         scales = g.stored(f"{name}.scales", (rows, width // group), "float16", lambda: _half(self._tensor(name)))
         details = schema.BlockwiseQuantizationT(scales=scales.index, zeroPoints=-1, blockSize=group)
         kind = schema.QuantizationDetails.BlockwiseQuantization
         quantization = schema.QuantizationParametersT(detailsType=kind, details=details, quantizedDimension=0)
-        return g.stored(name, shape, "int4", lambda: int4_bytes(self._tensor(name)), quantization)
+        return g.stored(name, (rows, width), "int4", lambda: int4_bytes(self._tensor(name)), quantization)
 
     def _int8(self, g: Graph, name: str, shape: tuple[int, int], scales: np.ndarray, codes: Callable[[], np.ndarray]) -> Value:
         """[N, K] with a scale a row."""
@@ -71,7 +71,7 @@ class Weights:
         """x [T, K] -> [T, N]."""
         if self.packed.has_bias(name):
             raise InputError(f"{name} has a bias: recipe {self.packed.recipe.name} takes phi3 layers, which have none")
-        y, form = layers.linear(g, x, self.matrix(g, name)), self.packed.form_of(name)
+        y, form = layers.linear(g, x, self.matrix(g, name)), self.packed.matrix_form(name)
         if not form.offsets:
             return y
         width, groups = x.shape[1], x.shape[1] // form.group
@@ -83,21 +83,27 @@ class Weights:
             lambda: group_ones(width, form.group).numpy(),
         )
         shape, scales = (y.shape[1], groups), self._offset_scales(name)
-        offsets = self._int8(g, f"{name}.offsets", shape, scales, lambda: self._tensor(name).offsets.codes.numpy())
+        offsets = self._int8(g, f"{name}.offsets", shape, scales, lambda: _offsets(self._tensor(name)).codes.numpy())
         return layers.binary(g, "ADD", y, layers.linear(g, layers.linear(g, x, summing), offsets))
 
     @cached_property
     def one_table(self) -> bool:
         """Whether the head's 8-bit table is the embedding's: tied, and rounded alike."""
-        if not self.packed.config.tie_word_embeddings or {self.packed.form_of(name)[0] for name in (EMBEDDING, HEAD)} != {8}:
+        bits = {self.packed.matrix_form(name).bits for name in (EMBEDDING, HEAD)}
+        if not self.packed.config.tie_word_embeddings or bits != {8}:
             return False
-        head, table = self.packed.tensor(HEAD), self.packed.tensor(EMBEDDING)
+        head, table = self.packed.matrix(HEAD), self.packed.matrix(EMBEDDING)
         return torch.equal(head.codes, table.codes) and torch.equal(head.scales, table.scales)
 
 
 def int4_bytes(packed: Packed) -> np.ndarray:
     """Two's complement, even column in the low nibble: ours are the codes plus 8."""
     return packed.codes.numpy() ^ np.uint8(0x88)
+
+
+def _offsets(packed: Packed) -> Packed:
+    assert packed.offsets is not None, packed.form
+    return packed.offsets
 
 
 def _half(packed: Packed) -> np.ndarray:
