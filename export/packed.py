@@ -43,7 +43,7 @@ class PackedModel:
         found = self.config.tensors().get(name)  # a tied head has none
         if found and found.role in (*NORMS, BIAS):
             return None
-        return self._forms.get(name) or self.recipe.form_of(name, self.shape(name)[1])
+        return self._forms.get(name) or self.recipe.form_of(self.config.role(name), self.shape(name)[1])
 
     def matrix_form(self, name: str) -> Form:
         """How the matrix `name` is packed."""

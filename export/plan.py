@@ -22,7 +22,7 @@ from phi3mobile.models.checkpoint import Checkpoint, open_checkpoint
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.form import Form
 from phi3mobile.models.pieces import pieces
-from phi3mobile.models.tensors import shapes
+from phi3mobile.models.tensors import DOWN, shapes
 from phi3mobile.text.chat import load_chat
 from phi3mobile.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -150,7 +150,7 @@ def _as_made(
         if (method, calibration, bits, rotate) != (None, None, None, False):
             refused = "--method, --calibration, --bits or --rotate"
             raise InputError(f"{checkpoint.folder} is quantized already: it takes no {refused}")
-        whole_rows = checkpoint.form_of(first := "model.layers.0.mlp.down_proj.weight") == Form(4, checkpoint.shape(first)[1])
+        whole_rows = checkpoint.form_of(first := checkpoint.config.tensor(DOWN, 0).name) == Form(4, checkpoint.shape(first)[1])
         if (recipe.group == 0) != whole_rows:
             raise InputError(f"recipe {recipe.name} has other groups of columns; quantize again with --recipe {recipe.name}")
         table, head = checkpoint.form_of(EMBEDDING), checkpoint.form_of(HEAD)
@@ -186,7 +186,7 @@ def packed_bytes(config: DecoderConfig, recipe: Recipe) -> int:
         if not columns:
             total += 4 * rows
             continue
-        bits, group, _ = recipe.form_of(name, columns[0])
+        bits, group, _ = recipe.form_of(config.role(name), columns[0])
         scale = 2 if bits == 4 and name != EMBEDDING else 4  # the embedding's operators take float32
         total += rows * (columns[0] * bits // 8 + columns[0] // group * scale)
     return total

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from phi3mobile.errors import InputError
 from phi3mobile.export.targets import recipes
 from phi3mobile.models.form import Form
+from phi3mobile.models.tensors import DOWN, EMBED
+from phi3mobile.models.tensors import HEAD as HEAD_ROLE
 
 if TYPE_CHECKING:
     from phi3mobile.models.config import DecoderConfig
@@ -34,10 +36,10 @@ class Recipe:
     method: str = "gptq"  # how the integers are chosen: "gptq" or "rtn", see export/solve
     chunk: int = 128  # tokens of one prefill step: enough to be compute bound, small enough for 16 MB of mini's logits
 
-    def form_of(self, name: str, width: int) -> Form:
-        """How the matrix `name` with rows of `width` columns is packed. The group of 8 bit is the whole row."""
-        bits = {EMBEDDING: self.embedding_bits, HEAD: self.head_bits}.get(name, self.bits)
-        group = self.down_group if self.down_group is not None and name.endswith("down_proj.weight") else self.group
+    def form_of(self, role: str, width: int) -> Form:
+        """How a matrix of that role (models.tensors) with rows of `width` columns is packed. The group of 8 bit is the row."""
+        bits = {EMBED: self.embedding_bits, HEAD_ROLE: self.head_bits}.get(role, self.bits)
+        group = self.down_group if self.down_group is not None and role == DOWN else self.group
         while group > SMALLEST_GROUP and width % group:
             group //= 2
         return Form(bits, width if bits == 8 or not group else group)

@@ -16,7 +16,11 @@ OLD = "phi3mobile/bundle_v1.py"
 TARGETS = sorted(entry.name for entry in (ROOT / "export" / "targets").iterdir() if (entry / "target.py").is_file())
 ENGINES = {path.stem for path in (ROOT / "phi3mobile" / "engines").glob("*.py")} - {"__init__", "base", "registry", "phone"}
 # Of the packages that are installed under these names, and of a competitor in our own benchmark: not of a target.
-PRODUCTS = {("bench/peers.py", "litert"), ("bench/evaluate/model.py", "executorch")}
+PRODUCTS = {
+    ("bench/peers.py", "litert"),
+    ("bench/evaluate/model.py", "executorch"),
+    ("phi3mobile/verbs/doctor.py", "executorch"),
+}
 # Whoever wants one engine and no other: the torch reference, kernels as such, an embedder's .pte, a phone's own runtime.
 DIRECT = {"eager", "native", "mil", "packed_cache", "android", "apple", "objc"}
 
@@ -57,13 +61,9 @@ def test_there_are_targets():
     assert {"coreml", "executorch", "litert"} <= {*TARGETS}
 
 
-# Families' rotation turns segments of the executorch target: waits for the roles of tensors (house.md, step 3).
-STILL = {"export/solve/rotate.py": {"executorch"}}
-
-
 def test_no_other_file_names_a_target():
     others = [file for file in modules() if not file.startswith(KNOWS) and file != OLD]
-    assert {file: found for file in others if (found := named(file))} == STILL
+    assert {file: found for file in others if (found := named(file))} == {}
 
 
 def test_what_all_engines_share_names_none_of_them():

@@ -18,6 +18,7 @@ from torch.nn import functional
 from phi3mobile.errors import InputError
 from phi3mobile.export.quantize import SMALLEST_SCALE, quantize
 from phi3mobile.export.recipe import Recipe, find_recipe
+from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.quantized import quantize_activation
 from phi3mobile.training.batches import IGNORED, Rows, pack
 from phi3mobile.training.chats import conversations, open_encoder
@@ -66,17 +67,17 @@ class FakeQuantEmbedding(nn.Embedding):
         return functional.embedding(tokens, straight_through(self.weight, weight))
 
 
-def add_fake_quant(model: nn.Module, recipe: Recipe, bits: int | None = None) -> nn.Module:
-    """Every linear and the embedding of transformers' Phi3ForCausalLM on the recipe's grid, in place; names stay.
+def add_fake_quant(model: nn.Module, shape: DecoderConfig, recipe: Recipe, bits: int | None = None) -> nn.Module:
+    """Every linear and the embedding of transformers' model on the recipe's grid, in place; names stay.
 
-    `bits` replaces the bits of the layers' linears. Raises InputError for a width that the groups do not divide.
+    `shape`: our config of the model. `bits` replaces the bits of the layers' linears. Raises InputError for a width that the groups do not divide.
     """
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear | nn.Embedding):
             continue
         width = module.weight.shape[1]
         module.__class__ = FakeQuantEmbedding if isinstance(module, nn.Embedding) else FakeQuantLinear
-        own, module.group, _ = recipe.form_of(f"{name}.weight", width)
+        own, module.group, _ = recipe.form_of(shape.role(f"{name}.weight"), width)
         module.bits = bits if bits and name.startswith("model.layers.") else own
         if module.bits < 8 and width % module.group:
             raise InputError(f"{name} has {width} columns; recipe {recipe.name} takes {module.group} a scale")
@@ -112,7 +113,7 @@ def qat(config: Qat) -> dict[str, Any]:
     model, shape = build_model(config.model)
     check_tokenizer(tokenizer, shape)
     teacher = copy.deepcopy(model).to(place.device).eval() if config.quant.distill else None
-    add_fake_quant(model, find_recipe(config.quant.recipe), config.quant.bits)
+    add_fake_quant(model, shape, find_recipe(config.quant.recipe), config.quant.bits)
     batch, source = config.batch, None
     if config.data is not None:
         source = TextSource(config.data, batch.rows, batch.length, place.rank, place.world)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from phi3mobile.errors import InputError
 from phi3mobile.models.blocksparse import Pattern
 from phi3mobile.models.pieces import Block
-from phi3mobile.models.tensors import BIAS, Tensor
+from phi3mobile.models.tensors import BIAS, HEAD, Tensor
 
 SHAPE_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
@@ -182,6 +182,11 @@ class DecoderConfig:
     def tensors(self) -> dict[str, Tensor]:
         """Every weight by its name, in model order, with shape and role. A tied head has no tensor of its own."""
         raise NotImplementedError
+
+    def role(self, name: str) -> str:
+        """What a weight is for. A tied head is asked for by its name and has no tensor of its own."""
+        found = self.tensors().get(name)
+        return HEAD if found is None else found.role
 
     def tensor(self, role: str, layer: int | None = None) -> Tensor:
         """The weight of that role, of one layer or of none."""

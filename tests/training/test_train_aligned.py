@@ -163,7 +163,7 @@ def test_the_grid_is_the_exports(start):
     for name in ("android-cpu", "android-small", "host"):
         recipe = find_recipe(name)
         packed = PackedModel(open_checkpoint(start), recipe)
-        model = add_fake_quant(load_hf(start)[0], recipe)
+        model = add_fake_quant(*load_hf(start), recipe)
         for tensor in packed.checkpoint.names():
             if packed.form_of(tensor) is None:
                 continue
@@ -212,7 +212,7 @@ def test_what_qat_trained_is_what_the_program_computes(tmp_path, start):
     from phi3mobile.export.recipe import find_recipe
 
     result = qat(from_table(qat_table(tmp_path, start, quant={"distill": 1.0}), Qat, "config"))
-    model = add_fake_quant(load_hf(result["out"])[0], find_recipe("android-cpu")).eval()
+    model = add_fake_quant(*load_hf(result["out"]), find_recipe("android-cpu")).eval()
     bundle = open_bundle(export(result["out"], tmp_path / "bundle", context=64, method="rtn"))
     engine = open_engine(bundle)
     tokens = random_tokens(open_checkpoint(result["out"]).config, 28)

@@ -263,7 +263,7 @@ def quantization(line: Line) -> dict:
             "qat", f"quantization/qat{bits}", steps, 3e-4, 8, 256, schedule={"floor": 0.0}, quant={"bits": bits}, **shared
         )["out"]
         for name, folder in (("ptq", start), ("ptq_more_training", more), ("qat", trained)):
-            model = add_fake_quant(load_hf(folder)[0], find_recipe("android-cpu"), bits)
+            model = add_fake_quant(*load_hf(folder), find_recipe("android-cpu"), bits)
             found[f"{name}_{bits}"] = mean_loss(model, rows)
     return {"tokens": tokens, "held_out_loss": found}
 
