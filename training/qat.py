@@ -70,7 +70,8 @@ class FakeQuantEmbedding(nn.Embedding):
 def add_fake_quant(model: nn.Module, shape: DecoderConfig, recipe: Recipe, bits: int | None = None) -> nn.Module:
     """Every linear and the embedding of transformers' model on the recipe's grid, in place; names stay.
 
-    `shape`: our config of the model. `bits` replaces the bits of the layers' linears. Raises InputError for a width that the groups do not divide.
+    `shape`: our config of the model. `bits` replaces the bits of the layers' linears. Raises InputError for a width that the
+    groups do not divide.
     """
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear | nn.Embedding):
