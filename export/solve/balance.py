@@ -20,6 +20,7 @@ from phi3mobile.export.recipe import SMALLEST_GROUP
 from phi3mobile.export.solve.stream import rounded
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.form import Form
+from phi3mobile.models.modules import Halves
 from phi3mobile.models.tensors import DOWN, GATE_UP, NORMS, QKV, O, in_layer
 
 POWERS = (0.0, 0.15, 0.3, 0.45, 0.6)  # tried. 0: as they are; 1: all columns of one size
@@ -29,7 +30,7 @@ _TRIED = 1024  # tokens that a power is tried on
 FormOf = Callable[[str], Form]  # of a matrix, by its name in the model
 
 
-def balance(config: DecoderConfig, layer: nn.Module, index: int, inputs: dict[str, torch.Tensor], form_of: FormOf) -> None:
+def balance(config: DecoderConfig, layer: Halves, index: int, inputs: dict[str, torch.Tensor], form_of: FormOf) -> None:
     """Scale float layer `index` in place, and `inputs` [B, T, K] of its linears by name with it.
 
     A linear is scaled where what it multiplies comes from: a norm, or the rows of the linear before it that a factor passes

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from phi3mobile.export.solve.stream import rounded, run_layer
 from phi3mobile.models.config import DecoderConfig
+from phi3mobile.models.modules import Halves
 from phi3mobile.models.quantized import Packed
 
 _TOKENS = 256  # of logits at once
@@ -25,10 +26,10 @@ class Card:
         self.exact, self.quantized = exact * config.embedding_multiplier, quantized * config.embedding_multiplier
         self.layers_db: list[float] = []
 
-    def through_float(self, layer: nn.Module, index: int) -> None:
+    def through_float(self, layer: Halves, index: int) -> None:
         self.exact = run_layer(self.config, layer, index, self.exact)
 
-    def through_quantized(self, layer: nn.Module, index: int) -> None:
+    def through_quantized(self, layer: Halves, index: int) -> None:
         self.quantized = run_layer(self.config, layer, index, self.quantized)
         self.layers_db.append(round(signal_to_noise(self.exact, self.quantized), 2))
 

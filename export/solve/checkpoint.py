@@ -30,6 +30,7 @@ from phi3mobile.export.solve.stream import (
 from phi3mobile.models.checkpoint import Checkpoint
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.form import Form
+from phi3mobile.models.modules import Halves
 from phi3mobile.models.quantized import Packed, QuantizedEmbedding, QuantizedLinear
 from phi3mobile.models.tensors import FINAL_NORM
 from phi3mobile.progress import Progress, silent
@@ -113,11 +114,11 @@ def _kept(path: Path, make: Callable[[], dict[str, Packed | torch.Tensor]]) -> d
     return read_part(path)
 
 
-def _vectors(layer: nn.Module, index: int) -> dict[str, torch.Tensor]:
+def _vectors(layer: Halves, index: int) -> dict[str, torch.Tensor]:
     return {f"model.layers.{index}.{key}": value.data for key, value in layer.named_parameters() if value.dim() == 1}
 
 
-def on_grid(layer: nn.Module, index: int, form_of: FormOf) -> dict[str, Packed]:
+def on_grid(layer: Halves, index: int, form_of: FormOf) -> dict[str, Packed]:
     """The layer's integers if its floats are on the grid already, as training/qat.py leaves them: they must stay. Else {}."""
     found = {}
     for key, module in layer.named_modules():
@@ -135,7 +136,7 @@ def _rounds_to(packed: Packed, weight: torch.Tensor) -> bool:
     return torch.allclose(packed.dequantized(), weight, rtol=1e-4, atol=1e-7)
 
 
-def take_over(layer: nn.Module, index: int, packed: dict[str, Packed | torch.Tensor]) -> None:
+def take_over(layer: Halves, index: int, packed: dict[str, Packed | torch.Tensor]) -> None:
     """Give a float layer the integers of an earlier run, and the norms that go with them."""
     for name, vector in list(layer.named_parameters()):
         if vector.dim() == 1:

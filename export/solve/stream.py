@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol, cast
 
 import torch
 from torch import nn
@@ -18,6 +17,7 @@ from phi3mobile.errors import InputError
 from phi3mobile.export.solve.gptq import matched
 from phi3mobile.models.attend import attend
 from phi3mobile.models.config import DecoderConfig
+from phi3mobile.models.modules import Halves
 from phi3mobile.models.modules import norm as new_norm
 from phi3mobile.models.quantized import Packed, QuantizedLinear
 from phi3mobile.models.registry import family_of
@@ -91,7 +91,7 @@ def products(x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> torch.T
     return total
 
 
-def load_layer(config: DecoderConfig, index: int, weights: Weights) -> nn.Module:
+def load_layer(config: DecoderConfig, index: int, weights: Weights) -> Halves:
     """Layer `index` in float32."""
     with torch.device("meta"):
         layer = family_of(config).Layer(config, index)
@@ -110,23 +110,12 @@ def load_norm(config: DecoderConfig, weights: Weights) -> nn.Module:
     return norm
 
 
-class _Halves(Protocol):
-    """What a layer of any family has: the halves around attention."""
-
-    def attention_inputs(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
-
-    def attention_output(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor: ...
-
-
-def run_layer(config: DecoderConfig, layer: nn.Module, index: int, x: torch.Tensor) -> torch.Tensor:
+def run_layer(config: DecoderConfig, layer: Halves, index: int, x: torch.Tensor) -> torch.Tensor:
     """x [B, T, D] -> [B, T, D], every sequence from position 0."""
     cos, sin = rope_tables(config, x.shape[1])
-    halves = cast("_Halves", layer)
-    q, k, v = halves.attention_inputs(x, cos[: x.shape[1]], sin[: x.shape[1]])
+    q, k, v = layer.attention_inputs(x, cos[: x.shape[1]], sin[: x.shape[1]])
     rows = zip(q.split(1), k.split(1), v.split(1), strict=True)
-    return halves.attention_output(x, torch.cat([_attend(config, index, *row) for row in rows]))
+    return layer.attention_output(x, torch.cat([_attend(config, index, *row) for row in rows]))
 
 
 def _attend(config: DecoderConfig, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -135,7 +124,7 @@ def _attend(config: DecoderConfig, index: int, q: torch.Tensor, k: torch.Tensor,
 
 
 def run_watched(
-    config: DecoderConfig, layer: nn.Module, index: int, x: torch.Tensor
+    config: DecoderConfig, layer: Halves, index: int, x: torch.Tensor
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """As run_layer, and what each linear of the layer sees, by name. InputError if that is not finite."""
     inputs: dict[str, torch.Tensor] = {}
@@ -153,7 +142,7 @@ def run_watched(
 
 
 def solve_layer(
-    config: DecoderConfig, layer: nn.Module, index: int, x: torch.Tensor, exact: dict[str, torch.Tensor], solve: Solve
+    config: DecoderConfig, layer: Halves, index: int, x: torch.Tensor, exact: dict[str, torch.Tensor], solve: Solve
 ) -> tuple[dict[str, Packed], torch.Tensor]:
     """Solve a float layer in place on hidden states x [B, T, D]: its matrices by name, and the hidden states behind it.
 

@@ -8,7 +8,7 @@ from coremltools.converters.mil.mil import Var
 
 from phi3mobile.export.packed import EMBEDDING, HEAD
 from phi3mobile.export.targets.coreml import blocks
-from phi3mobile.export.targets.coreml.matrices import Matrices, part_rows
+from phi3mobile.export.targets.coreml.matrices import Matrices
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.modules import GELU_SLOPE
 from phi3mobile.models.pieces import Block
@@ -20,22 +20,33 @@ def embedded(matrices: Matrices, tokens: Var) -> Var:
     return mb.gather(x=matrices.matrix(EMBEDDING), indices=tokens, axis=0, validate_indices=False)
 
 
-def swiglu(matrices: Matrices, x: Var, up: Tensor, block: Block) -> Var:
+def gate_and_up(matrices: Matrices, x: Var, fused: Tensor) -> tuple[Var, Var]:
+    """Both halves [1, T, F] of an MLP's first linear, however its rows are stored."""
+    if fused.stacked:
+        gate, up = mb.split(x=matrices.linear(x, fused.name), num_splits=2, axis=-1)
+        return gate, up
+    rows = fused.rows["gate"], fused.rows["up"]
+    if isinstance(rows[0], slice) and isinstance(rows[1], slice):
+        return matrices.linear(x, fused.name, rows[0]), matrices.linear(x, fused.name, rows[1])
+    both, numbers = matrices.linear(x, fused.name), np.arange(fused.shape[0], dtype=np.int32)
+    gate, up = (mb.gather(x=both, indices=numbers[part], axis=-1, validate_indices=False) for part in rows)
+    return gate, up
+
+
+def swiglu(matrices: Matrices, x: Var, fused: Tensor, block: Block) -> Var:
     """silu(gate) * up of a normed x."""
-    if up.stacked:
-        gate, plain = mb.split(x=matrices.linear(x, up.name), num_splits=2, axis=-1)
-    else:
-        gate, plain = (matrices.linear(x, up.name, part_rows(up, part)) for part in ("gate", "up"))
-    return mb.mul(x=mb.silu(x=gate), y=plain)
+    gate, up = gate_and_up(matrices, x, fused)
+    return mb.mul(x=mb.silu(x=gate), y=up)
 
 
-def gegelu(matrices: Matrices, x: Var, up: Tensor, block: Block) -> Var:
+def gegelu(matrices: Matrices, x: Var, fused: Tensor, block: Block) -> Var:
     """models.modules.gegelu of a normed x; infinities do not pass the limit here."""
+    gate, up = gate_and_up(matrices, x, fused)
     limit = np.float16(block.limit)
-    gate = mb.minimum(x=matrices.linear(x, up.name, part_rows(up, "gate")), y=limit)
-    plain = mb.maximum(x=mb.minimum(x=matrices.linear(x, up.name, part_rows(up, "up")), y=limit), y=-limit)
+    gate = mb.minimum(x=gate, y=limit)
+    up = mb.maximum(x=mb.minimum(x=up, y=limit), y=-limit)
     gelu = mb.mul(x=gate, y=mb.sigmoid(x=mb.mul(x=gate, y=np.float16(GELU_SLOPE))))
-    return mb.mul(x=gelu, y=mb.add(x=plain, y=np.float16(1.0)))
+    return mb.mul(x=gelu, y=mb.add(x=up, y=np.float16(1.0)))
 
 
 def rmsnorm(matrices: Matrices, x: Var, module: str, eps: float) -> Var:
