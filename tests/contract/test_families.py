@@ -251,6 +251,24 @@ def test_a_new_family_of_known_pieces_is_one_file(toy_checkpoint: Path, tmp_path
         assert psnr(packed(tokens)[0].numpy(), got) >= 60
 
 
+def test_a_new_family_runs_on_another_target(toy_checkpoint: Path, tmp_path: Path):
+    """Core ML's program, interpreted: rows in an order that it has never seen, and the Neural Engine's refusal by the piece."""
+    pytest.importorskip("coremltools", reason="Core ML recipes need coremltools: pip install 'phi3mobile[coreml]'")
+    from phi3mobile.engines.registry import open_engine
+    from phi3mobile.export.build import export
+    from phi3mobile.export.packed import PackedModel, load_packed
+    from phi3mobile.export.recipe import find_recipe
+
+    bundle = open_bundle(export(toy_checkpoint, tmp_path / "bundle", "ios-gpu", 64, method="rtn"))
+    packed = load_packed(PackedModel(open_checkpoint(toy_checkpoint), find_recipe("ios-gpu")))
+    engine, tokens = open_engine(bundle), random_tokens(packed.config, 20)
+    assert psnr(packed(tokens)[0].numpy(), engine.forward(tokens[0].numpy(), 0)) >= 35  # int8 activations in torch alone
+    engine.close()
+    with pytest.raises(InputError, match=r"recipe ios-ane has no .*row_order \(every layer\).*; take .*ios-gpu"):
+        export(toy_checkpoint, tmp_path / "refused", "ios-ane", method="rtn")
+    assert not (tmp_path / "refused").exists()
+
+
 def test_a_new_familys_rows_are_turned_and_balanced_exactly(toy_checkpoint: Path):
     """Rotation and balancing go by roles: the float function stays the same."""
     from phi3mobile.export.solve.rotate import Rotated
