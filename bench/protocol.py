@@ -162,6 +162,7 @@ def measure(
             "hash": bundle_hash(bundle),
             "recipe": manifest["recipe"]["name"],
             "options": manifest["recipe"],
+            "weights_mapped": manifest["weights_mapped"],
             "model": manifest["model"],
             "memory": manifest["memory"],
             "runtime": manifest["runtime"]["version"],

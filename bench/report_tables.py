@@ -258,7 +258,9 @@ def prediction_table(records: Sequence[Summary]) -> Table:
     """Expected speed of each measured bundle on common phones, then how wrong the predictor is."""
     rows = []
     for head in {one.head["bundle"]["hash"]: one.head["bundle"] for one in records}.values():
-        manifest = {"model": head["model"], "memory": head["memory"], "recipe": head["options"]}
+        # Records of bundles of format 1 don't say it; there the recipes with our kernels mapped them.
+        mapped = head.get("weights_mapped", head["options"].get("attention") == "native")
+        manifest = {key: head[key] for key in ("model", "memory")} | {"recipe": head["options"], "weights_mapped": mapped}
         for phone in phones().values():
             found = predict(manifest, phone)
             rows.append(

@@ -29,7 +29,7 @@ def write(out: Path, source: bool = True) -> list[str]:
     for package in map(importlib.import_module, packages):
         for name in getattr(package, "__all__", ()):  # pdoc looks into the module, and some are imported on first use
             setattr(package, name, getattr(package, name))
-    chosen = [*packages, "!phi3mobile.export.verbs"]
+    chosen = [*packages, "!phi3mobile.export.verbs", "!phi3mobile.models.families"]
     pdoc.render.configure(show_source=source)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", module=r"pdoc\b")

@@ -228,7 +228,7 @@ def toy_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     families.cache_clear()
 
 
-@pytest.mark.parametrize("method", ["rtn", "gptq"])
+@pytest.mark.parametrize("method", ["rtn", pytest.param("gptq", marks=pytest.mark.slow)])
 def test_a_new_family_of_known_pieces_is_one_file(toy_checkpoint: Path, tmp_path: Path, text: Path, method: str):
     """Read, solved, exported and run by an engine that never heard of it: the phone's program is the torch model's."""
     from phi3mobile.engines.executorch import ExecutorchEngine

@@ -35,7 +35,7 @@ def test_every_public_package_has_pages(pages):
         ("session/session", "Session.generate"),
         ("session/sampling", "Sampling"),
         ("text/tokenizer", "load_tokenizer"),
-        ("models/registry", "load_model"),
+        ("models/loading", "load_model"),
         ("retrieval", "Library"),
         ("export/build", "export"),
         ("errors", "InputError"),

@@ -135,7 +135,7 @@ def with_offsets(checkpoint_of, tmp_path_factory):
 @pytest.mark.parametrize(
     ("recipe", "name", "gate"),
     [
-        ("android-cpu", "small-tiny", 40),
+        pytest.param("android-cpu", "small-tiny", 40, marks=pytest.mark.slow),
         ("host-fp32-kv", "tiny-gqa", 40),
         ("litert", "tiny-gqa", 40),
         ("ios-gpu", "tiny-gqa", 70),

@@ -20,6 +20,7 @@ from phi3mobile.cli import main
 from phi3mobile.errors import InputError
 from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.models.loading import load_model
+from phi3mobile.models.registry import read_config as read_hf
 from phi3mobile.training import checkpoints
 from phi3mobile.training.batches import stream_rows
 from phi3mobile.training.checkpoints import checkpoint_folders, differences
@@ -163,7 +164,7 @@ def test_every_config_that_comes_along_is_read():
     for file in files:
         config = read_config(file, file.stem.split("-")[-1])
         if config.model.shape:
-            read_config({"model_type": "phi3", **config.model.shape})
+            read_hf({"model_type": "phi3", **config.model.shape})
 
 
 @pytest.mark.parametrize(
@@ -256,7 +257,7 @@ def test_bfloat16_and_activation_checkpointing_learn_alike(tmp_path):
 
 def _drift(width: int, base: int) -> float:
     """How far the logits move in 4 Adam steps at one learning rate."""
-    config = read_config(
+    config = read_hf(
         {
             "model_type": "phi3",
             **SHAPE,
@@ -289,7 +290,7 @@ def test_under_mup_the_logits_move_alike_at_every_width_and_without_it_they_do_n
 
 
 def test_flops_are_six_per_weight_and_token():
-    config = read_config({"model_type": "phi3", **SHAPE})
+    config = read_hf({"model_type": "phi3", **SHAPE})
     used = config.parameters() - config.vocab_size * config.hidden_size
     assert flops_per_token(config, 64) == 6 * used + 12 * 2 * 32 * 32
     assert flops_per_token(replace(config, sliding_window=8), 64) < flops_per_token(config, 64)
