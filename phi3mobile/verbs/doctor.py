@@ -13,9 +13,18 @@ from typing import Any
 from phi3mobile.errors import InputError
 
 PACKAGES = (
-    "phi3mobile", "executorch", "torch", "torchao", "coremltools", "ai-edge-litert", "transformers", "numpy", "tokenizers",
-    "llguidance", "kivy",
-)  # fmt: skip
+    "phi3mobile",
+    "executorch",
+    "torch",
+    "torchao",
+    "coremltools",
+    "ai-edge-litert",
+    "transformers",
+    "numpy",
+    "tokenizers",
+    "llguidance",
+    "kivy",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,9 +19,16 @@ PATH = re.compile(r"(?<![\w./:-])[\w.*-]+(?:/[\w.*-]+)*/?")
 CODE = (".py", ".cpp", ".h", ".sh", ".kt", ".swift", ".spec")
 MADE = ("phi3mobile/native/", "apps/ios/assistant-ios/")  # by `make native` and by kivy-ios
 OUTSIDE = {  # of other projects and systems
-    "llama.cpp", "src/llama-vocab.cpp", "modeling_phi3_small.py", "configuration_phi3_small.py",
-    "triton_flash_blocksparse_attn.py", "mach/task_info.h", "objc/message.h", "objc/runtime.h", "main.py",
-}  # fmt: skip
+    "llama.cpp",
+    "src/llama-vocab.cpp",
+    "modeling_phi3_small.py",
+    "configuration_phi3_small.py",
+    "triton_flash_blocksparse_attn.py",
+    "mach/task_info.h",
+    "objc/message.h",
+    "objc/runtime.h",
+    "main.py",
+}
 
 
 def is_there(path: str, folder: str = "") -> bool:

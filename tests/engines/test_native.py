@@ -449,8 +449,10 @@ def test_files_without_a_mark_are_limited_too_the_longest_unused_first(monkeypat
     marked.with_name("marked.packed.json").write_text("{}")
     packed_cache.file_for("ab" * 32, "litert-2.3")
     assert {file.name for file in packed_cache.folder().iterdir()} == {
-        "fresh-litert-2.3.packed", "marked.packed", "marked.packed.json",
-    }  # fmt: skip
+        "fresh-litert-2.3.packed",
+        "marked.packed",
+        "marked.packed.json",
+    }
 
 
 def packed_file(names):

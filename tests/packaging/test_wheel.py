@@ -68,11 +68,16 @@ def test_every_module_and_its_data_is_in_the_wheel(pure):
     names = set(pure.namelist())
     assert {name for name in names if name.endswith(".py")} == sources()
     assert {
-        "phi3mobile/export/solve/text/calibration.txt", "phi3mobile/bench/text/jargon.txt", "phi3mobile/bench/phones.toml",
-        "phi3mobile/bench/tasks/sums.yaml", "phi3mobile/bench/evaluate/judge_prompts.jsonl",
-        "phi3mobile/training/configs/mini-sft.toml", "phi3mobile/training/safety_prompts/prompts.jsonl",
-        "phi3mobile/assistant/fonts/NotoSans-Regular.ttf", "phi3mobile/core/include/phi3mobile.h",
-    } <= names  # fmt: skip
+        "phi3mobile/export/solve/text/calibration.txt",
+        "phi3mobile/bench/text/jargon.txt",
+        "phi3mobile/bench/phones.toml",
+        "phi3mobile/bench/tasks/sums.yaml",
+        "phi3mobile/bench/evaluate/judge_prompts.jsonl",
+        "phi3mobile/training/configs/mini-sft.toml",
+        "phi3mobile/training/safety_prompts/prompts.jsonl",
+        "phi3mobile/assistant/fonts/NotoSans-Regular.ttf",
+        "phi3mobile/core/include/phi3mobile.h",
+    } <= names
     tops = {name.partition("/")[0] for name in names}
     assert tops == {"phi3mobile", f"phi3mobile-{PYPROJECT['project']['version']}.dist-info"}
     assert not [name for name in names if name.endswith((".cpp", ".pyc")) or "/experiments/" in name]
@@ -90,11 +95,21 @@ def test_the_metadata_asks_for_no_torch_to_run(pure):
     needs = metadata.get_all("Requires-Dist")
     base = {re.match(r"[\w.-]+", need)[0] for need in needs if "extra ==" not in need}
     assert base == {
-        "numpy", "rich", "jinja2", "tokenizers", "sentencepiece", "tiktoken", "psutil", "platformdirs", "llguidance",
-    }  # fmt: skip
+        "numpy",
+        "rich",
+        "jinja2",
+        "tokenizers",
+        "sentencepiece",
+        "tiktoken",
+        "psutil",
+        "platformdirs",
+        "llguidance",
+    }
     assert {need.partition(";")[0].strip() for need in needs if "extra == 'export'" in need.replace('"', "'")} >= {
-        "torch==2.13.0", "torchao==0.18.0", "executorch==1.5.1",
-    }  # fmt: skip
+        "torch==2.13.0",
+        "torchao==0.18.0",
+        "executorch==1.5.1",
+    }
     (pin,) = (o["build"]["requires"] for o in PYPROJECT["tool"]["scikit-build"]["overrides"] if "build" in o)
     assert pin == [need for need in PYPROJECT["project"]["optional-dependencies"]["export"] if need.startswith("executorch")]
     assert metadata["License-Expression"] == "MIT AND BSD-3-Clause"
@@ -160,8 +175,10 @@ def test_the_wheel_names_its_platform_and_carries_the_runtime(wheel):
     names = {name.rpartition("/")[2] for name in archive.namelist() if name.startswith("phi3mobile/native/")}
     end = "dylib" if sys.platform == "darwin" else "so"
     assert names == {f"libexecutorch{part}.{end}" for part in RUNTIME} | {
-        f"libphi3mobile.{end}", "p3m_bench", "LICENSE-executorch.txt",
-    }  # fmt: skip
+        f"libphi3mobile.{end}",
+        "p3m_bench",
+        "LICENSE-executorch.txt",
+    }
     assert wheel.stat().st_size < 20e6
 
 
