@@ -147,7 +147,7 @@ def measure_model(progress: Progress, windows: int = 3, length: int = 1024) -> d
     from phi3mobile.export.checkpoint import import_checkpoint
     from phi3mobile.export.demo_model import demo_gguf
     from phi3mobile.models.loading import load_model
-    from phi3mobile.text.tokenizer import load_tokenizer
+    from phi3mobile.text.vocabularies import load_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         import_checkpoint(demo_gguf(), Path(folder) / "smollm2")

@@ -24,7 +24,8 @@ from phi3mobile.models.form import Form
 from phi3mobile.models.pieces import pieces
 from phi3mobile.models.tensors import DOWN, shapes
 from phi3mobile.text.chat import load_chat
-from phi3mobile.text.tokenizer import Tokenizer, load_tokenizer
+from phi3mobile.text.tokenizer import Tokenizer
+from phi3mobile.text.vocabularies import load_tokenizer
 
 DEFAULT_CONTEXT = 2048
 MARGIN = 64 << 20  # bytes of disk besides what the target asks for

@@ -166,7 +166,7 @@ class Bundle:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        from phi3mobile.text.tokenizer import load_tokenizer
+        from phi3mobile.text.vocabularies import load_tokenizer
 
         return load_tokenizer(self.folder)
 

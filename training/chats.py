@@ -12,20 +12,18 @@ from typing import Any
 
 from phi3mobile.errors import InputError
 from phi3mobile.text.chat import KNOWN_TEMPLATES, ChatFormat, Messages, load_chat
-from phi3mobile.text.tokenizer import Tokenizer, load_tokenizer
+from phi3mobile.text.tokenizer import Tokenizer
+from phi3mobile.text.vocabularies import load_tokenizer
 from phi3mobile.training.batches import Document
 from phi3mobile.training.config import Chats
 from phi3mobile.training.data.jsonl import json_lines
 
 
 class ChatEncoder:
-    """A tokenizer with its chat template's plain segments."""
+    """A tokenizer with its chat template."""
 
     def __init__(self, tokenizer: Tokenizer, chat: ChatFormat) -> None:
-        segments = chat.segments()
-        if segments is None:
-            raise InputError("this chat template is not regular (no plain segments): name one with data.template")
-        self.tokenizer, self.chat, self.segments = tokenizer, chat, segments
+        self.tokenizer, self.chat = tokenizer, chat
 
     def answers(self, messages: Messages) -> list[Document]:
         """A conversation as one document in which every assistant turn is learned.
@@ -63,8 +61,8 @@ class ChatEncoder:
 
     def _answer(self, messages: Messages, prompt: list[int]) -> tuple[list[int], int]:
         """Ids after the prompt: content, stop token and what the template adds; and how many of them are learned."""
-        content, suffix = messages[-1]["content"], self.segments["assistant"][1]
-        ahead = self._spans(messages[:-1])
+        content, suffix = self.chat.answer(messages)
+        ahead = self.chat.spans(messages[:-1], self.tokenizer.special_ids)
         whole = self.tokenizer.encode_spans([*ahead, (content, False), (suffix, True)])
         if whole[: len(prompt)] == prompt:
             answer = whole[len(prompt) :]
@@ -73,18 +71,6 @@ class ChatEncoder:
         control = set(self.tokenizer.special_ids.values())
         stop = next((i + 1 for i, token in enumerate(answer) if token in control), len(answer))
         return answer, stop
-
-    def _spans(self, messages: Messages) -> list[tuple[str, bool]]:
-        """The prompt before an answer, as chat.py renders it: (text, trusted)."""
-        segments = self.segments
-        kept = [m for m in messages if not (segments["drop_empty_system"] and m["role"] == "system" and not m["content"])]
-        spans = [(segments["bos"], True)]
-        if kept[0]["role"] != "system":
-            spans.append((segments["default_system"], True))
-        for message in kept:
-            before, after = segments[message["role"]]
-            spans += [(before, True), (message["content"], False), (after, True)]
-        return [*spans, (segments["generation"], True)]
 
 
 def open_encoder(folder: str | Path, template: str = "") -> ChatEncoder:

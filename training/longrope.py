@@ -14,7 +14,7 @@ import torch
 
 from phi3mobile.errors import InputError
 from phi3mobile.models.config import DecoderConfig, RopeScaling
-from phi3mobile.text.tokenizer import load_tokenizer
+from phi3mobile.text.vocabularies import load_tokenizer
 from phi3mobile.training.config import LongRope, Search
 from phi3mobile.training.evolution import Factors, evolve, interpolated, yarn
 from phi3mobile.training.long_eval import (

@@ -79,7 +79,7 @@ def save_hf(
 
 def check_tokenizer(folder: str | Path, config: DecoderConfig) -> None:
     """InputError if the tokenizer's ids do not fit the model."""
-    from phi3mobile.text.tokenizer import load_tokenizer
+    from phi3mobile.text.vocabularies import load_tokenizer
 
     count = load_tokenizer(folder).vocab_size
     if count > config.vocab_size:

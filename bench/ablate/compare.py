@@ -22,7 +22,7 @@ from phi3mobile.files import whole_file
 from phi3mobile.hub import resolve
 from phi3mobile.models.checkpoint import Checkpoint, open_checkpoint
 from phi3mobile.progress import Progress, silent
-from phi3mobile.text.tokenizer import load_tokenizer
+from phi3mobile.text.vocabularies import load_tokenizer
 
 FORMAT = 1
 

@@ -54,8 +54,14 @@ class EngineLM(TemplateLM):
         return self.model.eos_id if self.model.bos_id is None else self.model.bos_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """No BOS: where a model wants one, its chat template writes it."""
-        return self.model.tokenizer.encode(string)
+        """With what the tokenizer's own post-processor adds, unless the text, such as a chat's, starts with the BOS."""
+        tokenizer = self.model.tokenizer
+        ids = tokenizer.encode(string)
+        started = string.startswith(tokenizer.decode([self.prefix_token_id]))
+        if add_special_tokens is False or (add_special_tokens is None and started):
+            return ids
+        before, after = tokenizer.around
+        return [*before, *ids, *after]
 
     # Chat
 

@@ -65,7 +65,9 @@ def _from_bundle(folder: Path) -> Model:
     chat = bundle.chat if manifest["chat"]["template"] is not None else None
     files = sorted((name, listed["sha256"]) for name, listed in manifest["files"].items())
     identity = _hash(type(engine).__name__, files, _versions())
-    return Model(engine, bundle.tokenizer, chat, bundle.eos_ids, bundle.bos_id, identity, about)
+    tokenizer = bundle.tokenizer
+    bos = tokenizer.id_of(tokenizer.bos) if tokenizer.bos else None
+    return Model(engine, tokenizer, chat, bundle.eos_ids, bos, identity, about)
 
 
 def _from_checkpoint(folder: Path, context: int | None) -> Model:
@@ -74,7 +76,7 @@ def _from_checkpoint(folder: Path, context: int | None) -> Model:
     from phi3mobile.models.checkpoint import open_checkpoint
     from phi3mobile.models.loading import model_from
     from phi3mobile.text.chat import load_chat
-    from phi3mobile.text.tokenizer import load_tokenizer
+    from phi3mobile.text.vocabularies import load_tokenizer
 
     checkpoint = open_checkpoint(folder)
     tokenizer = load_tokenizer(folder)
@@ -91,7 +93,7 @@ def _from_checkpoint(folder: Path, context: int | None) -> Model:
         "parameters": parameters,
         "bits_per_weight": 32.0,
     }
-    bos = tokenizer.id_of(chat.bos) if chat and chat.bos else checkpoint.config.bos_token_id
+    bos = tokenizer.id_of(tokenizer.bos) if tokenizer.bos else None
     identity = _hash("torch", checkpoint.source_hash(), engine.info.max_context, _versions())
     return Model(engine, tokenizer, chat, frozenset(stop_ids(folder, checkpoint.config)), bos, identity, about)
 

@@ -84,7 +84,8 @@ def measure_programs(
         if chat:
             tokens = model.chat.encode(tokenizer, [{"role": "user", "content": ASK.format(prompt=prompt)}])
         else:
-            tokens = tokenizer.encode(prompt.rstrip(), special=False)  # a model makes one token of line end and indentation
+            ids = tokenizer.encode(prompt.rstrip(), special=False)  # a model makes one token of line end and indentation
+            tokens = [*tokenizer.around[0], *ids]
         if len(tokens) + most > model.engine.info.max_context:
             raise InputError(
                 f"{problem['task_id']} has {len(tokens)} tokens and its answer up to {most}, the context has "

@@ -26,7 +26,7 @@ from phi3mobile.models.checkpoint import Checkpoint, open_checkpoint
 from phi3mobile.models.companions import companion_files
 from phi3mobile.models.form import Form
 from phi3mobile.progress import Progress, silent
-from phi3mobile.text.tokenizer import load_tokenizer
+from phi3mobile.text.vocabularies import load_tokenizer
 
 METHODS = {"gptq": "GPTQ on calibration text, with a quality card", "rtn": "round to nearest: fast, no text needed, less exact"}
 MOST_LOSS = 1.10  # perplexity of the quantized model over the float one's, above which a bundle is refused

@@ -79,12 +79,11 @@ class Words:
             text = text[length:]
         return ids
 
-    def matcher(self, grammar: str) -> Any:
-        """llguidance's matcher at the start of an answer; is_error() if it can't be used."""
+    def matcher(self, grammar: str, drops_space: bool) -> Any:
+        """llguidance's matcher of an answer; is_error() if it can't be used. drops_space: its first one is not shown."""
         from llguidance import LLMatcher
 
-        if self._drops_space():
-            # The session does not show the space that such an answer starts with: the rest must be the answer.
+        if drops_space:
             inner = json.loads(grammar)
             inner["grammars"][0]["name"] = "answer"
             inner["grammars"].insert(0, {"name": "shown", "lark_grammar": 'start: " " @answer\n'})
@@ -159,7 +158,8 @@ class Words:
             choices.append((costs[byte] + _SAME_START if byte in costs else costs.setdefault(byte, 0.1 * len(costs)), token))
         return choices
 
-    def _drops_space(self) -> bool:
+    def drops_space(self) -> bool:
+        """Whether a text that starts with the vocabulary's space is shown without it, as sentencepiece's are."""
         spaced = next((i for i, data in enumerate(self.tokens) if data.startswith(b" ")), None)
         return spaced is not None and not self._tokenizer.decode([spaced]).startswith(" ")
 

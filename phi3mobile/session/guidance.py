@@ -67,9 +67,12 @@ class Guide:
     def __init__(self, grammar: str, tokenizer: Any) -> None:
         """grammar: of json_grammar, regex_grammar or lark_grammar."""
         self._words = Words(tokenizer)
-        self._new = self._words.matcher(grammar)
-        if self._new.is_error():
-            raise InputError(f"no answer can be guided so: {_line(self._new.get_error())}; simplify it")
+        spaces = {True: self._words.drops_space(), False: False}
+        matchers = {drops: self._words.matcher(grammar, drops) for drops in set(spaces.values())}
+        self._new = {at_start: matchers[drops] for at_start, drops in spaces.items()}
+        for matcher in matchers.values():
+            if matcher.is_error():
+                raise InputError(f"no answer can be guided so: {_line(matcher.get_error())}; simplify it")
         self.start()
 
     @classmethod
@@ -87,9 +90,13 @@ class Guide:
         """A text of a Lark grammar's rule `start`. Raises InputError."""
         return cls(lark_grammar(text), tokenizer)
 
-    def start(self, room: int | None = None) -> None:
-        """Begin an answer of at most `room` tokens, eos not counted. Raises InputError if none is known to be so short."""
-        self._matcher, self._room = self._new.deep_copy(), room
+    def start(self, room: int | None = None, at_start: bool = True) -> None:
+        """Begin an answer of at most `room` tokens, eos not counted. Raises InputError if none is known to be so short.
+
+        at_start: the answer is a text of its own, whose first space a sentencepiece vocabulary drops (Tokenizer.stream);
+        else it continues one, every space of which counts.
+        """
+        self._matcher, self._room = self._new[at_start].deep_copy(), room
         self.closing = False  # the room is running out: only the shortest ending found is allowed
         self._ending: list[int] | None = None  # tokens that complete the answer, as far as known; at most `room`
         if room is None:

@@ -120,7 +120,7 @@ class Session:
                 raise self._too_long(len(window.smallest()), "the system message and the last turn alone have")
             tokens = kept
         sliding = window if overflow == "slide" else None
-        return self._start(tokens, sampling, max_tokens, stop, lookup, sliding, guide)
+        return self._start(tokens, sampling, max_tokens, stop, lookup, sliding, guide, at_start=True)
 
     def complete(
         self,
@@ -132,10 +132,14 @@ class Session:
         lookup: bool = False,
         guide: Guide | None = None,
     ) -> Iterator[str]:
-        """Stream the continuation of `prompt`, raw as given: no chat template, no bos. Errors as in generate."""
+        """Stream the continuation of `prompt`, raw as given: no chat template, no bos. Errors as in generate.
+
+        `prompt` and the streamed text are one text: "The capital is" is continued by " Paris".
+        """
         if not prompt:
             raise InputError("the prompt is empty; write some text")
-        return self._start(self.parts.tokenizer.encode(prompt), sampling, max_tokens, stop, lookup, None, guide)
+        tokens = self.parts.tokenizer.encode(prompt)
+        return self._start(tokens, sampling, max_tokens, stop, lookup, None, guide, at_start=False)
 
     def cancel(self) -> None:
         """End the running answer within one token (or one prefill chunk); its text so far stands."""
@@ -167,6 +171,7 @@ class Session:
         lookup: bool,
         window: Window | None,
         guide: Guide | None,
+        at_start: bool,
     ) -> Iterator[str]:
         if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 1):
             raise InputError(f"max_tokens is {max_tokens!r}; it must be an integer, 1 or more, or None for no limit")
@@ -180,7 +185,7 @@ class Session:
         if guide:
             # A slid window keeps the last turn and the answer: the answer has all the other room.
             room = self.engine.info.max_context - len(window.smallest() if window else tokens)
-            guide.start(room if max_tokens is None else min(room, max_tokens))
+            guide.start(room if max_tokens is None else min(room, max_tokens), at_start)
         self._cancel.clear()
         self.statistics = None
         decoder = Decoder(
@@ -195,11 +200,11 @@ class Session:
             self._on_event,
             guide,
         )
-        self._running = self._stream(decoder, tuple(stop), window)
+        self._running = self._stream(decoder, tuple(stop), window, at_start)
         return self._running
 
-    def _stream(self, decoder: Decoder, stop: tuple[str, ...], window: Window | None) -> Generator[str]:
-        text, gate, tokens = self.parts.tokenizer.stream(at_start=True), StopGate(stop), decoder.run()
+    def _stream(self, decoder: Decoder, stop: tuple[str, ...], window: Window | None, at_start: bool) -> Generator[str]:
+        text, gate, tokens = self.parts.tokenizer.stream(at_start=at_start), StopGate(stop), decoder.run()
         try:
             for token in tokens:
                 if shown := gate.push(text.push(token)):

@@ -6,6 +6,7 @@ also a few plain strings, the *segments*, which SDKs without Jinja join:
     bos            always first
     default_system next, if the first message is not a system message (SmolLM2 introduces itself so); often ""
     system, user, assistant   [prefix, suffix] around each content; null: the template refuses or ignores that role
+    trim           roles whose content loses the whitespace around it (Unicode's, as Python's str.strip); absent: none
     drop_empty_system         true: system messages with empty content are left out before anything else
     generation     last
 
@@ -15,6 +16,8 @@ Messages are {"role": "system" | "user" | "assistant", "content": str}; the last
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -84,21 +87,74 @@ class ChatFormat:
     def encode(self, tokenizer: Tokenizer, messages: Messages) -> list[int]:
         """Ids of render(messages), where control-token text inside a content is plain text.
 
-        Contents without such text give exactly tokenizer.encode(render(messages)). A template that has no segments
-        can't tell its own text from a content's: then such contents are refused with an InputError.
+        Contents without such text give exactly tokenizer.encode(render(messages)). A template that changes contents, so
+        that its own text can't be told from theirs, takes no such contents: an InputError.
         """
+        return tokenizer.encode_spans(self.spans(messages, tokenizer.special_ids))
+
+    def spans(self, messages: Messages, control: Iterable[str]) -> list[tuple[str, bool]]:
+        """render(messages) as (text, trusted) in order: the template's text is trusted, a content that spells one of the
+        `control` texts is not. InputError where the template changes such a content."""
         text = self.render(messages)
-        segments = _segments(self)
-        spans = _spans(segments, messages) if segments else []
-        if "".join(part for part, _ in spans) == text:
-            return tokenizer.encode_spans(spans)
-        for message, control in product(messages, tokenizer.special_ids):
-            if control in message["content"]:
-                raise InputError(
-                    f"{message['role']} message contains {control!r}, a control token of this model, and its chat "
-                    "template can't keep the two apart: remove it"
-                )
-        return tokenizer.encode(text)
+        risky = {i: c for i, m in enumerate(messages) for c in control if c in m["content"]}
+        # Where every content can be told apart, halves of control texts are harmless, too.
+        for marked in (range(len(messages)), risky):
+            if spans := self._spans(messages, text, marked):
+                return spans
+        index, found = min(risky.items())
+        raise InputError(
+            f"{messages[index]['role']} message contains {found!r}, a control token of this model, and its chat "
+            "template can't keep the two apart: remove it"
+        )
+
+    def answer(self, messages: Messages) -> tuple[str, str]:
+        """(content, suffix): how the template shows the last message, the assistant's, and what it writes after it."""
+        before, after = self._around(messages)
+        asked = [*messages, {"role": "user", "content": "?"}]
+        try:
+            suffix = _common(after, self._around(asked, len(messages) - 1)[1])
+        except InputError:  # no other turn may follow
+            suffix = after
+        text = self._render(messages, add_generation_prompt=False)
+        shown = next((shown for shown in _forms(messages[-1]["content"]) if before + shown + after == text), None)
+        if shown is None:
+            raise InputError("this chat template changes the assistant's content: name another one with data.template")
+        return shown, suffix
+
+    def _around(self, messages: Messages, index: int = -1) -> tuple[str, str]:
+        """The text before and after the content of one message, without a generation prompt."""
+        copy = list(messages)
+        mark = _unused(messages)
+        copy[index] = {**copy[index], "content": mark}
+        before, found, after = self._render(copy, add_generation_prompt=False).partition(mark)
+        if not found or mark in after:
+            raise InputError("this chat template shows a content not at all or twice: name another one with data.template")
+        return before, after
+
+    def _spans(self, messages: Messages, text: str, marked: Iterable[int]) -> list[tuple[str, bool]] | None:
+        """`text`, the rendered messages, as (part, trusted): the contents of the `marked` messages are not trusted.
+
+        None if the template does not show these contents as they are, or trimmed.
+        """
+        contents = {i: messages[i]["content"] for i in marked if messages[i]["content"].strip()}
+        mark = _unused(messages)
+        marks = {i: f"{mark}{i}{mark}" for i in contents}
+        try:
+            copy = self._render([{**m, "content": marks.get(i, m["content"])} for i, m in enumerate(messages)])
+        except InputError:
+            return None
+        first, *pieces = re.split(f"{mark}([0-9]+){mark}", copy)
+        spans, rest = [(first, True)], text.removeprefix(first)
+        if len(rest) + len(first) != len(text):
+            return None
+        for index, piece in zip(map(int, pieces[::2]), pieces[1::2], strict=True):
+            forms = _forms(contents.get(index, ""))
+            shown = next((shown for shown in forms if rest.startswith(shown + piece)), None)
+            if shown is None:
+                return None
+            spans += [(shown, False), (piece, True)]
+            rest = rest[len(shown) + len(piece) :]
+        return None if rest else spans
 
     def _render(self, messages: Messages, add_generation_prompt: bool = True) -> str:
         try:
@@ -198,8 +254,20 @@ def _spans(segments: Segments, messages: Messages) -> list[tuple[str, bool]]:
         if segments[message["role"]] is None:
             raise InputError(f"this chat template has no {message['role']!r} role; leave such messages out")
         prefix, suffix = segments[message["role"]]
-        spans += [(prefix, True), (message["content"], False), (suffix, True)]
+        trimmed = message["role"] in segments.get("trim", ())
+        spans += [(prefix, True), (message["content"].strip() if trimmed else message["content"], False), (suffix, True)]
     return [*spans, (segments["generation"], True)]
+
+
+def _forms(content: str) -> tuple[str, ...]:
+    """A content as templates may show it."""
+    return content, content.rstrip(), content.lstrip(), content.strip()
+
+
+def _unused(messages: Messages) -> str:
+    """A private character that is in no content."""
+    taken = set("".join(message["content"] for message in messages))
+    return next(char for char in map(chr, range(0xE000, 0xF900)) if char not in taken)
 
 
 @lru_cache(maxsize=16)
@@ -252,14 +320,23 @@ def _segments(chat: ChatFormat) -> Segments | None:
         no_system = [{"role": "user", "content": user}]
         empty_system = [{"role": "system", "content": ""}, *no_system]
         found["drop_empty_system"] = marked._render(empty_system) == marked._render(no_system)
+    if trim := [role for role in ROLES if found[role] is not None and _trims(marked, role)]:
+        found["trim"] = trim
     text = json.dumps(found, ensure_ascii=False)
     segments = json.loads(text.replace(bos, _inside(chat.bos)).replace(eos, _inside(chat.eos)))
     return segments if _agree(chat, segments) else None
 
 
+def _trims(chat: ChatFormat, role: str) -> bool:
+    """Whether a content of this role loses the whitespace around it."""
+    content = " \n\ue002\t "
+    order = {"system": ("system", "user"), "user": ("user",), "assistant": ("user", "assistant", "user")}[role]
+    return content not in chat._render([{"role": other, "content": content if other == role else "x"} for other in order])
+
+
 def _agree(chat: ChatFormat, segments: Segments) -> bool:
     """Whether template and segments give the same text on every order of up to four roles and on awkward contents."""
-    contents = [" two  spaces ", "", "{{ x }}\n\n", "é 你好 🙂", "\tend\n"]
+    contents = [" two  spaces ", "", "{{ x }}\n\n", "é 你好 🙂", "\tend\n", "\u3000wide\x85"]
     orders = [order for n in range(4) for order in product(ROLES, repeat=n)]
     orders += [("system", *("user", "assistant") * 3), ("user", "assistant") * 3]
     for shift, order in product(range(len(contents)), orders):

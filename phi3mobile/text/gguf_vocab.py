@@ -63,7 +63,7 @@ def write_tokenizer(reader: gguf.GGUFReader, folder: Path) -> None:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": _added_tokens(model, tokens, types),
+        "added_tokens": _added_tokens(reader, model, tokens, types),
         "post_processor": None,
         **kinds[model](reader, tokens, types),
     }
@@ -103,7 +103,15 @@ def write_tokenizer(reader: gguf.GGUFReader, folder: Path) -> None:
         beside.replace(folder / name)
 
 
-def _added_tokens(model: str, tokens: list[str], types: list[int]) -> list[dict[str, Any]]:
+def _added_tokens(reader: gguf.GGUFReader, model: str, tokens: list[str], types: list[int]) -> list[dict[str, Any]]:
+    field = reader.get_field("tokenizer.chat_template")
+    template = field.contents() if field is not None else ""
+
+    def is_special(text: str, kind: int) -> bool:
+        # Early conversions wrote the chat's tags as user-defined words.
+        tag = text in _TURN_ENDS or (text.startswith("<|") and text.endswith("|>") and text in template)
+        return kind != _USER_DEFINED or tag
+
     # Phi-3's released tokenizer swallows the whitespace after these (rstrip), which a GGUF can't say.
     phi3 = model == "llama" and {"<|user|>", "<|assistant|>", "<|end|>"} <= set(tokens)
     return [
@@ -114,7 +122,7 @@ def _added_tokens(model: str, tokens: list[str], types: list[int]) -> list[dict[
             "lstrip": False,
             "rstrip": phi3 and text not in ("<unk>", "<s>", "<|endoftext|>"),
             "normalized": False,
-            "special": kind != _USER_DEFINED,
+            "special": is_special(text, kind),
         }
         for i, (text, kind) in enumerate(zip(tokens, types, strict=True))
         if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)

@@ -34,7 +34,6 @@ class PureTokenizer:
         self._pieces = {index: piece for piece, index in self._vocab.items()}
         added = config.get("added_tokens") or []
         self._added_id = {token["content"]: token["id"] for token in added}
-        self._pieces |= {index: text for text, index in self._added_id.items()}
         pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
         self._merges = {
             (self._vocab[left], self._vocab[right]): (rank, self._vocab[left + right])
@@ -45,10 +44,11 @@ class PureTokenizer:
         bytes_ = [self._vocab.get(f"<0x{byte:02X}>") for byte in range(256)]
         self._bytes = bytes_ if model.get("byte_fallback") else None
         self._normalize = normalizer(config.get("normalizer"))
+        self._pieces |= {t["id"]: self._normalize(t["content"]) if t["normalized"] else t["content"] for t in added}
         self._split = pre_tokenizer(config.get("pre_tokenizer"))
         self._cut = _word_cutter(self._vocab)
-        self._raw = _Added([token for token in added if not token["normalized"]], lambda text: text)
-        self._late = _Added([token for token in added if token["normalized"]], self._normalize)
+        words = [token for token in added if not token.get("special")]
+        self._all, self._words = ((self._raw(tokens), self._late(tokens)) for tokens in (added, words))
         self._known: dict[str, list[int]] = {}
 
     def token_to_id(self, text: str) -> int | None:
@@ -59,20 +59,29 @@ class PureTokenizer:
 
     def whole(self, text: str) -> list[int]:
         """Ids of a text in which added tokens are recognised."""
-        ids, start = [], True
-        for piece, token in self._raw.find(text):
+        return self._found(text, *self._all, start=True)
+
+    def plain(self, text: str, first: bool) -> list[int]:
+        """Ids of a text in which only added tokens that are not special are recognised; `first`: it starts the whole text."""
+        return self._found(text, *self._words, start=first)
+
+    def _raw(self, tokens: list[dict[str, Any]]) -> _Added:
+        return _Added([token for token in tokens if not token["normalized"]], lambda text: text)
+
+    def _late(self, tokens: list[dict[str, Any]]) -> _Added:
+        return _Added([token for token in tokens if token["normalized"]], self._normalize)
+
+    def _found(self, text: str, raw: _Added, late: _Added, start: bool) -> list[int]:
+        ids: list[int] = []
+        for piece, token in raw.find(text):
             if token is None:
-                for part, late in self._late.find(self._normalize(piece)):
-                    ids += self._ids(part, start) if late is None else [late]
+                for part, word in late.find(self._normalize(piece)):
+                    ids += self._ids(part, start) if word is None else [word]
                     start = False
             else:
                 ids.append(token)
             start = False
         return ids
-
-    def plain(self, text: str, first: bool) -> list[int]:
-        """Ids of a text in which nothing is an added token; `first`: it starts the whole text."""
-        return self._ids(self._normalize(text), first)
 
     def _ids(self, text: str, first: bool) -> list[int]:
         ids: list[int] = []

@@ -83,6 +83,45 @@ def test_loglikelihoods_are_those_of_lm_evals_hf_model(name, tmp_path, open_lm):
     assert ours.loglikelihood_rolling(texts) == pytest.approx(theirs.loglikelihood_rolling(texts), abs=1e-3)
 
 
+TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}},
+}
+
+
+@pytest.mark.parametrize("how", ["post-processor", "within a sequence", "add_bos_token", "add_bos_token false", "no bos named"])
+def test_the_bos_that_a_tokenizer_adds_is_read_as_by_lm_evals_hf_model(how, tmp_path, open_lm):
+    """Once where the text starts with it, as a chat's prompt does."""
+    folder = talking_checkpoint(tmp_path / "model", "tiny-gqa")
+    tokenizer, config = (json.loads((folder / name).read_text()) for name in ("tokenizer.json", "tokenizer_config.json"))
+    if how != "add_bos_token":
+        byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+        several = {"type": "Sequence", "processors": [byte_level, TEMPLATE]}
+        tokenizer["post_processor"] = several if how == "within a sequence" else TEMPLATE
+    if how.startswith("add_bos_token"):
+        config["add_bos_token"] = how == "add_bos_token"
+    if how == "no bos named":
+        config["bos_token"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    ours = open_lm(folder, truncate=True)
+    theirs = harness_lm(folder, tiny("tiny-gqa", vocab_size=VOCAB), ours.max_length)
+    assert ours.prefix_token_id == theirs.prefix_token_id == (2 if how == "no bos named" else 1)
+    for text in ("the cat", "<|im_start|>user\nhello<|im_end|>\n", " <|im_start|>", ""):
+        assert ours.tok_encode(text) == theirs.tok_encode(text)
+    assert (ours.tok_encode("the cat")[0] == 1) == (how != "add_bos_token false")
+    pairs = [*PAIRS[::5], ("<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\n", "sat")]
+    asked = requests("loglikelihood", pairs)
+    for (value, greedy), (expected, likeliest) in zip(ours.loglikelihood(asked), theirs.loglikelihood(asked), strict=True):
+        assert value == pytest.approx(expected, abs=1e-3) and greedy == likeliest
+    texts = requests("loglikelihood_rolling", [(LINES[0],), (SHOTS * 3,)])
+    assert ours.loglikelihood_rolling(texts) == pytest.approx(theirs.loglikelihood_rolling(texts), abs=1e-3)
+    free = requests("generate_until", [(line, {"until": [], "max_gen_toks": 8}) for line in LINES[:2]])
+    assert ours.generate_until(free) == theirs.generate_until(free)
+
+
 def test_greedy_answers_are_those_of_lm_evals_hf_model(tiny_checkpoint_folder, open_lm):
     ours = open_lm(tiny_checkpoint_folder)
     theirs = harness_lm(tiny_checkpoint_folder, tiny("tiny-gqa", vocab_size=VOCAB), ours.max_length)

@@ -24,7 +24,7 @@ from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.models.form import Form
 from phi3mobile.models.loading import load_model
 from phi3mobile.models.quantized import QuantizedLinear, group_sums, quantize_activation
-from phi3mobile.text.tokenizer import load_tokenizer
+from phi3mobile.text.vocabularies import load_tokenizer
 
 
 def error(packed, weight) -> float:

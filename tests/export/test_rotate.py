@@ -30,7 +30,7 @@ from phi3mobile.models.checkpoint import open_checkpoint, write_checkpoint
 from phi3mobile.models.decoder import Decoder
 from phi3mobile.models.loading import load_model
 from phi3mobile.models.tensors import shapes
-from phi3mobile.text.tokenizer import load_tokenizer
+from phi3mobile.text.vocabularies import load_tokenizer
 
 MODELS = ["tiny-gqa", "tiny-tied", "tiny-partial", "tiny-window", "tiny-longrope", "small-tiny", "small-tiny-longrope"]
 quick = settings(max_examples=30, deadline=None)

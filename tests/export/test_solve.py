@@ -34,7 +34,7 @@ from phi3mobile.models.form import Form
 from phi3mobile.models.loading import load_model
 from phi3mobile.models.presets import preset
 from phi3mobile.models.quantized import Packed, quantize_activation
-from phi3mobile.text.tokenizer import load_tokenizer
+from phi3mobile.text.vocabularies import load_tokenizer
 
 quick = settings(max_examples=30, deadline=None)
 

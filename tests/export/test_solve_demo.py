@@ -10,7 +10,7 @@ from phi3mobile.export.recipe import find_recipe
 from phi3mobile.export.solve.calibration import card_tokens
 from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.session.session import Session
-from phi3mobile.text.tokenizer import load_tokenizer
+from phi3mobile.text.vocabularies import load_tokenizer
 
 pytestmark = pytest.mark.slow
 

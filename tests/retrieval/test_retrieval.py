@@ -219,7 +219,7 @@ def test_control_tokens_in_documents_are_plain_text(tmp_path):
     from exported import CHATML, SPECIAL, write_tokenizer
 
     from phi3mobile.text.chat import ChatFormat
-    from phi3mobile.text.tokenizer import load_tokenizer
+    from phi3mobile.text.vocabularies import load_tokenizer
 
     write_tokenizer(tmp_path)
     tokenizer, chat = load_tokenizer(tmp_path), ChatFormat(CHATML, SPECIAL[1], SPECIAL[2])

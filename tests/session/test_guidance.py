@@ -107,10 +107,11 @@ def opened(engine=None, tokenizer=TOKENIZER, **options):
     return Session(parts, engine or RandomEngine(), **options)
 
 
-def answer(guide, max_tokens=200, engine=None, tokenizer=TOKENIZER, **options):
-    """(text, statistics) of a guided completion."""
+def answer(guide, max_tokens=200, engine=None, tokenizer=TOKENIZER, chat=False, **options):
+    """(text, statistics) of a guided completion, or of an answer in a chat."""
     session = opened(engine, tokenizer)
-    text = "".join(session.complete("ab", guide=guide, max_tokens=max_tokens, **options))
+    ask = session.generate if chat else session.complete
+    text = "".join(ask([{"role": "user", "content": "ab"}] if chat else "ab", guide=guide, max_tokens=max_tokens, **options))
     return text, session.statistics
 
 
@@ -261,23 +262,38 @@ def test_a_draft_never_moves_the_guide():
 
 
 @pytest.mark.parametrize("pattern", ["(yes|no)", "[0-9]{3}-[0-9]{4}", "a+b?", " x{2,9}", "é[^a]*!", "a/b", """ "q" ' """])
+@pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("strips_space", [False, True])
-def test_a_regex_matches_what_is_shown(pattern, strips_space):
+def test_a_regex_matches_what_is_shown(pattern, strips_space, chat):
     tokenizer = make_tokenizer(strips_space)
     guide = Guide.regex(pattern, tokenizer)
     for seed in range(8):
-        text, statistics = answer(guide, 30, RandomEngine(seed), tokenizer, sampling=Sampling(1.0, seed=seed))
+        engine = RandomEngine(seed, wishes={b" ": 3})
+        text, statistics = answer(guide, 30, engine, tokenizer, chat, sampling=Sampling(1.0, seed=seed))
         assert re.fullmatch(pattern, text, re.DOTALL), text
         assert statistics.finish_reason == ("stop" if guide.finished else statistics.finish_reason)
 
 
-def test_json_is_shown_whole_where_a_first_space_is_dropped():
+@pytest.mark.parametrize("chat", [False, True])
+def test_json_is_shown_whole_where_a_first_space_is_dropped(chat):
     tokenizer = make_tokenizer(strips_space=True)
     schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
     for seed in range(5):
-        text, _ = answer(Guide.json_schema(schema, tokenizer), 40, RandomEngine(seed), tokenizer)
+        text, _ = answer(Guide.json_schema(schema, tokenizer), 40, RandomEngine(seed), tokenizer, chat)
         jsonschema.validate(json.loads(text), schema)
         assert text.startswith("{")
+
+
+def test_a_continuation_keeps_its_first_space_and_an_answer_drops_it():
+    """sentencepiece drops the space of a text's start; what continues a prompt is not a start."""
+    tokenizer = make_tokenizer(strips_space=True)
+    wishes = {b" ": 100.0}
+    text = "".join(opened(RandomEngine(0, wishes=wishes), tokenizer).complete("The capital is", max_tokens=3))
+    ids = [PIECES.index(b" ")] * 3
+    prompt = tokenizer.encode("The capital is")
+    assert text == tokenizer.decode([*prompt, *ids])[len(tokenizer.decode(prompt)) :] == "   "
+    session = opened(RandomEngine(0, wishes=wishes), tokenizer)
+    assert "".join(session.generate([{"role": "user", "content": "The capital is"}], max_tokens=3)) == "  "
 
 
 def test_a_lark_grammar():

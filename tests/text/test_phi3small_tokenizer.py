@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phi3mobile.text.chat import KNOWN_TEMPLATES, guess_template, load_chat
-from phi3mobile.text.tokenizer import load_tokenizer
+from phi3mobile.text.vocabularies import load_tokenizer
 
 RANKS = Path(__file__).parents[3] / "shared" / "data" / "phi3-small-tokenizer" / "cl100k_base.tiktoken"
 SPECIAL = {

@@ -16,8 +16,8 @@ from test_tokenizer import CHAT, LINES, PARTS, write_byte_level, write_llama_jso
 from phi3mobile.errors import InputError
 from phi3mobile.text.pure_stages import GPT2
 from phi3mobile.text.pure_tokenizer import PureTokenizer, merge
-from phi3mobile.text.tokenizer import load_tokenizer
 from phi3mobile.text.unicode_classes import SPACE, compile_pattern
+from phi3mobile.text.vocabularies import load_tokenizer
 
 PHI3 = Path(__file__).parents[3] / "shared" / "data" / "phi3-tokenizer" / "tokenizer.json"
 KINDS = ["byte-level", "llama", "phi3"]
@@ -102,7 +102,7 @@ def test_nothing_compiled_is_imported(tmp_path):
     write_byte_level(tmp_path)
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('tokenizers', 'torch', 'sentencepiece', 'tiktoken', 'regex')))\n"
-        "from pathlib import Path\nfrom phi3mobile.text.tokenizer import load_tokenizer\n"
+        "from pathlib import Path\nfrom phi3mobile.text.vocabularies import load_tokenizer\n"
         f"t = load_tokenizer(Path({str(tmp_path)!r})); print(t.decode(t.encode('the cat 🙂')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8")

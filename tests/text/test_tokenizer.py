@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phi3mobile.errors import InputError
-from phi3mobile.text.tokenizer import Tokenizer, load_tokenizer
+from phi3mobile.text.tokenizer import Tokenizer
+from phi3mobile.text.vocabularies import load_tokenizer
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 CHAT_TOKENS = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
@@ -476,6 +477,91 @@ def test_two_ranks_files_are_ambiguous(tmp_path):
         load_tokenizer(tmp_path)
 
 
+# -- added tokens that are not special: words
+
+
+WORDS_ADDED = ("<think>", "</think>", "tool call", "<｜ü｜>")
+
+
+def write_with_words(folder: Path, kind: str, **flags) -> Path:
+    """A vocabulary with words of a fine-tune, as byte_level, llama_json, sentencepiece or tiktoken."""
+    flags = {"special": False, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False} | flags
+    if kind in ("byte_level", "llama_json"):
+        (write_byte_level if kind == "byte_level" else write_llama_json)(folder)
+        config = json.loads((folder / "tokenizer.json").read_text())
+        first = 1 + max(max(config["model"]["vocab"].values()), *(t["id"] for t in config["added_tokens"]))
+        config["added_tokens"] += [{"id": first + i, "content": text} | flags for i, text in enumerate(WORDS_ADDED)]
+        (folder / "tokenizer.json").write_text(json.dumps(config))
+    else:
+        if kind == "sentencepiece":
+            write_sentencepiece(folder, llama_pieces())
+            config, first = json.loads((folder / "tokenizer_config.json").read_text()), 400
+        else:
+            write_tiktoken(folder)
+            config, first = {"added_tokens_decoder": {}}, 100400
+        more = {str(first + i): {"content": text} | flags for i, text in enumerate(WORDS_ADDED)}
+        config["added_tokens_decoder"] |= more
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "llama_json", "sentencepiece", "tiktoken"])
+def test_an_added_word_is_one_id_in_anybodys_text_and_is_shown(kind, tmp_path):
+    tokenizer = load_tokenizer(write_with_words(tmp_path, kind))
+    ids = [tokenizer.id_of(text) for text in WORDS_ADDED]
+    assert None not in ids and not set(WORDS_ADDED) & tokenizer.special_ids.keys()
+    for text, token in zip(WORDS_ADDED, ids, strict=True):
+        for said in (f"a{text}b", f"{text}", f"a <|end|>{text} the"):
+            for spans in ([(said, False)], [("<|user|>", True), (said, False), ("<|end|>", True)]):
+                found = tokenizer.encode_spans(spans)
+                assert found.count(token) == 1 and found.count(tokenizer.id_of("<|end|>")) == len(spans) // 2
+                assert said.replace(" ", "") in tokenizer.decode(found).replace(" ", "")
+            assert tokenizer.encode(said, special=False).count(token) == 1
+    stream = tokenizer.stream()
+    said = [ids[0], *tokenizer.encode("hm")[-2:], ids[1], tokenizer.id_of("<|end|>")]
+    text = "".join(map(stream.push, said)) + stream.finish()
+    assert text.startswith("<think>") and text.endswith("</think>")
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "llama_json"])
+@pytest.mark.parametrize("flag", ["", "normalized", "single_word", "lstrip", "rstrip"])
+def test_words_of_plain_text_are_those_that_tokenizers_finds(kind, flag, tmp_path, monkeypatch):
+    """Ids and shown text, with the library and in plain Python."""
+    import tokenizers
+
+    from phi3mobile.text import vocabularies
+
+    folder = write_with_words(tmp_path, kind, **({flag: True} if flag else {}))
+    native = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ours = [load_tokenizer(folder)]
+    monkeypatch.setattr(vocabularies, "_native", lambda config: None)
+    ours.append(load_tokenizer(folder))
+    pieces = st.sampled_from([*WORDS_ADDED, "a", " ", "the", "\n", "<th", "ink>", "é", "tool"])
+
+    @quick
+    @given(st.lists(pieces, max_size=8).map("".join))
+    def holds(text):
+        expected = native.encode(text, add_special_tokens=False).ids
+        for tokenizer in ours:
+            assert tokenizer.encode_spans([(text, False)]) == expected
+            assert tokenizer.encode(text, special=False) == expected
+            stream = tokenizer.stream(at_start=True)
+            shown = "".join(map(stream.push, expected)) + stream.finish()
+            assert shown == native.decode(expected, skip_special_tokens=True)
+
+    holds()
+
+
+def test_a_token_that_the_config_names_is_control_whatever_its_flag(tmp_path):
+    folder = write_with_words(tmp_path, "byte_level")
+    named = {"eos_token": "</think>", "additional_special_tokens": [{"content": "tool call"}]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    tokenizer = load_tokenizer(folder)
+    assert {"</think>", "tool call"} <= tokenizer.special_ids.keys() and "<think>" not in tokenizer.special_ids
+    assert tokenizer.id_of("</think>") not in tokenizer.encode_spans([("a</think>", False)])
+    assert tokenizer.decode(tokenizer.encode_spans([("a</think>", False)])) == "a</think>"
+
+
 def test_user_defined_piece_that_can_not_be_plain_is_refused(tmp_path):
     """sentencepiece always honours user-defined symbols; as a control token in a content such text must not pass."""
     model = sentencepiece_model(llama_pieces(("▁the", "[CTRL]")))
@@ -483,7 +569,8 @@ def test_user_defined_piece_that_can_not_be_plain_is_refused(tmp_path):
     at = model.index(normal) + len(normal) + 4  # the piece's type field follows its score
     assert model[at : at + 2] == b"\x18\x01"
     (tmp_path / "tokenizer.model").write_bytes(model[:at] + user_defined + model[at + 2 :])
-    (tmp_path / "added_tokens.json").write_text(json.dumps({"[CTRL]": 260}))
+    decoder = {"260": {"content": "[CTRL]", "special": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
     tokenizer = load_tokenizer(tmp_path)
     assert 260 in tokenizer.encode("a[CTRL]b")
     with pytest.raises(InputError, match=r"reads '\[CTRL\]' as a control token even in plain text: remove it"):
@@ -491,7 +578,7 @@ def test_user_defined_piece_that_can_not_be_plain_is_refused(tmp_path):
 
 
 def test_importing_is_cheap():
-    code = "import sys, phi3mobile.text.tokenizer, phi3mobile.text.chat, phi3mobile.text.gguf_vocab; "
+    code = "import sys, phi3mobile.text.vocabularies, phi3mobile.text.chat, phi3mobile.text.gguf_vocab; "
     code += "print({'tokenizers', 'sentencepiece', 'tiktoken', 'jinja2', 'gguf', 'numpy'} & sys.modules.keys())"
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)

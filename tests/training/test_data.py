@@ -21,7 +21,7 @@ from phi3mobile.errors import InputError
 pytest.importorskip("datatrove", reason="needs the extra `train`")
 pytest.importorskip("spacy", reason="needs the extra `train`")
 
-from phi3mobile.text.tokenizer import load_tokenizer
+from phi3mobile.text.vocabularies import load_tokenizer
 from phi3mobile.training.data.build import build
 from phi3mobile.training.data.config import Build, Decontaminate, Deduplicate, Executor, Extract, Input, Language, Mask
 from phi3mobile.training.data.jsonl import read_jsonl, read_texts, write_jsonl

@@ -16,7 +16,7 @@ from training_tiny import SHAPE, pretrain_table, tokenizer_folder
 from phi3mobile.errors import InputError
 from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.models.loading import load_model
-from phi3mobile.text.tokenizer import load_tokenizer
+from phi3mobile.text.vocabularies import load_tokenizer
 from phi3mobile.training.batches import IGNORED
 from phi3mobile.training.config import LongRope, Pretrain, Search
 from phi3mobile.training.data.shards import ShardWriter, Vocabulary, write_index

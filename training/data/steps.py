@@ -23,7 +23,7 @@ from datatrove.utils.word_tokenizers import load_word_tokenizer
 from phi3mobile.errors import InputError
 from phi3mobile.files import sha256
 from phi3mobile.models.companions import vocabulary_file
-from phi3mobile.text.tokenizer import load_tokenizer
+from phi3mobile.text.vocabularies import load_tokenizer
 from phi3mobile.training.data.jsonl import read_jsonl
 from phi3mobile.training.data.shards import ShardWriter, Vocabulary
 

@@ -138,7 +138,7 @@ def open_session(path: str | Path) -> Any:
     from phi3mobile.models.checkpoint import open_checkpoint
     from phi3mobile.models.loading import model_from
     from phi3mobile.text.chat import load_chat
-    from phi3mobile.text.tokenizer import load_tokenizer
+    from phi3mobile.text.vocabularies import load_tokenizer
 
     checkpoint = open_checkpoint(path)
 

@@ -72,7 +72,7 @@ def _train_classifier(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _show(args: argparse.Namespace) -> dict[str, Any]:
-    from phi3mobile.text.tokenizer import load_tokenizer
+    from phi3mobile.text.vocabularies import load_tokenizer
     from phi3mobile.training.data.shards import open_shards
 
     shards = open_shards(args.folder)

@@ -153,7 +153,7 @@ def write_tokenizer(folder: Path, corpus: Path, vocab: int) -> None:
 def write_shards(source: Path, tokenizer: Path, out: Path) -> None:
     """Every document of SOURCE/docs.jsonl as token shards, unfiltered, in an order of its own."""
     from phi3mobile.files import sha256
-    from phi3mobile.text.tokenizer import load_tokenizer
+    from phi3mobile.text.vocabularies import load_tokenizer
     from phi3mobile.training.data.shards import ShardWriter, Vocabulary, write_index
 
     words = load_tokenizer(tokenizer)
