@@ -91,6 +91,8 @@ def _manifest(plan: ExportPlan, written: Written, folder: Path, quality: dict[st
         "model": model_section(config, plan.context, plan.chunk, weights) | {"back": written.back},
         "tokens": {"bos": config.bos_token_id, "eos": plan.eos},
         "chat": plan.chat,
+        "generation": plan.generation,
+        "notes": plan.notes,
         "memory": memory_section(written, plan.context, weights),
         "quality": quality,
         "provenance": {"source": plan.source, "source_hash": plan.checkpoint.source_hash(), "tool": version("phi3mobile")},

@@ -30,6 +30,7 @@ def bundle_card(bundle: Bundle) -> dict[str, str]:
         **({"KV cache": evicted} if (evicted := _eviction(manifest)) else {}),
         "stop ids": ", ".join(map(str, manifest["tokens"]["eos"])),
         "runtime": f"{runtime['name']} {runtime['version']}, {len(runtime['operators'])} operators",
+        **({"note": "; ".join(manifest["notes"])} if manifest.get("notes") else {}),
         "license": manifest["license"] or "not stated by the checkpoint",
     }
 

@@ -23,7 +23,8 @@ from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.form import Form
 from phi3mobile.models.pieces import pieces
 from phi3mobile.models.tensors import DOWN, shapes
-from phi3mobile.text.chat import load_chat
+from phi3mobile.session.defaults import generation_section
+from phi3mobile.text.chat import ChatFormat, load_chat
 from phi3mobile.text.tokenizer import Tokenizer
 from phi3mobile.text.vocabularies import load_tokenizer
 
@@ -49,6 +50,8 @@ class ExportPlan:
     eos: list[int]
     tokenizer: Tokenizer
     chat: dict[str, Any]  # the manifest's section
+    generation: dict[str, Any]  # the manifest's section
+    notes: list[str]  # what was decided that a user should know
     space: int  # bytes of disk that it takes at most
 
     @property
@@ -91,7 +94,10 @@ def plan_export(
         raise InputError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model {config.vocab_size}: files of two models?"
         )
-    chat = chat_section(folder)
+    chat, notes = chat_section(folder), []
+    if (end := turn_end(chat, tokenizer)) is not None and end not in eos:
+        eos = [*eos, end]
+        notes.append(f"the chat template ends turns with {tokenizer.decode([end])}: it is a stop token, too")
     space = target.space(packed_bytes(config, chosen)) + MARGIN
     require_space(out, space)
     return ExportPlan(
@@ -109,6 +115,8 @@ def plan_export(
         eos=eos,
         tokenizer=tokenizer,
         chat=chat,
+        generation=generation_section(_read_object(folder / "generation_config.json")),
+        notes=notes,
         space=space,
     )
 
@@ -177,6 +185,19 @@ def stop_ids(folder: Path, config: DecoderConfig) -> list[int]:
     if wrong or not ids:
         raise InputError(f"{path}: eos_token_id {wrong or 'is missing'}; give ids from 0 to {config.vocab_size - 1}")
     return ids
+
+
+def turn_end(chat: dict[str, Any], tokenizer: Tokenizer) -> int | None:
+    """The control token with which the chat template ends an answer, if it does."""
+    if chat["template"] is None:
+        return None
+    asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        _, suffix = ChatFormat(chat["template"], chat["bos"], chat["eos"]).answer(asked)
+    except InputError:  # an unusual template: the checkpoint's own ids are all that is known
+        return None
+    first = next(iter(tokenizer.encode(suffix.lstrip())), None)
+    return first if first in tokenizer.special_ids.values() else None
 
 
 def packed_bytes(config: DecoderConfig, recipe: Recipe) -> int:

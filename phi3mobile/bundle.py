@@ -20,6 +20,7 @@ from phi3mobile.files import cache_folder, sha256, whole_file
 from phi3mobile.info import EngineInfo
 
 if TYPE_CHECKING:
+    from phi3mobile.session.sampling import Sampling
     from phi3mobile.text.chat import ChatFormat
     from phi3mobile.text.tokenizer import Tokenizer
 
@@ -120,7 +121,11 @@ def _quality(value: Any) -> bool:
 
 
 # The same of what older bundles lack.
-LATER: dict[str, Callable[[Any], bool]] = {"model.back": _or_null(_whole(0)), "quality": _or_null(_quality)}
+LATER: dict[str, Callable[[Any], bool]] = {
+    "model.back": _or_null(_whole(0)),
+    "quality": _or_null(_quality),
+    "generation": lambda value: isinstance(value, dict),
+}
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,13 @@ class Bundle:
     @property
     def bos_id(self) -> int | None:
         return self.manifest["tokens"]["bos"]
+
+    @property
+    def sampling(self) -> Sampling:
+        """How answers are sampled where nobody says."""
+        from phi3mobile.session.defaults import default_sampling
+
+        return default_sampling(self.manifest.get("generation", {}), self.manifest["model"]["parameters"])
 
     @property
     def info(self) -> EngineInfo:

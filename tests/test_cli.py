@@ -168,7 +168,9 @@ def test_too_small_a_disk_is_known_before_the_work(capsys, tiny_checkpoint_folde
         (["--temperature", "-1"], "temperature is -1.0; it must be 0 or more"),
         (["--top-p", "0"], "top_p is 0.0"),
         (["--top-k", "-2"], "top_k is -2"),
-        (["--max-tokens", "0"], "max_tokens is 0; it must be an integer, 1 or more"),
+        (["--max-tokens", "-1"], "max_tokens is -1; it must be an integer, 1 or more"),
+        (["--top-p", "0.9"], "top_p has no effect at temperature 0 (greedy): give a temperature too"),
+        (["--temperature", "0", "--top-k", "5", "--seed", "1"], "top_k, seed has no effect at temperature 0"),
         (["--stop", ""], "stop is ['']"),
         (["--seed", "-1"], "seed is -1"),
     ],
@@ -245,18 +247,54 @@ def test_import_writes_a_checkpoint_that_exports_the_same(capsys, tiny_checkpoin
     assert ours["parameters"] == theirs["parameters"]
 
 
-def test_run_answers_and_ends_with_its_numbers(capsys, tiny_bundle, monkeypatch):
-    text, document = shown(capsys, "run", tiny_bundle, "hello", "--max-tokens", 8)
-    assert document["generated_tokens"] <= 8 and document["finish_reason"] in ("length", "stop")
-    again, _ = shown(capsys, "run", tiny_bundle, "hello", "--max-tokens", 8)
-    assert again.splitlines()[:-1] == text.splitlines()[:-1]
-    _, raw = shown(capsys, "run", tiny_bundle, "hello", "--max-tokens", 8, "--raw")
-    assert raw["prompt_tokens"] < document["prompt_tokens"]
-    _, system = shown(capsys, "run", tiny_bundle, "hello", "--max-tokens", 8, "--system", "be brief")
-    assert system["prompt_tokens"] > document["prompt_tokens"]
+def test_run_prints_the_answer_alone_or_one_json_object(capsys, tiny_bundle, monkeypatch):
+    def asked(prompt, *flags):
+        return shown(capsys, "run", tiny_bundle, prompt, "--max-tokens", 8, "--json", *flags)[1]
+
+    document = asked("hello")
+    numbers = document["statistics"]
+    assert document["sources"] == [] and numbers["generated_tokens"] <= 8 and numbers["finish_reason"] in ("length", "stop")
+    assert asked("hello")["text"] == document["text"]
+    assert asked("hello", "--raw")["statistics"]["prompt_tokens"] < numbers["prompt_tokens"]
+    assert asked("hello", "--system", "be brief")["statistics"]["prompt_tokens"] > numbers["prompt_tokens"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hello\n")))
-    piped, _ = shown(capsys, "run", tiny_bundle, "-", "--max-tokens", 8)
-    assert piped.splitlines()[:-1] == text.splitlines()[:-1]
+    assert asked("-")["text"] == document["text"]
+    assert main(["run", str(tiny_bundle), "hello", "--max-tokens", "8"]) == 0
+    plain = capsys.readouterr()
+    assert plain.out == document["text"] + "\n"
+    assert plain.err.startswith(f"[{numbers['generated_tokens']} tokens, ") and plain.err.count("\n") == 1
+
+
+def endless(tiny_bundle, folder, **changes):
+    """A bundle whose model never ends an answer."""
+    bundle = shutil.copytree(tiny_bundle, folder)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["tokens"]["eos"] = []
+    (bundle / "manifest.json").write_text(json.dumps(manifest | changes))
+    return bundle
+
+
+def test_an_answer_that_repeats_itself_is_ended_unless_it_may(capsys, tiny_bundle, tmp_path):
+    """A tiny greedy model soon says one thing again and again."""
+    bundle = endless(tiny_bundle, tmp_path / "endless")
+    loops = ["run", bundle, "hello", "--json", "--temperature", 0, "--repetition-penalty", 1]
+    numbers = shown(capsys, *loops)[1]["statistics"]
+    assert numbers["finish_reason"] == "repetition" and 64 < numbers["generated_tokens"] < 240
+    numbers = shown(capsys, *loops, "--allow-repetition", "--max-tokens", 0)[1]["statistics"]
+    assert numbers["finish_reason"] == "context_full"
+    assert main([str(word) for word in loops if word != "--json"]) == 0
+    assert "it repeated itself (--allow-repetition lets it)" in capsys.readouterr().err
+
+
+def test_a_checkpoints_own_sampling_is_the_default(capsys, tiny_bundle, tmp_path):
+    drawn = {"do_sample": True, "temperature": 1.5, "top_p": 0.99, "repetition_penalty": 1.0}
+    bundle = endless(tiny_bundle, tmp_path / "drawn", generation=drawn)
+    texts = {shown(capsys, "run", bundle, "hello", "--json", "--max-tokens", 16)[1]["text"] for _ in range(4)}
+    assert len(texts) > 1  # drawn
+    seeded = [shown(capsys, "run", bundle, "hello", "--json", "--max-tokens", 16, "--seed", 3)[1]["text"] for _ in range(2)]
+    assert seeded[0] == seeded[1]
+    greedy = [shown(capsys, "run", bundle, "hello", "--json", "--max-tokens", 16, "--temperature", 0)[1] for _ in range(2)]
+    assert greedy[0]["text"] == greedy[1]["text"]
 
 
 def test_bench_measures(capsys, tiny_bundle):
@@ -280,17 +318,30 @@ def test_chat_from_a_pipe(tiny_bundle):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert "no answer yet" in done.stdout and "'generated_tokens': 6" in done.stdout
     answers = [part.split("\n")[0] for part in done.stdout.split("> ")]
     assert answers[2] == answers[8] == answers[10]  # /undo and /reset forget what was said
+    expected = (
+        "/reset forgets",
+        "  [no answer yet]",
+        "  (cut: --max-tokens 0 lets it go on)",
+        "  [6 tokens, ",
+        "  (the last turn is gone, 1 messages are left)",
+        "  (there is no turn to undo)",
+        "  /dance is not a command; /reset",
+        "  (cut: ",
+        "  (the conversation is forgotten)",
+        "  (cut: ",
+        "phi3mobile: the system message and the last turn alone have",
+    )
     errors = done.stderr.splitlines()
-    assert errors[0].startswith("/reset forgets") and errors[1].startswith("/dance is not a command; /reset")
-    assert errors[2].startswith("phi3mobile: the system message and the last turn alone have") and len(errors) == 3
+    assert len(errors) == len(expected), errors
+    assert all(error.startswith(start) for error, start in zip(errors, expected, strict=True)), errors
 
 
 def test_chat_saves_and_loads(tiny_bundle, tmp_path):
     file = tmp_path / "talk.json"
-    lines = ["hello", f"/save {file}", "/reset", f"/load {tmp_path / 'absent'}", f"/load {file}", "/undo", "hello", "/exit"]
+    absent = tmp_path / "absent"
+    lines = ["hello", "/save", f"/save {file}", "/reset", f"/load {absent}", f"/load {file}", "/undo", "hello", "/exit"]
     done = subprocess.run(
         command("chat", tiny_bundle, "--max-tokens", 6),
         input="\n".join(lines),
@@ -302,8 +353,42 @@ def test_chat_saves_and_loads(tiny_bundle, tmp_path):
     assert done.returncode == 0, done.stderr
     said = json.loads(file.read_text())["messages"]
     assert [message["role"] for message in said] == ["user", "assistant"]
-    errors = done.stderr.splitlines()[1:]
-    assert errors[0] == errors[2] == "  (2 messages)" and "can't read the conversation" in errors[1]
+    errors = [line for line in done.stderr.splitlines()[1:] if "(cut" not in line]
+    assert errors[0] == "  /save needs a file name: /save chat.json"
+    assert errors[1] == errors[4] == "  (2 messages)" and "can't read the conversation" in errors[3]
+
+
+def test_chat_answers_as_a_schema_wants_and_from_a_library(tiny_bundle, tmp_path):
+    (tmp_path / "schema.json").write_text('{"enum": ["yes", "no"]}')
+    (tmp_path / "sea.txt").write_text("The sea beside the village is called Wadden.\n")
+    assert main(["index", str(tmp_path / "sea.txt"), "-o", str(tmp_path / "l.db"), "--words-only"]) == 0
+    flags = ["--json-schema", tmp_path / "schema.json", "--library", tmp_path / "l.db"]
+    done = subprocess.run(
+        command("chat", tiny_bundle, *flags), input="what is the sea called?\nquantum?\n", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.split("> ")[1:3]
+    assert first.strip() in ('"yes"', '"no"') and second.strip() == "Nothing in your files is about this."
+    assert "[1] " in done.stderr and "sea.txt" in done.stderr
+
+
+def test_chat_with_a_bundle_without_template_ends_at_once(capsys, tiny_bundle, tmp_path):
+    chat = {"template": None, "bos": "", "eos": "", "segments": None}
+    bundle = endless(tiny_bundle, tmp_path / "base", chat=chat)
+    assert "has no chat template: it completes text only (phi3mobile run --raw)" in refused(capsys, "chat", bundle)
+
+
+def test_a_pasted_text_is_one_message(tiny_bundle):
+    with Terminal("chat", tiny_bundle, "--max-tokens", 1) as chat:
+        chat.wait_for("> ")
+        time.sleep(0.2)  # readline is there a moment after its prompt
+        chat.type("\x1b[200~the cat\nsat on\nthe mat\x1b[201~")
+        chat.type("\n")
+        chat.wait_for("(cut", "(stopped", "\n> ")
+        chat.type("/undo\n")
+        assert "0 messages are left" in chat.wait_for("are left)")  # three questions would leave four
+        chat.type("\x04")
+        assert chat.exit_code() == 0
 
 
 def test_chat_survives_what_is_not_text(tiny_bundle):
@@ -370,11 +455,8 @@ class Terminal:
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(tiny_bundle, tmp_path):
-    bundle = shutil.copytree(tiny_bundle, tmp_path / "endless")
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["tokens"]["eos"] = []
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
-    with Terminal("chat", bundle) as chat:
+    bundle = endless(tiny_bundle, tmp_path / "endless")
+    with Terminal("chat", bundle, "--allow-repetition", "--max-tokens", 0) as chat:
         chat.wait_for("/exit ends")
         for _ in range(30):  # a tiny model has filled its context after a moment: the signal may come to the prompt
             chat.wait_for("> ")
@@ -388,7 +470,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(tiny_bundle, tmp_path):
             chat.type("/reset\n")
         chat.wait_for("> ")
         chat.type("/stats\n")
-        assert "'finish_reason': 'cancelled'" in chat.wait_for("\n> ")
+        chat.wait_for("; stopped]")
         chat.interrupt_until("(Ctrl-D or /exit ends)")
         chat.wait_for("> ")
         chat.type("/dance\n")  # the program goes on

@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from phi3mobile.errors import InputError
+from phi3mobile.session.defaults import MAX_TOKENS
 from phi3mobile.session.sampling import Sampling
 
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 THEMES = ("light", "dark", "system")
 TEXT_SCALES = (0.85, 1.0, 1.2, 1.5, 2.0)
 
@@ -17,12 +19,13 @@ class Settings:
     """Raises InputError for a value out of range."""
 
     system_prompt: str = ""
-    temperature: float = 0.7
-    top_p: float = 0.9
+    temperature: float = 0.0
+    top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
-    repetition_penalty: float = 1.1
-    max_tokens: int = 512
+    repetition_penalty: float = 1.0
+    max_tokens: int = MAX_TOKENS
+    own_sampling: bool = False  # the person chose; else each model brings its own
     theme: str = "system"
     text_scale: float = 1.0
     bundle: str = ""  # opened at the next start
@@ -45,7 +48,13 @@ class Settings:
         return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
 
     def changed(self, **changes: Any) -> Settings:
-        return replace(self, **changes)
+        """With what a person changed."""
+        own = self.own_sampling or any(name in changes for name in SAMPLING)
+        return replace(self, **{"own_sampling": own} | changes)
+
+    def with_model(self, sampling: Sampling) -> Settings:
+        """With a model's own sampling, unless the person chose one."""
+        return self if self.own_sampling else replace(self, **{name: getattr(sampling, name) for name in SAMPLING})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

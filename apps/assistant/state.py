@@ -222,6 +222,7 @@ class State:
                 self._mark("status")
             case worker.Loaded():
                 self.loading, self.model = None, event
+                self.settings = self.settings.with_model(event.sampling)
                 self.change(bundle=str(event.path))
                 self._mark("status")
             case worker.LibraryOpened(path, documents):
@@ -245,7 +246,7 @@ class State:
                 self._mark("answer")
             case worker.Finished(numbers):
                 self.numbers = numbers
-                self._end("stopped" if numbers["finish_reason"] == "cancelled" else "done", numbers)
+                self._end("stopped" if numbers and numbers["finish_reason"] == "cancelled" else "done", numbers)
             case worker.Failed(at, problem):
                 self._failed(at, problem)
 

@@ -17,7 +17,8 @@ from phi3mobile.assistant.device import open_engine
 from phi3mobile.assistant.meters import Metered
 from phi3mobile.assistant.problems import Problem
 from phi3mobile.errors import InputError
-from phi3mobile.session.sampling import Sampling
+from phi3mobile.retrieval.answer import NOTHING_FOUND
+from phi3mobile.session.sampling import GREEDY, Sampling
 
 PASSAGES = 4  # given to the model with a question
 _log = logging.getLogger("phi3mobile.assistant")
@@ -35,6 +36,7 @@ class Loaded:
     name: str
     context: int
     load_s: float
+    sampling: Sampling = GREEDY  # the model's own
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Finished:
-    numbers: dict[str, Any]  # Statistics as a dict
+    numbers: dict[str, Any] | None  # Statistics as a dict
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,8 @@ class Worker:
         self._session = Session(bundle, engine=engine, on_event=lambda text: self.events.put(Notice(text)))
         self.engine = engine
         name = getattr(bundle, "manifest", {}).get("name", path.name)
-        self.events.put(Loaded(path, name, engine.info.max_context, time.perf_counter() - start))
+        seconds = time.perf_counter() - start
+        self.events.put(Loaded(path, name, engine.info.max_context, seconds, getattr(bundle, "sampling", GREEDY)))
 
     def _close_session(self) -> None:
         session, self._session, self.engine = self._session, None, None
@@ -209,7 +212,12 @@ class Worker:
             self.events.put(Failed("answer", problems.no_bundle()))
             return
         given = self._with_sources(messages) if self._library is not None else messages
+        if given is None:
+            self.events.put(Piece(NOTHING_FOUND))
+            self.events.put(Finished(None))
+            return
         quotes = given is not messages  # answers from passages repeat them: drafts by lookup are often right
+        sampling = GREEDY if quotes else sampling  # and what is quoted must not be drawn or slurred
         pieces = self._session.generate(given, sampling=sampling, max_tokens=max_tokens, overflow="slide", lookup=quotes)
         if self._stopping.is_set():  # asked for before generate forgot earlier cancels
             self._session.cancel()
@@ -217,8 +225,9 @@ class Worker:
             self.events.put(Piece(text))
         self.events.put(Finished(asdict(self._session.statistics)))
 
-    def _with_sources(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
-        """The messages with what the library says to the last one, and its Sources event."""
+    def _with_sources(self, messages: list[dict[str, str]]) -> list[dict[str, str]] | None:
+        """The messages with what the library says to the last one, and its Sources event; None if it says nothing: the model,
+        asked all the same, would invent."""
         question = messages[-1]["content"]
         try:
             passages = self._library.search(question, k=PASSAGES)
@@ -227,7 +236,7 @@ class Worker:
             return messages
         self.events.put(Sources(tuple(_plain(passage) for passage in passages)))
         if not passages:
-            self.events.put(Notice("Nothing in your documents is about this."))
+            return None
         return self._ground(question, passages, messages[:-1])
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from phi3mobile.engines import Engine
 from phi3mobile.session.drafts.lookup import Draft
 from phi3mobile.session.guidance import Guide, GuideError
+from phi3mobile.session.repetition import Repetition
 from phi3mobile.session.sampling import Sampling, sample
 
 
@@ -58,6 +59,7 @@ class Decoder:
     slide: Callable[[list[int]], list[int] | None] = lambda answer: None
     on_event: Callable[[str], None] = lambda event: None
     guide: Guide | None = None  # started; it never knows more than what was yielded
+    repetition: Repetition | None = None  # new; ends an answer that repeats itself
     started: float = field(default_factory=perf_counter)
 
     finish_reason: str = "cancelled"  # what it stays if the consumer closes `run`
@@ -96,7 +98,7 @@ class Decoder:
                 if self.guide and sampled not in self.eos_ids:
                     token = self._guided(self.guide, sampled)
                 if token is None or token in self.eos_ids:
-                    self.finish_reason = "stop"
+                    self.finish_reason = "length" if self.guide and self.guide.closing else "stop"
                     return
                 right = matched < len(proposed) and token == proposed[matched]
                 matched += right
@@ -112,7 +114,11 @@ class Decoder:
                 if self.cancelled():
                     return
                 if self.guide and self.guide.finished:
-                    self.finish_reason = "stop"
+                    self.finish_reason = "length" if self.guide.closing else "stop"
+                    return
+                if self.repetition and self.repetition.push(token):
+                    self.on_event(f"the answer repeats itself and is ended after {self.generated_tokens} tokens")
+                    self.finish_reason = "repetition"
                     return
                 if not right:
                     break

@@ -14,7 +14,9 @@ from phi3mobile.engines import Engine
 from phi3mobile.errors import InputError
 from phi3mobile.session.conversation import Window
 from phi3mobile.session.decoding import Decoder, Rows
+from phi3mobile.session.defaults import MAX_TOKENS, chosen_sampling
 from phi3mobile.session.guidance import Guide
+from phi3mobile.session.repetition import Repetition
 from phi3mobile.session.sampling import GREEDY, Sampling
 
 Overflow = Literal["stop", "slide"]
@@ -37,7 +39,8 @@ class Parts(Protocol):
 class Statistics:
     """One answer in numbers. Times count this side's work, not the consumer's time between two pieces of text."""
 
-    finish_reason: str  # stop (an eos id), stop_string, length (max_tokens), context_full, cancelled, error (raised)
+    # stop (an eos id), stop_string, length (max_tokens), context_full, repetition, cancelled, error (raised)
+    finish_reason: str
     prompt_tokens: int  # of the first prompt, if the window slid
     reused_tokens: int  # of these, found in the KV cache
     prefilled_tokens: int  # run as prefill, again after a LongRoPE switch or a slide
@@ -86,15 +89,25 @@ class Session:
         self,
         messages: Sequence[dict[str, str]],
         *,
-        sampling: Sampling = GREEDY,
-        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        max_tokens: int | None = MAX_TOKENS,
         stop: Sequence[str] = (),
         overflow: Overflow = "stop",
         lookup: bool = False,
         guide: Guide | None = None,
+        repetition: bool = False,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
     ) -> Iterator[str]:
         """Stream the answer to `messages` ({"role", "content"} each).
 
+        `sampling`, or its fields by name (Sampling says what they mean). What is not given is the bundle's: as its checkpoint
+        asks, else greedy, with a repetition penalty of 1.1 for models below 1e9 parameters; guided answers are greedy.
+        `max_tokens`: None for no limit. `repetition`: an answer may repeat one block of tokens for ever; else it is ended.
         `overflow`: when the context is full, "stop", or "slide": keep the system message, drop the oldest turns, go on.
         `lookup`: draft by quoting prompt and answer; the text is the same, faster where the answer quotes.
         `guide`: only an answer that it allows, complete within max_tokens and the context; a stop string or a cancel
@@ -120,26 +133,37 @@ class Session:
                 raise self._too_long(len(window.smallest()), "the system message and the last turn alone have")
             tokens = kept
         sliding = window if overflow == "slide" else None
-        return self._start(tokens, sampling, max_tokens, stop, lookup, sliding, guide, at_start=True)
+        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
+        chosen = self._sampling(sampling, guide, given | {"repetition_penalty": repetition_penalty})
+        return self._start(tokens, chosen, max_tokens, stop, lookup, sliding, guide, repetition, at_start=True)
 
     def complete(
         self,
         prompt: str,
         *,
-        sampling: Sampling = GREEDY,
-        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        max_tokens: int | None = MAX_TOKENS,
         stop: Sequence[str] = (),
         lookup: bool = False,
         guide: Guide | None = None,
+        repetition: bool = False,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
     ) -> Iterator[str]:
-        """Stream the continuation of `prompt`, raw as given: no chat template, no bos. Errors as in generate.
+        """Stream the continuation of `prompt`, raw as given: no chat template, no bos. Arguments and errors as in generate.
 
         `prompt` and the streamed text are one text: "The capital is" is continued by " Paris".
         """
         if not prompt:
             raise InputError("the prompt is empty; write some text")
         tokens = self.parts.tokenizer.encode(prompt)
-        return self._start(tokens, sampling, max_tokens, stop, lookup, None, guide, at_start=False)
+        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
+        chosen = self._sampling(sampling, guide, given | {"repetition_penalty": repetition_penalty})
+        return self._start(tokens, chosen, max_tokens, stop, lookup, None, guide, repetition, at_start=False)
 
     def cancel(self) -> None:
         """End the running answer within one token (or one prefill chunk); its text so far stands."""
@@ -162,6 +186,9 @@ class Session:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def _sampling(self, sampling: Sampling | None, guide: Guide | None, given: dict[str, Any]) -> Sampling:
+        return chosen_sampling(GREEDY if guide else getattr(self.parts, "sampling", GREEDY), sampling, given)
+
     def _start(
         self,
         tokens: list[int],
@@ -171,6 +198,7 @@ class Session:
         lookup: bool,
         window: Window | None,
         guide: Guide | None,
+        repetition: bool,
         at_start: bool,
     ) -> Iterator[str]:
         if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 1):
@@ -199,6 +227,8 @@ class Session:
             window.tokens if window else lambda answer: None,
             self._on_event,
             guide,
+            # Where a guide knows the answer's end, a repeated block may be what was asked for.
+            None if repetition or guide else Repetition(),
         )
         self._running = self._stream(decoder, tuple(stop), window, at_start)
         return self._running

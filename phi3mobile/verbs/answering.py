@@ -5,35 +5,48 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phi3mobile.errors import InputError
+
 if TYPE_CHECKING:
+    from phi3mobile.retrieval.library import Passage
     from phi3mobile.session.session import Session, Statistics
 
 
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+
+
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-tokens", type=int, help="stop after so many (default: when the model stops)")
+    parser.add_argument("--max-tokens", type=int, default=512, help="of an answer (default: 512); 0: no limit")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="stop before this text (repeatable)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default)")
-    parser.add_argument("--top-k", type=int, default=0, help="keep the k likeliest tokens; 0: all (default)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="keep the likeliest tokens that sum to p (default: 1)")
-    parser.add_argument("--min-p", type=float, default=0.0, help="drop tokens below p times the likeliest (default: 0)")
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1 discourages repeats (default: 1)")
+    sampling = parser.add_argument_group("sampling", "default: as the model's checkpoint asks, else greedy")
+    sampling.add_argument("--temperature", type=float, help="0: greedy")
+    sampling.add_argument("--top-k", type=int, help="keep the k likeliest tokens; 0: all")
+    sampling.add_argument("--top-p", type=float, help="keep the likeliest tokens that sum to p; 1: all")
+    sampling.add_argument("--min-p", type=float, help="drop tokens below p times the likeliest; 0: none")
+    sampling.add_argument("--repetition-penalty", type=float, help="above 1 discourages repeats (1.1 for models below 1e9)")
+    sampling.add_argument("--seed", type=int, help="for the same samples again")
+    parser.add_argument("--allow-repetition", action="store_true", help="do not end an answer that repeats itself for ever")
     parser.add_argument("--lookup", action="store_true", help="draft by quoting prompt and answer: same text, sooner")
-    parser.add_argument("--seed", type=int, help="for the same samples again")
+
+
+def add_guide_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--library", type=Path, help="answer from documents: a file made by `phi3mobile index`")
+    guides = parser.add_mutually_exclusive_group()
+    guides.add_argument("--json-schema", metavar="FILE", help="answer with JSON that is valid under this JSON schema")
+    guides.add_argument("--regex", metavar="PATTERN", help="answer with text that matches this regex as a whole")
+    guides.add_argument("--grammar", metavar="FILE", help="answer with text of this Lark grammar (rule `start`)")
 
 
 def options_from(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of Session.generate and .complete."""
-    from phi3mobile.session.sampling import Sampling
-
-    penalty = args.repetition_penalty
-    return {
-        "sampling": Sampling(args.temperature, args.top_k, args.top_p, args.min_p, penalty, args.seed),
-        "max_tokens": args.max_tokens,
-        "stop": args.stop,
-        "lookup": args.lookup,
-    }
+    options = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
+    if args.library:  # what is quoted must not be drawn or slurred
+        options = {"temperature": 0.0, "repetition_penalty": 1.0} | options
+    limit = None if args.max_tokens == 0 else args.max_tokens
+    return options | {"max_tokens": limit, "stop": args.stop, "lookup": args.lookup, "repetition": args.allow_repetition}
 
 
 def open_session(path: str) -> Session:
@@ -53,6 +66,69 @@ def show(pieces: Iterable[str]) -> str:
         print(piece, end="", flush=True)
     print(flush=True)
     return text
+
+
+def look_up(path: Path | None, question: str) -> list[Passage]:
+    """What a library says about the question: nothing means that the model is not asked."""
+    if path is None:
+        return []
+    from phi3mobile.quiet import quiet
+    from phi3mobile.retrieval.library import open_library
+
+    with open_library(path) as library, quiet():
+        return library.search(question, k=3)
+
+
+def messages_of(prompt: str, passages: list[Passage], system: list[dict[str, str]]) -> list[dict[str, str]]:
+    if not passages:
+        return [*system, {"role": "user", "content": prompt}]
+    from phi3mobile.retrieval.answer import grounded_messages
+
+    return grounded_messages(prompt, passages, system)
+
+
+def guide_grammar(args: argparse.Namespace) -> str | None:
+    """What the answer must be, checked before the model is loaded."""
+    if args.json_schema is None and args.regex is None and args.grammar is None:
+        return None
+    from phi3mobile.session.guidance import json_grammar, lark_grammar, regex_grammar
+
+    if args.stop:
+        raise InputError("--stop would cut an answer that is guided to be whole; leave one of them out")
+    if args.regex is not None:
+        return regex_grammar(args.regex)
+    if args.grammar is not None:
+        return lark_grammar(_file(args.grammar, "grammar"))
+    return json_grammar(_file(args.json_schema, "JSON schema"))
+
+
+def _file(path: str, what: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InputError(f"can't read the {what} {path}: {reason}; give a text file") from None
+
+
+def summary(statistics: Statistics | None) -> str:
+    """One answer's statistics on a line for people."""
+    if statistics is None:
+        return "[no answer yet]"
+    s = statistics
+    ends = {
+        "stop": "ended by the model",
+        "stop_string": "ended at a stop text",
+        "length": "cut at the longest answer (--max-tokens)",
+        "context_full": "cut: the context is full",
+        "repetition": "ended: it repeated itself (--allow-repetition lets it)",
+        "cancelled": "stopped",
+        "error": "failed",
+    }
+    reused = f" ({s.reused_tokens} from the KV cache)" if s.reused_tokens else ""
+    return (
+        f"[{s.generated_tokens} tokens, {s.decode_tokens_per_s:.1f} tokens/s, first after {s.ttft_s:.2f} s; "
+        f"prompt {s.prompt_tokens} tokens{reused}; {ends[s.finish_reason]}]"
+    )
 
 
 def numbers(statistics: Statistics | None) -> dict[str, object]:

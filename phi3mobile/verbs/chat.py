@@ -7,10 +7,11 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phi3mobile.errors import InputError
-from phi3mobile.verbs.answering import add_sampling_arguments
+from phi3mobile.verbs.answering import add_guide_arguments, add_sampling_arguments
 
 if TYPE_CHECKING:
     from phi3mobile.session.conversation import Conversation
@@ -26,23 +27,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="folder made by `phi3mobile export`")
     parser.add_argument("--system", help="system message")
     add_sampling_arguments(parser)
+    add_guide_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     from phi3mobile.session.conversation import Conversation
-    from phi3mobile.verbs.answering import open_session, options_from
+    from phi3mobile.verbs.answering import guide_grammar, open_session, options_from
 
     conversation = Conversation()
     if args.system:
         conversation.say("system", args.system)
-    options = options_from(args) | {"overflow": "slide"}
+    grammar, options = guide_grammar(args), options_from(args) | {"overflow": "slide"}
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  line editing and history where the platform has it
+        import readline  # line editing and history where the platform has it
+
+        readline.parse_and_bind("set enable-bracketed-paste on")  # Python turns it off: a pasted text is one message
     with open_session(args.bundle) as session:
+        session.parts.chat  # noqa: B018  a bundle without a chat template says so here, not at the first message
+        if grammar:
+            from phi3mobile.session.guidance import Guide
+
+            options["guide"] = Guide(grammar, session.parts.tokenizer)
         print(HELP, file=sys.stderr)
         while True:
             try:
-                if not _answer(input("\n> "), session, conversation, options):
+                if not _answer(input("\n> "), session, conversation, args.library, options):
                     return
             except EOFError:
                 print()
@@ -53,9 +62,12 @@ def run(args: argparse.Namespace) -> None:
                 print("phi3mobile: that line is not UTF-8 text; type it again", file=sys.stderr)
 
 
-def _answer(line: str, session: Session, conversation: Conversation, options: dict) -> bool:
+def _answer(line: str, session: Session, conversation: Conversation, library: Path | None, options: dict) -> bool:
     """Do what the line says; False: end the chat."""
-    from phi3mobile.verbs.answering import numbers
+    from phi3mobile.verbs.answering import summary
+
+    def say(text: str) -> None:
+        print(f"  {text}", file=sys.stderr)
 
     match line.strip():
         case "":
@@ -64,17 +76,23 @@ def _answer(line: str, session: Session, conversation: Conversation, options: di
             return False
         case "/reset":
             conversation.reset()
+            say("(the conversation is forgotten)")
         case "/undo":
+            before = len(conversation.messages)
             conversation.undo()
+            left = len(conversation.messages)
+            say(f"(the last turn is gone, {left} messages are left)" if left < before else "(there is no turn to undo)")
+        case "/save" | "/load" as command:
+            say(f"{command} needs a file name: {command} chat.json")
         case command if command.startswith(("/save ", "/load ")):
             _keep(conversation, *command.split(maxsplit=1))
         case "/stats":
-            print(numbers(session.statistics) if session.statistics else "no answer yet")
-        case command if command.startswith("/"):
-            print(f"{command.split()[0]} is not a command; {HELP}", file=sys.stderr)
+            say(summary(session.statistics))
+        case command if command.startswith("/") and "\n" not in command:
+            say(f"{command.split()[0]} is not a command; {HELP}")
         case _:
             with _ctrl_c(session.cancel):
-                _turn(session, conversation, line, options)
+                _turn(session, conversation, line, library, options)
     return True
 
 
@@ -91,21 +109,30 @@ def _keep(conversation: Conversation, command: str, path: str) -> None:
     print(f"  ({len(conversation.messages)} messages)", file=sys.stderr)
 
 
-def _turn(session: Session, conversation: Conversation, line: str, options: dict) -> None:
+def _turn(session: Session, conversation: Conversation, line: str, library: Path | None, options: dict) -> None:
     """One question and its answer; a stopped answer stays in the history as far as it went."""
-    from phi3mobile.verbs.answering import show
+    from phi3mobile.retrieval.answer import NOTHING_FOUND
+    from phi3mobile.verbs.answering import look_up, messages_of, show
 
     asked = len(conversation.messages)
     try:
+        passages = look_up(library, line)
+        if library and not passages:
+            print(NOTHING_FOUND)
+            return
         conversation.say("user", line)
-        answer = show(session.generate(conversation.messages, **options))
+        answer = show(session.generate(messages_of(line, passages, conversation.messages[:-1]), **options))
     except InputError as error:
         del conversation.messages[asked:]
         print(f"phi3mobile: {error}", file=sys.stderr)
         return
     conversation.say("assistant", answer)
-    if session.statistics is not None and session.statistics.finish_reason == "cancelled":
-        print("  (stopped)", file=sys.stderr)
+    for number, passage in enumerate(passages, 1):
+        print(f"[{number}] {passage.source}: {passage.location}", file=sys.stderr)
+    reason = session.statistics.finish_reason if session.statistics is not None else "cancelled"
+    ends = {"cancelled": "stopped", "length": "cut: --max-tokens 0 lets it go on", "repetition": "ended: it repeated itself"}
+    if reason in ends:
+        print(f"  ({ends[reason]})", file=sys.stderr)
 
 
 @contextlib.contextmanager

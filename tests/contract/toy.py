@@ -58,12 +58,13 @@ class Stored:
         self._arrays = np.load(path)
         self.config = read_config(json.loads(str(self._arrays["config"])))
 
-    def tensor(self, name):
-        if name in self._arrays:
-            return torch.from_numpy(self._arrays[name])
+    def matrix(self, name):
         codes, scales = (torch.from_numpy(self._arrays[f"{name}/{part}"]) for part in ("codes", "scales"))
         bits, group = self._arrays[f"{name}/form"].tolist()
         return Packed(bits, group, codes, scales.bfloat16() if bits == 4 else scales)
+
+    def vector(self, name):
+        return torch.from_numpy(self._arrays[name])
 
 
 def open_toy(bundle, threads=0):

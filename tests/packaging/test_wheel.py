@@ -196,8 +196,8 @@ def test_libraries_are_found_from_where_they_lie(environment):
 @pytest.mark.slow
 def test_a_bundle_runs_in_an_empty_environment(environment, bundle_of: Callable[..., Path], tmp_path):
     bundle = bundle_of("tiny-gqa", "host")
-    done = installed(environment, tmp_path, "run", bundle, "hello there", "--max-tokens", "6")
-    assert json.loads(done.stdout.splitlines()[-1])["generated_tokens"] == 6
+    done = installed(environment, tmp_path, "run", bundle, "hello there", "--max-tokens", "6", "--json")
+    assert json.loads(done.stdout)["statistics"]["generated_tokens"] == 6
     assert "6 libraries" in done.stderr or sys.platform != "linux"
     assert list((tmp_path / "phi3mobile" / "packed").glob("*.packed"))  # the fast path: packed weights in a file
     report = json.loads(installed(environment, tmp_path, "doctor").stdout.splitlines()[-1])

@@ -39,8 +39,10 @@ def document(done: subprocess.CompletedProcess[str]) -> dict:
 @needs_kernels
 def test_run_and_chat(bundle_of: Callable[..., Path]):
     bundle = bundle_of("tiny-gqa", "host")
-    assert document(without_torch("run", bundle, "hello there", "--max-tokens", "6"))["generated_tokens"] == 6
-    assert document(without_torch("run", bundle, "hello", "--regex", "[a-z]{4}"))["generated_tokens"] > 0
+    answer = document(without_torch("run", bundle, "hello there", "--max-tokens", "6", "--json"))
+    assert answer["statistics"]["generated_tokens"] == 6
+    guided = document(without_torch("run", bundle, "hello", "--regex", "[a-z]{4}", "--json"))
+    assert len(guided["text"]) == 4
     chat = without_torch("chat", bundle, "--max-tokens", "4", stdin="hello there\n")
     assert chat.returncode == 0 and "ImportError" not in chat.stderr, chat.stderr
 
@@ -51,8 +53,11 @@ def test_run_answers_from_documents(bundle_of: Callable[..., Path], tmp_path: Pa
     (tmp_path / "texts" / "sea.txt").write_text("The sea beside the village is called Wadden.\n")
     assert main(["index", str(tmp_path / "texts"), "-o", str(tmp_path / "library.db"), "--words-only"]) == 0
     bundle = bundle_of("tiny-gqa", "host")
-    done = without_torch("run", bundle, "What is the sea called?", "--library", tmp_path / "library.db", "--max-tokens", "4")
-    assert document(done)["generated_tokens"] and "sea.txt" in done.stdout
+    library = tmp_path / "library.db"
+    done = document(
+        without_torch("run", bundle, "What is the sea called?", "--library", library, "--max-tokens", "4", "--json")
+    )
+    assert done["statistics"]["generated_tokens"] and "sea.txt" in done["sources"][0]
 
 
 def test_doctor():

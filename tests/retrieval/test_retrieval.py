@@ -269,7 +269,8 @@ def test_run_answers_from_a_library(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(answering, "numbers", lambda statistics: {})
     index_documents([folder], tmp_path / "l.db")
     assert main(["run", "x.bundle", "crocodile allowed", "--library", str(tmp_path / "l.db"), "--system", "Be kind."]) == 0
-    assert capsys.readouterr().out.startswith("No [1].\n[1] rent.md: Rent")
+    shown = capsys.readouterr()
+    assert shown.out == "No [1].\n" and shown.err.startswith("[1] rent.md: Rent")
     assert asked[0][0]["content"] == "Be kind." and "> A cat is allowed, a crocodile is not." in asked[0][-1]["content"]
     assert main(["run", "x.bundle", "quantum chromodynamics", "--library", str(tmp_path / "l.db")]) == 0
     assert capsys.readouterr().out.startswith(NOTHING_FOUND)

@@ -156,6 +156,8 @@ def _numbers(numbers: dict[str, Any]) -> str:
     parts.append(f"first after {numbers['ttft_s']:.2f} s")
     if numbers["finish_reason"] == "length":
         parts.append("cut at the longest allowed answer")
+    if numbers["finish_reason"] == "repetition":
+        parts.append("ended: it repeated itself")
     if numbers["dropped_messages"]:
         parts.append(f"the oldest {numbers['dropped_messages']} messages were left out")
     return " · ".join(parts)
