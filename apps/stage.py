@@ -14,7 +14,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 # Where the packages of phi3mobile lie in a checkout (pyproject.toml says the same).
 ROOMS = {"bench": "bench", "export": "export", "training": "training", "assistant": "apps/assistant"}
 # What python-for-android and kivy-ios bring, and their modules.

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import shutil
+import sys
 import time
 from pathlib import Path
 
+NEXT = """Next:
+  {command} chat {bundle}
+  {command} bench {bundle} --rounds 3
+  {command} run {bundle} "Name three rivers." --json
+"""
 QUESTION = "What is the capital of France, and what is it known for?"
 
 
@@ -52,11 +60,25 @@ def run(args: argparse.Namespace) -> None:
                 "decode": f"{speed:.0f} tokens/s, {bandwidth:.1f} GB/s of weights",
             },
         )
+        print(NEXT.format(bundle=_short(bundle), command=_command()))
         print_json(
             {"bundle": str(bundle), "made_s": round(built_s, 2), "load_s": round(load_s, 3)}
             | {"anonymous_bytes": memory.anonymous, "decode_GB_per_s": round(bandwidth, 2)}
             | numbers(statistics)
         )
+
+
+def _command() -> str:
+    """How to call phi3mobile from here: a virtual environment that is not active needs its path."""
+    if shutil.which("phi3mobile"):
+        return "phi3mobile"
+    return _short(Path(sys.executable).parent / "phi3mobile")
+
+
+def _short(path: Path) -> str:
+    """Relative to the working directory where it lies in it, quoted for a shell."""
+    path = path.absolute()
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 def _engine_note(session) -> str:

@@ -6,18 +6,27 @@ from phi3mobile.errors import InputError
 
 TYPE_CHECKING = False  # type checkers know the name; importing typing takes a tenth of `phi3mobile --help`
 if TYPE_CHECKING:
-    from phi3mobile import export
+    from phi3mobile.export.build import export
     from phi3mobile.models.loading import load_model
+    from phi3mobile.session.conversation import Conversation
+    from phi3mobile.session.guidance import Guide
     from phi3mobile.session.sampling import Sampling
-    from phi3mobile.session.session import Session
+    from phi3mobile.session.session import Session, Statistics
 
-__all__ = ["InputError", "Sampling", "Session", "export", "load_model"]
+__all__ = ["Conversation", "Guide", "InputError", "Sampling", "Session", "Statistics", "export", "load_model"]
 
 _HOMES = {
+    "Conversation": "phi3mobile.session.conversation",
+    "Guide": "phi3mobile.session.guidance",
+    "Statistics": "phi3mobile.session.session",
     "Sampling": "phi3mobile.session.sampling",
     "Session": "phi3mobile.session.session",
     "load_model": "phi3mobile.models.loading",
 }
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def __getattr__(name: str):

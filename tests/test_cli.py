@@ -274,18 +274,6 @@ def endless(tiny_bundle, folder, **changes):
     return bundle
 
 
-def test_an_answer_that_repeats_itself_is_ended_unless_it_may(capsys, tiny_bundle, tmp_path):
-    """A tiny greedy model soon says one thing again and again."""
-    bundle = endless(tiny_bundle, tmp_path / "endless")
-    loops = ["run", bundle, "hello", "--json", "--temperature", 0, "--repetition-penalty", 1]
-    numbers = shown(capsys, *loops)[1]["statistics"]
-    assert numbers["finish_reason"] == "repetition" and 64 < numbers["generated_tokens"] < 240
-    numbers = shown(capsys, *loops, "--allow-repetition", "--max-tokens", 0)[1]["statistics"]
-    assert numbers["finish_reason"] == "context_full"
-    assert main([str(word) for word in loops if word != "--json"]) == 0
-    assert "it repeated itself (--allow-repetition lets it)" in capsys.readouterr().err
-
-
 def test_a_checkpoints_own_sampling_is_the_default(capsys, tiny_bundle, tmp_path):
     drawn = {"do_sample": True, "temperature": 1.5, "top_p": 0.99, "repetition_penalty": 1.0}
     bundle = endless(tiny_bundle, tmp_path / "drawn", generation=drawn)

@@ -232,12 +232,13 @@ def _around(
     """(bos, ids around a text): `own` and `bos` unless tokenizer_config.json says more (transformers' rule)."""
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    texts = {}
+    texts: dict[str, str | None] = {}
     for name in ("bos", "eos"):
         token = config.get(f"{name}_token", bos if name == "bos" else None)
         texts[name] = token.get("content") if isinstance(token, dict) else token
     if {"add_bos_token", "add_eos_token"} & config.keys():
-        ids = [id_of(texts[name]) if config.get(f"add_{name}_token") and texts[name] else None for name in ("bos", "eos")]
+        added = {name: text for name, text in texts.items() if text and config.get(f"add_{name}_token")}
+        ids = [id_of(added[name]) if name in added else None for name in ("bos", "eos")]
         own = tuple([] if token is None else [token] for token in ids)  # type: ignore[assignment]
     return texts["bos"], own
 
@@ -305,8 +306,8 @@ def _read_added_tokens(folder: Path) -> dict[str, AddedToken]:
     added: dict[str, AddedToken] = {}
     named = named_tokens(folder)
 
-    def token(text: str, index: Any, special: bool, **flags: bool) -> None:
-        added[text] = AddedToken(int(index), special=text.strip(SPACE) != "" and (special or text in named), **flags)
+    def token(text: str, index: Any, special: bool, lstrip: bool = False, rstrip: bool = False) -> None:
+        added[text] = AddedToken(int(index), lstrip, rstrip, text.strip(SPACE) != "" and (special or text in named))
 
     try:
         path = folder / "added_tokens.json"
@@ -316,8 +317,8 @@ def _read_added_tokens(folder: Path) -> dict[str, AddedToken]:
         path = folder / "tokenizer_config.json"
         if path.is_file():
             for index, entry in json.loads(path.read_text("utf-8")).get("added_tokens_decoder", {}).items():
-                flags = {"lstrip": bool(entry.get("lstrip")), "rstrip": bool(entry.get("rstrip"))}
-                token(entry["content"], index, bool(entry.get("special")), **flags)
+                flags = (bool(entry.get(name)) for name in ("special", "lstrip", "rstrip"))
+                token(entry["content"], index, *flags)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, error) from error
     return added

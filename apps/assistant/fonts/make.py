@@ -10,7 +10,7 @@ from pathlib import Path
 from fontTools.subset import Options, Subsetter
 from fontTools.ttLib import TTFont
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 ASCENT, DESCENT = 1.069, 0.38  # of an em; the same for all, so that Kivy puts mixed scripts on one baseline
 LATIN = [*range(0x20, 0x590), *range(0x1E00, 0x2100), *range(0x2100, 0x2190)]
 SIGNS = [*range(0x2190, 0x2C00), 0xFFFD]
