@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phi3mobile import extras
 from phi3mobile.errors import InputError
 
 if TYPE_CHECKING:
@@ -80,9 +81,9 @@ class Target:
         """InputError with the pip command for the first package that is missing."""
         for module, package in self.packages(recipe).items():
             if importlib.util.find_spec(module) is None:
-                raise InputError(
-                    f"recipe {recipe.name} needs the module {module}: pip install '{package}', or take another recipe"
-                )
+                extra = package.removeprefix("phi3mobile[").rstrip("]")
+                how = extras.command(extra) if extra != package else f"pip install '{package}'"
+                raise InputError(f"recipe {recipe.name} needs the module {module}: {how}, or take another recipe")
 
     def space(self, weights: int) -> int:
         """Bytes of disk that writing takes at most, for so many bytes of packed weights."""

@@ -38,7 +38,7 @@ def plugged(server, tmp_path):
         phones.append(phone := Phone(tmp_path / name, **knobs))
         command = ["adb", "connect", phone.serial]
         if wait:
-            subprocess.run(command, check=True, capture_output=True, timeout=30)
+            subprocess.run(command, check=True, capture_output=True, timeout=1800)
         else:  # adb waits ten seconds for a phone that says nothing, but lists it at once
             threading.Thread(target=subprocess.run, args=(command,), kwargs={"capture_output": True}).start()
             time.sleep(0.3)

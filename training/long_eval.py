@@ -9,6 +9,7 @@ from random import Random
 
 import torch
 
+from phi3mobile import extras
 from phi3mobile.errors import InputError
 from phi3mobile.text.tokenizer import Tokenizer
 from phi3mobile.training.batches import IGNORED, Rows, stream_rows
@@ -119,7 +120,7 @@ def _pyplot():
     try:
         import matplotlib
     except ImportError:
-        raise InputError("plots need the package matplotlib; run: pip install 'phi3mobile[train]'") from None
+        raise InputError(f"plots need the package matplotlib; run: {extras.command('train')}") from None
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 

@@ -24,17 +24,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import os
 
+    from phi3mobile import extras
     from phi3mobile.errors import InputError
+    from phi3mobile.quiet import quiet
     from phi3mobile.screen import print_card, print_json
 
-    try:
-        from phi3mobile.training.config import read_config
+    with quiet():  # torchao and others tell what they could not load
+        try:
+            from phi3mobile.training.config import read_config
 
-        stage = importlib.import_module(f"phi3mobile.training.{args.stage}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("phi3mobile"):
-            raise
-        raise InputError(f"training needs the package {error.name}; run: pip install 'phi3mobile[train]'") from None
+            stage = importlib.import_module(f"phi3mobile.training.{args.stage}")
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("phi3mobile"):
+                raise
+            raise InputError(f"training needs the package {error.name}; run: {extras.command('train')}") from None
     result = getattr(stage, args.stage)(read_config(args.config, args.stage))
     if int(os.environ.get("RANK", 0)) == 0:
         print_card(f"{args.stage}: {args.config}", {key: _text(value) for key, value in result.items()})

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
+import sys
 from pathlib import Path
 
+from phi3mobile import extras
 from phi3mobile.errors import InputError
 
 
@@ -22,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     size = _size(args.size)
     if missing := [name for name in ("kivy", "bidi", "arabic_reshaper") if importlib.util.find_spec(name) is None]:
-        raise InputError(f"the app needs {', '.join(missing)}; run: pip install 'phi3mobile[app]'")
+        raise InputError(f"the app needs {', '.join(missing)}; run: {extras.command('app')}")
+    if not _display():
+        raise InputError("there is no display for the app's window; log in on a desktop, or talk to it by `phi3mobile chat`")
     from phi3mobile.assistant.launch import launch
     from phi3mobile.assistant.places import desktop
 
@@ -31,6 +36,18 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"{args.library} does not exist or is not a file; make a library with `phi3mobile index`")
     bundle = args.bundle.absolute() if args.bundle else None
     launch(bundle or (None if _opened_before(where.store) else _demo()), args.library, where, size=size)
+
+
+def _display() -> bool:
+    """Whether a window can be opened: on Linux, X or Wayland must listen, unless SDL is told to draw elsewhere."""
+    if sys.platform != "linux" or "SDL_VIDEODRIVER" in os.environ:
+        return True
+    folder, wayland = os.environ.get("XDG_RUNTIME_DIR", ""), os.environ.get("WAYLAND_DISPLAY", "")
+    if wayland and Path(folder, wayland).exists():
+        return True
+    host, _, number = os.environ.get("DISPLAY", "").rpartition(":")
+    number = number.partition(".")[0]
+    return number.isdigit() and (bool(host) or Path(f"/tmp/.X11-unix/X{number}").exists())
 
 
 def _size(text: str) -> tuple[int, int]:

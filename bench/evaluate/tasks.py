@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phi3mobile import extras
 from phi3mobile.bench.predict import published
 from phi3mobile.errors import InputError
 
@@ -55,7 +56,7 @@ def wanted(names: Sequence[str], shots: int | None = None) -> list[Wanted]:
 
 def require_harness() -> None:
     if importlib.util.find_spec("lm_eval") is None:
-        raise InputError('lm-eval is not installed; run: pip install "phi3mobile[eval]"')
+        raise InputError(f"lm-eval is not installed; run: {extras.command('eval')}")
 
 
 class Library:

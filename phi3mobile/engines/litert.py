@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from phi3mobile import extras
 from phi3mobile.engines import packed_cache
 from phi3mobile.engines.base import BaseEngine, check_bundle, marked
 from phi3mobile.errors import InputError
@@ -62,7 +63,7 @@ def _reserved(file: Path, size: int) -> Iterator[Path | None]:
 def require_litert() -> None:
     """InputError with what to install if LiteRT is missing."""
     if importlib.util.find_spec("ai_edge_litert") is None:
-        raise InputError("the engine litert needs ai-edge-litert: pip install 'phi3mobile[litert]', or take another bundle")
+        raise InputError(f"the engine litert needs ai-edge-litert: {extras.command('litert')}, or take another bundle")
 
 
 def check_litert(exported: str, installed: str) -> None:

@@ -403,4 +403,4 @@ def browse(page: Path, folder: Path, width: int, dark: bool, height: int = 900) 
         f"--screenshot={folder}/shot.png",
         page.as_uri(),
     ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"HOME": str(folder)})
+    return subprocess.run(command, capture_output=True, text=True, timeout=1800, env=os.environ | {"HOME": str(folder)})

@@ -13,6 +13,7 @@ import pytest
 from exported import VOCAB
 from tiny import PRESETS, tiny
 
+from phi3mobile import extras
 from phi3mobile.bundle import MANIFEST, open_bundle
 from phi3mobile.engines.base import BaseEngine
 from phi3mobile.engines.native import native_library
@@ -111,16 +112,14 @@ def test_a_plan_writes_nothing(checkpoint_of, tmp_path):
     assert plan.target is target_of(plan.recipe) and plan.space > 64 << 20 and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("module", "pip"), [("coremltools", "phi3mobile[coreml]"), ("litert_lm_builder", "phi3mobile[litert]")]
-)
-def test_a_missing_package_is_named_with_its_command(module, pip, monkeypatch):
+@pytest.mark.parametrize(("module", "extra"), [("coremltools", "coreml"), ("litert_lm_builder", "litert")])
+def test_a_missing_package_is_named_with_its_command(module, extra, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == module else find(name, *rest))
     recipe = next(r for r in recipes().values() if module in target_of(r).packages(r))
     with pytest.raises(InputError) as refused:
         Target.requires(target_of(recipe), recipe)
-    assert str(refused.value).endswith(f"needs the module {module}: pip install '{pip}', or take another recipe")
+    assert str(refused.value).endswith(f"needs the module {module}: {extras.command(extra)}, or take another recipe")
 
 
 def test_embeddings_and_hidden_states_are_refused_by_name_or_had(tiny_bundle, checkpoint_of):

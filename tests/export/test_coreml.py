@@ -11,6 +11,7 @@ from tiny import random_tokens
 
 pytest.importorskip("coremltools", reason="coremltools is not installed: pip install 'phi3mobile[coreml]'")
 
+from phi3mobile import extras
 from phi3mobile.bundle import open_bundle
 from phi3mobile.cli import main
 from phi3mobile.engines import EngineInfo, mil
@@ -200,7 +201,7 @@ def test_without_coremltools_the_recipe_says_what_to_install(checkpoint_of, tmp_
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "coremltools" else find(name, *rest))
     source = str(checkpoint_of("tiny-gqa"))
     assert main(["export", source, "--recipe", "ios-gpu", "-o", str(tmp_path / "out")]) == 2
-    assert "pip install 'phi3mobile[coreml]'" in capsys.readouterr().err
+    assert extras.command("coreml") in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("ai_edge_litert", reason="LiteRT is not installed: pip install 'phi3mobile[litert]'")
 pytest.importorskip("litert_lm_builder", reason="litert-lm-builder is not installed: pip install 'phi3mobile[litert]'")
 
+from phi3mobile import extras
 from phi3mobile.bundle import open_bundle
 from phi3mobile.cli import main
 from phi3mobile.engines.registry import open_engine
@@ -146,7 +147,7 @@ def test_a_missing_builder_is_named(checkpoint_of, tmp_path, monkeypatch, capsys
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "builder" in name else find(name))
     assert main(["export", str(checkpoint_of("tiny-gqa")), "-o", str(tmp_path / "out"), "--recipe", "litert"]) == 2
-    assert "needs the module litert_lm_builder: pip install 'phi3mobile[litert]'" in capsys.readouterr().err
+    assert f"needs the module litert_lm_builder: {extras.command('litert')}" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -163,7 +163,7 @@ def installed(environment: Path, cache: Path, *arguments: str | Path) -> subproc
     command = [environment / "bin" / "python", "-I", "-c", INSTALLED, *arguments]
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LD_"))}
     env["XDG_CACHE_HOME"] = str(cache)
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd="/", timeout=120, env=env)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd="/", timeout=1800, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 

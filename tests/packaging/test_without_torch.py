@@ -28,7 +28,7 @@ needs_kernels = pytest.mark.skipif(native_library() is None, reason="the native 
 
 def without_torch(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", BLOCKED, *map(str, arguments)]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, env=dict(os.environ))
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=1800, env=dict(os.environ))
 
 
 def document(done: subprocess.CompletedProcess[str]) -> dict:

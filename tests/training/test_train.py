@@ -326,7 +326,7 @@ def torchrun(processes: int, config: Path, **environment) -> subprocess.Complete
         str(config),
     ]
     return subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True, timeout=580
+        command, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True, timeout=1800
     )
 
 

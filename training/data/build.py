@@ -33,6 +33,7 @@ from datatrove.pipeline.formatters import PIIFormatter
 from datatrove.pipeline.readers import JsonlReader, ParquetReader, WarcReader
 from datatrove.pipeline.writers import JsonlWriter
 
+from phi3mobile import extras
 from phi3mobile.errors import InputError
 from phi3mobile.files import refuse_existing
 from phi3mobile.training.data.config import FILTERS, Build, Input
@@ -258,7 +259,7 @@ def _cluster(config: Build) -> Iterator[None]:
     try:
         import ray
     except ModuleNotFoundError:
-        raise InputError("executor ray needs the package ray; run: pip install 'phi3mobile[cluster]'") from None
+        raise InputError(f"executor ray needs the package ray; run: {extras.command('cluster')}") from None
     own = {} if config.executor.address else {"num_cpus": config.executor.workers, "include_dashboard": False}
     ray.init(config.executor.address or None, **own)
     try:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from phi3mobile import extras
 from phi3mobile.errors import InputError
 
 Report = Callable[[str, int, int], None]
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("phi3mobile"):
             raise
-        raise InputError(f"data {args.job} needs the package {error.name}; run: pip install 'phi3mobile[train]'") from None
+        raise InputError(f"data {args.job} needs the package {error.name}; run: {extras.command('train')}") from None
     print_card(f"data {args.job}", {name: _text(value) for name, value in result.items() if name != "samples"})
     print_json({"job": args.job, **{name: value for name, value in result.items() if name != "samples"}})
 

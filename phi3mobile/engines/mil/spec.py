@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from phi3mobile import extras
 from phi3mobile.engines.mil.dtypes import Type, storage, unpack
 from phi3mobile.errors import InputError
 
@@ -130,7 +131,7 @@ def _messages(module: str) -> ModuleType:
     if package not in sys.modules:
         found = importlib.util.find_spec("coremltools")
         if found is None or found.origin is None:
-            raise InputError("reading Core ML models takes coremltools: pip install 'phi3mobile[coreml]'")
+            raise InputError(f"reading Core ML models takes coremltools: {extras.command('coreml')}")
         folder = Path(found.origin).parent / "proto"
         spec = importlib.util.spec_from_file_location(package, folder / "__init__.py", submodule_search_locations=[str(folder)])
         assert spec is not None and spec.loader is not None  # of a .py file

@@ -11,9 +11,17 @@ cd "$folder"
 command -v apt-get dpkg-deb > /dev/null || { echo "no apt-get and dpkg-deb here: the cross compiler comes from Debian"; exit 3; }
 
 mkdir -p debs/partial root
+# apt downloads only what is not installed: what is, is linked to where the downloads are unpacked.
 apt-get -qq -y install --download-only --no-install-recommends -o Debug::NoLocking=1 -o Dir::Cache::archives="$folder/debs" \
     g++-aarch64-linux-gnu qemu-user-static > apt.log 2>&1 || { echo "apt-get: $(tail -1 apt.log)"; exit 3; }
-for deb in debs/*.deb; do dpkg-deb -x "$deb" root; done
+for deb in debs/*.deb; do [ ! -e "$deb" ] || dpkg-deb -x "$deb" root; done
+mkdir -p root/usr/bin
+for file in /usr/bin/qemu-aarch64-static /usr/bin/aarch64-linux-gnu-* /usr/aarch64-linux-gnu /usr/lib/gcc-cross; do
+    [ -e "root$file" ] || [ ! -e "$file" ] || { mkdir -p "root$(dirname "$file")" && ln -s "$file" "root$file"; }
+done
+for tool in qemu-aarch64-static aarch64-linux-gnu-g++; do
+    [ -e "root/usr/bin/$tool" ] || { echo "$tool was neither installed nor downloaded (apt.log)"; exit 3; }
+done
 
 version=$("$python" -c "import importlib.metadata as m; print(m.version('executorch'))")
 "$python" -m pip download -q --no-deps --only-binary=:all: --platform manylinux_2_28_aarch64 --python-version 3.11 \
