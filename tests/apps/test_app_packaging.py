@@ -3,14 +3,17 @@
 import ast
 import configparser
 import importlib.util
+import os
 import plistlib
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from tracked import ROOT, tracked
 
 APPS = Path(__file__).parents[2] / "apps"
 # Recipe names of python-for-android 2026.5.9 and kivy-ios 2025.5.17 that we use; everything else must be pure Python.
@@ -281,3 +284,40 @@ def test_the_device_decides_the_engine(tmp_path, monkeypatch):
     monkeypatch.setenv("ANDROID_ARGUMENT", "")
     with pytest.raises(InputError, match="--recipe android-cpu"):
         device.open_engine(Bundle())
+
+
+# As the READMEs of apps/android and apps/ios say
+
+
+def checkout(folder: Path) -> Path:
+    """A copy of what staging reads, in which the documented commands may write."""
+    for name in sorted(tracked()):
+        if name.startswith(("apps/", "phi3mobile/", "bench/", "export/", "training/")) and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    return folder
+
+
+def test_android_is_staged_from_its_own_folder(tmp_path):
+    android = checkout(tmp_path) / "apps" / "android"
+    assert "python ../stage.py app" in (android / "README.md").read_text()
+    subprocess.run([sys.executable, "../stage.py", "app"], cwd=android, check=True, capture_output=True)
+    assert (android / "app" / "main.py").is_file() and (android / "app" / "phi3mobile" / "assistant").is_dir()
+
+
+def test_ios_build_sh_makes_the_project(tmp_path):
+    """With a `toolchain` that does what kivy-ios would: only its effects are played."""
+    ios = checkout(tmp_path) / "apps" / "ios"
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "toolchain").write_text(
+        '#!/bin/sh\necho "toolchain $*" >> toolchain.log\n'
+        '[ "$1" != create ] || { mkdir -p assistant-ios && cp Info.plist assistant-ios/assistant-Info.plist; }\n'
+    )
+    (tools / "toolchain").chmod(0o755)
+    (tools / "python3").symlink_to(sys.executable)
+    environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["sh", "build.sh"], cwd=ios, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (ios / "app" / "main.py").is_file() and (ios / "assistant-ios" / "PrivacyInfo.xcprivacy").is_file()
+    assert [line.split()[1] for line in (ios / "toolchain.log").read_text().splitlines()] == ["build", "pip", "create"]
