@@ -512,6 +512,17 @@ def test_the_picker_knows_what_fits(tmp_path):
     assert listed[0].needs == 1_001_000_000 and listed[2].needs == 10_501_000_000
 
 
+def test_bundles_of_one_name_are_told_apart_and_say_all_they_need(tmp_path):
+    for folder in ("a", "b"):
+        bundle_at(tmp_path / folder, "smollm2", 0.08, True)
+    bundle_at(tmp_path / "c", "smollm2", 0.08, True)
+    manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
+    (tmp_path / "c" / "manifest.json").write_text(json.dumps(manifest | {"recipe": {"name": "android-cpu"}}))
+    listed = choices([tmp_path], free=int(10e9))
+    assert [c.name for c in listed] == ["smollm2, android-cpu", "smollm2, host, a", "smollm2, host, b"]
+    assert "0.08 GB of memory and 2.00 GB of its file at 1000 tokens" in listed[0].sentence
+
+
 def test_the_picker_reads_bundles_of_format_1(tmp_path):
     """Which said whether weights are mapped by an option of their recipe."""
     for name, attention in (("mapped", "native"), ("heap", "stock")):
