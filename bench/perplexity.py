@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from phi3mobile.engines import Engine
+from phi3mobile.errors import InputError
 
 TEXT = Path(__file__).parent / "text" / "jargon.txt"
 
@@ -19,9 +20,10 @@ def perplexity(
     window: int = 1024,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> float:
-    """exp of the mean negative log likelihood of tokens[1:] in windows of `window` that do not overlap.
+    """exp of the mean negative log likelihood of tokens[1:] in windows of `window` that do not overlap, at most exp(700).
 
-    Every token but the first of a window is predicted from the window's tokens before it.
+    Every token but the first of a window is predicted from the window's tokens before it. InputError if the engine's logits are
+    not finite.
     """
     total, count = 0.0, 0
     window = min(window, engine.info.max_context)
@@ -36,4 +38,6 @@ def perplexity(
             total += float((log_sum - logits[np.arange(len(chunk)), following]).sum())
             count += len(chunk)
         progress("text", min(start + window, len(tokens)), len(tokens))
-    return math.exp(total / count)
+        if not math.isfinite(total):
+            raise InputError(f"the log likelihood of the text is {total}: the model's logits are not finite (NaN or infinity)")
+    return math.exp(min(total / count, 700))

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from phi3mobile.errors import InputError
+from phi3mobile.models.finite import require_finite
 from phi3mobile.retrieval.embed import LONGEST
 
 
@@ -91,6 +92,7 @@ def load_minilm(folder: Path) -> MiniLM:
         for old, new in _NAMES.items():
             name = name.replace(old, new)
         if not name.startswith("pooler.") and name != "embeddings.position_ids":
+            require_finite(name, tensor, folder)
             renamed[name] = tensor.float()
     model = MiniLM(config)
     try:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from phi3mobile.errors import InputError
 from phi3mobile.files import new_folder, refuse_existing, require_space
+from phi3mobile.models.companions import holds_gguf
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.finite import is_finite, require_finite
 from phi3mobile.models.registry import read_config, stored_parts
@@ -82,9 +83,7 @@ class Checkpoint:
         expected = {part: shape for parts in self._parts.values() for part, shape in parts.items()}
         tied = self.config.tie_word_embeddings
         found = {
-            name: tuple(self._slice(name).get_shape())
-            for name in self._where
-            if name in expected or not is_spare(name, tied)
+            name: tuple(self._slice(name).get_shape()) for name in self._where if name in expected or not is_spare(name, tied)
         }
         refuse_differences(str(self.folder), expected, found)
         for name in expected:
@@ -155,6 +154,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     if not folder.is_dir():
         state = "is a file" if folder.exists() else "does not exist"
         raise InputError(f"{folder} {state}; give a checkpoint folder with config.json and model.safetensors")
+    if holds_gguf(folder):
+        raise InputError(f"{folder} holds GGUF weights; make a checkpoint of them first: phi3mobile import {folder} FOLDER")
     config = read_config(read_json(folder / "config.json"))
     return Checkpoint(folder, config, open_files(folder, config.tie_word_embeddings))
 

@@ -96,7 +96,7 @@ def sliding_window(values: dict[str, Any]) -> Any:
     if effective and values.get("use_sliding_window") is False:
         raise InputError(f"config: use_sliding_window is False and sliding_window {window!r}; set sliding_window to null")
     if effective and values.get("use_sliding_window") and values.get("max_window_layers"):
-        raise InputError(f"config: max_window_layers is {values['max_window_layers']!r}: this graph has one window for all layers")
+        raise InputError(f"config: max_window_layers is {values['max_window_layers']!r}; here one window is for all layers")
     refuse_layer_types(values, "sliding_attention" if effective else "full_attention")
     return window
 

@@ -106,7 +106,10 @@ def token_id(value: Any, vocab: Any) -> Any:
     return None if outside else value
 
 
-def stop_ids(eos: Any, vocab: Any) -> tuple[Any, ...]:
-    """eos_token_id, which may be null, one id or a list, less what no token has."""
+def stop_ids(eos: Any) -> tuple[Any, ...]:
+    """eos_token_id, which may be null, one id or a list, less what says none (null and -1).
+
+    An id past the vocabulary stays, for the config to refuse: no answer would ever stop there.
+    """
     given = eos if isinstance(eos, list) else [eos]
-    return tuple(one for one in given if token_id(one, vocab) is not None)
+    return tuple(one for one in given if one is not None and not (type(one) is int and one < 0))

@@ -162,7 +162,7 @@ def test_longrope_factor_and_attention_factor():
         (hf(sliding_window=0), "sliding_window is 0"),
         (hf(rms_norm_eps=0), "rms_norm_eps is 0"),
         (hf(rope_theta=float("inf")), "rope_theta is inf"),
-        (hf(eos_token_id=True), "eos_token_ids has True; token ids run from 0 to 255"),
+        (hf(eos_token_id=256), "eos_token_ids has 256; token ids run from 0 to 255"),
         (hf(eos_token_id=[2, "x"]), "eos_token_ids has 'x'"),
         (hf(tie_word_embeddings="yes"), "tie_word_embeddings is 'yes'"),
         (hf(partial_rotary_factor=1.5), "partial_rotary_factor is 1.5"),

@@ -128,7 +128,7 @@ def read(hf: dict[str, Any]) -> Phi3Config:
         tie_word_embeddings=first(values.get("tie_word_embeddings"), False),
         bos_token_id=token_id(values["bos_token_id"], vocab),
         pad_token_id=token_id(values["pad_token_id"], vocab),
-        eos_token_ids=stop_ids(values["eos_token_id"], vocab),
+        eos_token_ids=stop_ids(values["eos_token_id"]),
         source_model_type=model_type,
     )
     scaling = rope_scaling(shape, rope)
@@ -254,11 +254,10 @@ _GGUF_LAYER = {
     DOWN: ("ffn_down",),
 }
 _GGUF_KEYS = frozenset(
-    """block_count context_length embedding_length feed_forward_length vocab_size attention.head_count
-    attention.head_count_kv attention.key_length attention.value_length attention.layer_norm_rms_epsilon
-    attention.sliding_window rope.freq_base rope.dimension_count rope.scaling.type rope.scaling.factor
-    rope.scaling.attn_factor rope.scaling.original_context_length rope.scaling.finetuned expert_count
-    expert_used_count""".split()  # noqa: SIM905
+    """block_count context_length embedding_length feed_forward_length attention.head_count attention.head_count_kv
+    attention.key_length attention.value_length attention.layer_norm_rms_epsilon attention.sliding_window rope.freq_base
+    rope.dimension_count rope.scaling.type rope.scaling.factor rope.scale_linear rope.scaling.attn_factor
+    rope.scaling.original_context_length expert_count""".split()  # noqa: SIM905
 )
 
 
@@ -305,9 +304,9 @@ def read_gguf(given: Metadata) -> Phi3Config:
         max_position_embeddings=context,
         sliding_window=given.values.get("attention.sliding_window") or None,  # 0 is how phi-4-mini files say none
         tie_word_embeddings=not given.has("output.weight"),
-        bos_token_id=given.token("bos_token_id"),
-        eos_token_ids=() if (eos := given.token("eos_token_id")) is None else (eos,),
-        pad_token_id=given.token("padding_token_id"),
+        bos_token_id=given.token("bos"),
+        eos_token_ids=() if (eos := given.token("eos")) is None else (eos,),
+        pad_token_id=given.token("padding"),
     )
     scaling = gguf_rope_scaling(given, shape)
     return shape if scaling is None else replace(shape, rope_scaling=scaling)

@@ -203,7 +203,7 @@ def read(hf: dict[str, Any]) -> Phi3SmallConfig:
         dense_attention_every_n_layers=values["dense_attention_every_n_layers"] or 0,
         bos_token_id=token_id(values["bos_token_id"], vocab),
         pad_token_id=token_id(values["pad_token_id"], vocab),
-        eos_token_ids=stop_ids(values["eos_token_id"], vocab),
+        eos_token_ids=stop_ids(values["eos_token_id"]),
         dummy_token_indices=tuple(dummies),
     )
     scaling = rope_scaling(config, rope)
