@@ -34,7 +34,8 @@ def perplexity(
             logits = engine.forward(chunk, at).astype(np.float64)
             following = part[at + 1 : at + 1 + len(chunk)]
             peak = logits.max(-1, keepdims=True)
-            log_sum = np.log(np.exp(logits - peak).sum(-1)) + peak[:, 0]
+            with np.errstate(invalid="ignore"):  # where the peak is infinite: told below
+                log_sum = np.log(np.exp(logits - peak).sum(-1)) + peak[:, 0]
             total += float((log_sum - logits[np.arange(len(chunk)), following]).sum())
             count += len(chunk)
         progress("text", min(start + window, len(tokens)), len(tokens))

@@ -88,11 +88,12 @@ def load_minilm(folder: Path) -> MiniLM:
     if config.get("model_type") != "bert" or config.get("hidden_act") != "gelu":
         raise InputError(f"{folder}: model_type {config.get('model_type')!r}; only bert embedders with gelu are supported")
     renamed = {}
-    for name, tensor in tensors.items():
+    for stored, tensor in tensors.items():
+        name = stored
         for old, new in _NAMES.items():
             name = name.replace(old, new)
         if not name.startswith("pooler.") and name != "embeddings.position_ids":
-            require_finite(name, tensor, folder)
+            require_finite(stored, tensor, folder)
             renamed[name] = tensor.float()
     model = MiniLM(config)
     try:

@@ -42,7 +42,8 @@ class Error:
 
     def add(self, reference: np.ndarray, values: np.ndarray) -> None:
         """One pair of arrays of one shape. A value that is not finite, on either side, makes the error infinite."""
-        difference = np.asarray(reference, np.float64) - values
+        with np.errstate(invalid="ignore"):  # of two infinities
+            difference = np.asarray(reference, np.float64) - values
         self.squares += float(np.square(difference).sum()) if np.isfinite(difference).all() else np.inf
         self.count += difference.size
         self.peak = max(self.peak, float(np.abs(reference).max(initial=0)))

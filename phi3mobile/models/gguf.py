@@ -22,9 +22,11 @@ from phi3mobile.models.tensors import Tensor
 FACTORS = ("rope_factors_long.weight", "rope_factors_short.weight", "rope_freqs.weight")
 
 
-# Metadata without effect on the graph: what is read, a family says. Others may change it, and are refused.
+# Metadata without effect on the graph: what is read, a family says. Others may change it, and are refused. (The yarn_ keys
+# belong to a rope scaling type that is refused; the expert_ keys to mixtures, which are.)
 HARMLESS = frozenset(
     """vocab_size tensor_data_layout rope.scaling.finetuned rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow
+    rope.scaling.yarn_ext_factor rope.scaling.yarn_attn_factor rope.scaling.yarn_log_multiplier
     attention.layer_norm_epsilon pooling_type classifier.output_labels decoder_start_token_id leading_dense_block_count
     expert_used_count expert_feed_forward_length expert_shared_feed_forward_length expert_weights_scale
     expert_weights_norm expert_gating_func expert_group_count expert_group_used_count expert_group_scale
@@ -36,11 +38,9 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "attention.scale": (0.0,),  # 0 is how files say: as usual
     **dict.fromkeys(("logit_scale", "residual_scale", "embedding_scale"), (0.0, 1.0)),
     **dict.fromkeys(("attention.clamp_kqv", "attention.max_alibi_bias", "rope.scaling.alpha"), (0.0,)),
-    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "rope.scaling.yarn_log_multiplier"), (0.0,)),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), (0.0,)),
     **dict.fromkeys(("expert_shared_count", "nextn_predict_layers", "n_deepstack_layers", "attention.shared_kv_layers"), (0,)),
     "attention.sliding_window_pattern": (1,),
-    "rope.scaling.yarn_ext_factor": (0.0, -1.0),
-    "rope.scaling.yarn_attn_factor": (1.0,),
     "use_parallel_residual": (False,),
     "hidden_activation": ("silu", "swish"),
 }

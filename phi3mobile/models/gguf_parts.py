@@ -64,9 +64,7 @@ def _all_parts(path: Path, count: Any) -> list[Path]:
         )
     paths = [path.with_name(name) for name in part.names]
     if missing := [one.name for one in paths if not one.is_file()]:
-        raise InputError(
-            f"{path} is one of {count} parts of a split model; {', '.join(missing[:6])} missing beside it: download it"
-        )
+        raise InputError(f"{path} is one of {count} parts of a split model; download {', '.join(missing[:6])} beside it")
     return paths
 
 

@@ -58,7 +58,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
         _OFF,
     ),
     "no_bias": (True, None),
-    **dict.fromkeys("qk_norm qk_layernorm use_qk_norm use_mup use_logn_attn use_dynamic_ntk".split(), _OFF),  # noqa: SIM905
+    **dict.fromkeys("qk_norm qk_layernorm use_qk_norm use_mup use_mrope use_logn_attn use_dynamic_ntk".split(), _OFF),  # noqa: SIM905
     **dict.fromkeys("alibi use_parallel_residual parallel_attn use_bidirectional_attention".split(), _OFF),  # noqa: SIM905
     "attn_logit_softcapping": (None,),
     "final_logit_softcapping": (None,),
