@@ -6,29 +6,29 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.gguf")
 _NO_MODEL = re.compile(r"(^|/)(mmproj|imatrix)[^/]*$|[.-](mmproj|imatrix)[^/]*$", re.IGNORECASE)  # projectors, statistics
 # Where a file of that vocabulary model gives no id, or one that no token has.
 _USUAL = {"llama": {"bos": 1, "eos": 2}}
 
 
 class Part(NamedTuple):
-    """One file of a split model, by its name: number from 1 to count."""
+    """One file of a split model, by its name: number from 1 to total."""
 
     stem: str
     number: int
-    count: int
+    total: int
 
     @property
     def names(self) -> list[str]:
         """Of all the parts."""
-        return [f"{self.stem}-{number:05}-of-{self.count:05}.gguf" for number in range(1, self.count + 1)]
+        return [f"{self.stem}-{number:05}-of-{self.total:05}.gguf" for number in range(1, self.total + 1)]
 
 
 def part_of(name: str) -> Part | None:
     """What NAME-00002-of-00005.gguf says; None for a file that is not named so."""
     found = _PART.fullmatch(name)
-    return Part(found["stem"], int(found["number"]), int(found["count"])) if found else None
+    return Part(found["stem"], int(found["number"]), int(found["total"])) if found else None
 
 
 def models_among(names: Iterable[str]) -> list[str]:

@@ -57,7 +57,7 @@ def open_file(path: Path) -> GgufFile:
 def _all_parts(path: Path, count: Any) -> list[Path]:
     """The files of the split model that `path` is one of `count` parts of."""
     part = part_of(path.name)
-    if part is None or part.count != count:
+    if part is None or part.total != count:
         raise InputError(
             f"{path} is one of {count} parts of a split model and is not named so; give the parts their names back: "
             f"NAME-00001-of-{count!s:0>5}.gguf and so on"

@@ -86,7 +86,7 @@ def test_the_gguf_packages_own_splits_are_read(tmp_path):
     finally:
         write_gguf.__globals__["gguf"].GGUFWriter = writer
     paths = sorted(tmp_path.glob("*.gguf"))
-    assert len(paths) == 4 and part_of(paths[-1].name).count == 4
+    assert len(paths) == 4 and part_of(paths[-1].name).total == 4
     checkpoint = open_checkpoint(import_gguf(paths[2], tmp_path / "out", torch.float32, no_tokenizer))
     assert checkpoint.config == config
     assert all(torch.equal(checkpoint.tensor(name), tensor) for name, tensor in tensors.items())
@@ -205,7 +205,7 @@ def test_a_folder_of_several_models_lists_them(whole, tmp_path):
 @given(st.text("ab-1.", min_size=1, max_size=8), st.integers(1, 99999), st.integers(1, 200))
 def test_part_names(stem, number, count):
     part = part_of(f"{stem}-{number:05}-of-{count:05}.gguf")
-    assert (part.stem, part.number, part.count) == (stem, number, count)
+    assert (part.stem, part.number, part.total) == (stem, number, count)
     assert len(part.names) == count and part.names[0] == f"{stem}-00001-of-{count:05}.gguf"
     for other in (
         f"{stem}.gguf",
