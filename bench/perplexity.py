@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from phi3mobile.engines import Engine
+from phi3mobile.errors import InputError
 
 TEXT = Path(__file__).parent / "text" / "jargon.txt"
 
@@ -19,9 +20,10 @@ def perplexity(
     window: int = 1024,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> float:
-    """exp of the mean negative log likelihood of tokens[1:] in windows of `window` that do not overlap.
+    """exp of the mean negative log likelihood of tokens[1:] in windows of `window` that do not overlap, at most exp(700).
 
-    Every token but the first of a window is predicted from the window's tokens before it.
+    Every token but the first of a window is predicted from the window's tokens before it. InputError if the engine's logits are
+    not finite.
     """
     total, count = 0.0, 0
     window = min(window, engine.info.max_context)
@@ -32,8 +34,11 @@ def perplexity(
             logits = engine.forward(chunk, at).astype(np.float64)
             following = part[at + 1 : at + 1 + len(chunk)]
             peak = logits.max(-1, keepdims=True)
-            log_sum = np.log(np.exp(logits - peak).sum(-1)) + peak[:, 0]
+            with np.errstate(invalid="ignore"):  # where the peak is infinite: told below
+                log_sum = np.log(np.exp(logits - peak).sum(-1)) + peak[:, 0]
             total += float((log_sum - logits[np.arange(len(chunk)), following]).sum())
             count += len(chunk)
         progress("text", min(start + window, len(tokens)), len(tokens))
-    return math.exp(total / count)
+        if not math.isfinite(total):
+            raise InputError(f"the log likelihood of the text is {total}: the model's logits are not finite (NaN or infinity)")
+    return math.exp(min(total / count, 700))

@@ -47,7 +47,11 @@ def export(
 
 
 def write_bundle(plan: ExportPlan, accept_quality: bool = False, progress: Progress = silent) -> Path:
-    """Carry the plan out; returns the bundle's folder. InputError: too much loss, or what only writing shows."""
+    """Carry the plan out; returns the bundle's folder.
+
+    InputError: a weight that is NaN or infinite, told before anything is written; too much loss, or what only writing shows.
+    """
+    plan.checkpoint.check_values(progress)
     with new_folder(plan.out) as partial:
         with TemporaryDirectory(dir=partial, prefix=".solved-") as scratch:  # gone before the manifest lists the files
             packed, quality = _packed(plan, Path(scratch), progress)

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from phi3mobile.errors import InputError
+from phi3mobile.models.finite import require_finite
 from phi3mobile.retrieval.embed import LONGEST
 
 
@@ -87,10 +88,12 @@ def load_minilm(folder: Path) -> MiniLM:
     if config.get("model_type") != "bert" or config.get("hidden_act") != "gelu":
         raise InputError(f"{folder}: model_type {config.get('model_type')!r}; only bert embedders with gelu are supported")
     renamed = {}
-    for name, tensor in tensors.items():
+    for stored, tensor in tensors.items():
+        name = stored
         for old, new in _NAMES.items():
             name = name.replace(old, new)
         if not name.startswith("pooler.") and name != "embeddings.position_ids":
+            require_finite(stored, tensor, folder)
             renamed[name] = tensor.float()
     model = MiniLM(config)
     try:

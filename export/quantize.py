@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from phi3mobile.errors import InputError
+from phi3mobile.models.finite import is_finite
 from phi3mobile.models.quantized import Packed, pack_nibbles
 
 GROUPS = (32, 64, 128, 256)
@@ -117,5 +118,5 @@ def _search(groups: torch.Tensor) -> torch.Tensor:
 
 
 def _check_finite(values: torch.Tensor) -> None:
-    if not torch.isfinite(values).all():
+    if not is_finite(values):
         raise InputError("a weight has values that are not finite (NaN or infinity): the checkpoint is damaged")

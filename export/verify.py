@@ -7,6 +7,7 @@ Its target says what is compared with the packed integers, and which gates hold 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -40,15 +41,23 @@ class Error:
     peak: float = 0.0
 
     def add(self, reference: np.ndarray, values: np.ndarray) -> None:
-        """One pair of arrays of one shape. A value that is not finite makes the error infinite."""
-        difference = np.asarray(reference, np.float64) - values
+        """One pair of arrays of one shape. A value that is not finite, on either side, makes the error infinite."""
+        with np.errstate(invalid="ignore"):  # of two infinities
+            difference = np.asarray(reference, np.float64) - values
         self.squares += float(np.square(difference).sum()) if np.isfinite(difference).all() else np.inf
         self.count += difference.size
         self.peak = max(self.peak, float(np.abs(reference).max(initial=0)))
 
     @property
+    def finite(self) -> bool:
+        """Whether something was compared, and all of it was finite."""
+        return bool(self.count) and math.isfinite(self.squares)
+
+    @property
     def psnr(self) -> float:
-        """Peak signal to noise ratio in dB; 200 where there is no noise."""
+        """Peak signal to noise ratio in dB; 200 where there is no noise, -200 where something was not finite."""
+        if not self.finite:
+            return -200.0
         if not self.squares:
             return 200.0
         return float(max(10 * np.log10(max(self.peak, 1e-30) ** 2 * self.count / self.squares), -200.0))
@@ -67,7 +76,10 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        return self.gate is None or all(error.psnr >= self.gate for error in self.stages.values())
+        """Whether every stage was compared, all of it finite and, if there is a gate, as exact as that."""
+        layers = [error for error in self.layers if error.count]
+        finite = bool(self.stages) and all(error.finite for error in (*self.stages.values(), *layers))
+        return finite and (self.gate is None or all(error.psnr >= self.gate for error in self.stages.values()))
 
     def document(self) -> dict[str, object]:
         """For the JSON line."""
@@ -123,8 +135,10 @@ def compare(name: str, gate: float | None, engine: Engine, model: Decoder, promp
             following: list[int] = []
             for tokens, position, long in forwards(following):
                 reference, logits, layers, ours = _both(engine, model, tokens, position, long)
-                said = reference > _NEVER
+                said = ~(reference <= _NEVER)  # NaN is said: it is compared, and does not pass
                 error.add(reference[said], logits[said])
+                if not (np.where(said, -np.inf, logits).max(-1) < np.where(said, reference, -np.inf).max(-1)).all():
+                    error.squares = np.inf  # an id that is never said would be, or is NaN
                 for total, (expected, found) in zip(result.layers, zip(layers, ours, strict=True), strict=False):
                     total.add(expected, found[: len(tokens)])
                 result.agreed += int((reference.argmax(-1) == logits.argmax(-1)).sum())

@@ -116,7 +116,7 @@ def _quality(value: Any) -> bool:
         and all(_number(value.get(key)) for key in measures)
         and isinstance(value.get("calibration"), dict)
         and isinstance(value.get("layers_db"), list)
-        and all(type(decibels) in (int, float) for decibels in value["layers_db"])
+        and all(type(decibels) in (int, float) and abs(decibels) < 2**63 for decibels in value["layers_db"])
     )
 
 
@@ -196,7 +196,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Add sizes and hashes of the folder's files, and write manifest.json last: a folder without it is no bundle."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     listed = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
-    text = json.dumps(manifest | {"format": FORMAT, "files": listed}, indent=2, ensure_ascii=False)
+    text = json.dumps(manifest | {"format": FORMAT, "files": listed}, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / MANIFEST).write_text(text + "\n", "utf-8")
 
 

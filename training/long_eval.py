@@ -11,6 +11,7 @@ import torch
 
 from phi3mobile import extras
 from phi3mobile.errors import InputError
+from phi3mobile.models.finite import require_finite
 from phi3mobile.text.tokenizer import Tokenizer
 from phi3mobile.training.batches import IGNORED, Rows, stream_rows
 from phi3mobile.training.data.shards import Shards, open_shards
@@ -78,11 +79,12 @@ def needle_rows(
 
 @torch.no_grad()
 def needle_losses(model: torch.nn.Module, rows: Rows) -> torch.Tensor:
-    """Mean loss of the answer's tokens in each row, float32 [B]: 0 is perfect recall."""
+    """Mean loss of the answer's tokens in each row, float32 [B]: 0 is perfect recall. InputError if one is not finite."""
     model.eval()
     found = [token_losses(model, part).sum(1) / (part.labels != IGNORED).sum(1) for part in rows.micro(1)]
     model.train()
-    return torch.cat(found)
+    require_finite("the loss of the needles", losses := torch.cat(found), "the model")
+    return losses
 
 
 def plot_lines(

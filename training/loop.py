@@ -59,10 +59,12 @@ def token_losses(model: torch.nn.Module, rows: Rows) -> torch.Tensor:
 
 @torch.no_grad()
 def mean_loss(model: torch.nn.Module, rows: Rows, micro: int = 8) -> float:
-    """Loss per target of held-out rows."""
+    """Loss per target of held-out rows. InputError if it is not finite: nothing is to be chosen or told by that."""
     model.eval()
     total = sum(float(token_losses(model, part).sum(dtype=torch.float64)) for part in rows.micro(micro))
     model.train()
+    if not math.isfinite(total):
+        raise InputError(f"the loss on held-out rows is {total}: the model's weights or activations are not finite")
     return total / rows.targets
 
 

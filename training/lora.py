@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from phi3mobile.errors import InputError
+from phi3mobile.models.finite import require_finite
 from phi3mobile.training.config import LORA_TARGETS, Lora
 
 
@@ -36,10 +37,13 @@ def add_lora(model: nn.Module, lora: Lora, dtype: torch.dtype = torch.float32) -
 def merge(base: nn.Module, lora: Lora, adapters: Mapping[str, torch.Tensor], folder: Path | None = None) -> nn.Module:
     """`base` (unquantized, float32) with the trained adapters added to its weights; `folder` gets the adapters alone.
 
-    QLoRA's adapters too are added to the unquantized weights: the export quantizes by its own grid.
+    QLoRA's adapters too are added to the unquantized weights: the export quantizes by its own grid. InputError for an adapter
+    with a value that is NaN or infinite, before anything is written.
     """
     from dataclasses import replace
 
+    for name, weight in adapters.items():
+        require_finite(name, weight, "the adapter")
     wrapped = add_lora(base, replace(lora, qlora=False))
     found = wrapped.load_state_dict(dict(adapters), strict=False)
     missing = [name for name in found.missing_keys if "lora_" in name]

@@ -22,6 +22,7 @@ from phi3mobile.export.solve.checkpoint import EMBEDDING
 from phi3mobile.export.solve.folder import HEAD, Solved
 from phi3mobile.export.solve.stream import load_layer, load_norm, rounded, run_layer
 from phi3mobile.models.checkpoint import Checkpoint
+from phi3mobile.models.finite import is_finite
 from phi3mobile.models.ops import quantize_rows
 from phi3mobile.models.quantized import Packed
 from phi3mobile.progress import Progress, silent
@@ -132,7 +133,7 @@ def _final_states(
         progress("layers", index, config.num_hidden_layers)
         layer = _fake(load_layer(config, index, weights), setting)
         streams = [run_layer(config, layer, index, x) for x in streams]
-        if not torch.isfinite(streams[-1]).all():
+        if not is_finite(streams[-1]):
             raise InputError(f"the hidden states behind layer {index} are not finite with {setting.label}")
     return load_norm(config, weights)(streams[-1])
 

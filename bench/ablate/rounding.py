@@ -11,6 +11,7 @@ from phi3mobile.bench.ablate.settings import FLOAT
 from phi3mobile.errors import InputError
 from phi3mobile.export.quantize import SMALLEST_SCALE
 from phi3mobile.export.solve.gptq import round_in_order
+from phi3mobile.models.finite import is_finite
 
 _FRACTIONS = tuple(0.75 + step / 16 for step in range(13))  # of half the codes: which one a group's extreme gets
 _VALUES = 1 << 17  # of a weight at once
@@ -25,7 +26,7 @@ def fake_quantize(
     Raises InputError for a group that does not divide K, and for weights that are not finite.
     """
     width = weight.shape[1]
-    if not torch.isfinite(weight).all():
+    if not is_finite(weight):
         raise InputError("a weight has values that are not finite (NaN or infinity): the checkpoint is damaged")
     if bits == FLOAT:
         return weight.float()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from phi3mobile.engines import Engine
+from phi3mobile.errors import InputError
 from phi3mobile.session.decoding import Decoder, Rows
 from phi3mobile.session.sampling import Sampling
 from phi3mobile.session.session import StopGate
@@ -36,12 +37,17 @@ class Reader:
         self.rows = Rows(self.engine)
 
     def score(self, tokens: list[int], first: int, candidates: Collection[int]) -> Scores:
-        """Scores of tokens[first + 1:] and of each candidate after tokens[-1]; 0 <= first < len(tokens) <= max_context."""
+        """Scores of tokens[first + 1:] and of each candidate after tokens[-1]; 0 <= first < len(tokens) <= max_context.
+
+        InputError if the engine's logits have NaN or infinity: no score is to come of that.
+        """
         following, greedy, last = [], [], {}
         for start, logits in self._run(tokens, first):
             rows = np.arange(max(first - start, 0), len(logits))
             logits = logits[rows].astype(np.float64)
-            peak = logits.max(-1, keepdims=True)
+            peak = logits.max(-1, keepdims=True)  # NaN if one is
+            if not np.isfinite(peak).all():
+                raise InputError(f"the model's logits after {start + len(logits)} tokens are not finite (NaN or infinity)")
             logits -= peak + np.log(np.exp(logits - peak).sum(-1, keepdims=True))
             likeliest = logits.argmax(-1)
             for row, log_probabilities, best in zip(rows + start, logits, likeliest, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +19,11 @@ NEEDED = {"task": str, "metric": str, "score": (int, float), "n": int, "model": 
 
 
 def result_line(task: str, found: dict[str, Any], model: dict[str, Any], identity: str, **how: Any) -> dict[str, Any]:
-    """One task's result. `how`: limit, chat, truncated, seconds, ..."""
+    """One task's result. `how`: limit, chat, truncated, seconds, ... InputError for a score that is no finite number."""
     from importlib.metadata import version
 
+    if not math.isfinite(found["score"]):
+        raise InputError(f"{task}: the score is {found['score']}: what the model answered can't be counted")
     head = {"kind": KIND, "format": FORMAT, "t": round(time.time(), 1), "tool": version("phi3mobile"), "task": task}
     return head | found | how | {"model": model | {"hash": identity}}
 
@@ -47,6 +50,8 @@ def read_results(path: Path) -> list[dict[str, Any]]:
             raise InputError(f"{path}, line {number} is no result of format {FORMAT}; give what `phi3mobile eval` wrote")
         if wrong := [key for key, kind in NEEDED.items() if not isinstance(line.get(key), kind)]:
             raise InputError(f"{path}, line {number} lacks {', '.join(wrong)}; run `phi3mobile eval` again")
+        if not math.isfinite(line["score"]):
+            raise InputError(f"{path}, line {number} has the score {line['score']}; run `phi3mobile eval` again")
     return lines
 
 

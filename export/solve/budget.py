@@ -8,7 +8,6 @@ class cost in proportion to their squared error.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
@@ -17,9 +16,8 @@ from torch.nn import functional
 from phi3mobile.errors import InputError
 from phi3mobile.export.quantize import quantize
 from phi3mobile.export.solve.card import log_probabilities
-from phi3mobile.export.solve.checkpoint import finite_tensor
 from phi3mobile.export.solve.rotate import Rotated
-from phi3mobile.export.solve.stream import load_layer, load_norm, run_layer
+from phi3mobile.export.solve.stream import load_layer, load_norm, require_finite, run_layer
 from phi3mobile.models.checkpoint import Checkpoint
 from phi3mobile.models.form import Form
 from phi3mobile.progress import Progress, silent
@@ -68,7 +66,7 @@ def choose(classes: list[MatrixClass], budget: float) -> dict[str, Form]:
 @torch.no_grad()
 def measure_classes(checkpoint: Checkpoint | Rotated, tokens: torch.Tensor, progress: Progress = silent) -> list[MatrixClass]:
     """Every class of the model with what its forms cost, on `tokens` int64 [1, T]. One pass over the layers."""
-    config, weights = checkpoint.config, partial(finite_tensor, checkpoint)
+    config, weights = checkpoint.config, checkpoint.tensor
     layers = config.num_hidden_layers
     exact = functional.embedding(tokens, weights("model.embed_tokens.weight")) * config.embedding_multiplier
     streams: dict[tuple[int, str], torch.Tensor] = {}  # class -> hidden states of the model with that class rounded
@@ -93,6 +91,8 @@ def measure_classes(checkpoint: Checkpoint | Rotated, tokens: torch.Tensor, prog
         for key in [key for key in streams if key[0] != band]:
             streams[key] = run_layer(config, layer, index, streams[key])
         exact = run_layer(config, layer, index, exact)
+        for x in (exact, *streams.values()):
+            require_finite(f"what layer {index} makes", x)
     norm, head = load_norm(config, weights), weights("lm_head.weight")
     told = log_probabilities(config, norm(exact), head)
     classes = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from dataclasses import asdict
 from importlib.metadata import version
@@ -59,6 +60,7 @@ def quantize_checkpoint(
     checkpoint = Rotated(floats) if rotate else floats
     text = calibration_of(load_tokenizer(folder), checkpoint.config, calibration)
     require_space(out, checkpoint.config.parameters() + (64 << 20))
+    floats.check_values(progress)
     partial = out.absolute().with_name(f".{out.name}.unfinished")
     settings = [checkpoint.source_hash(), asdict(chosen), text.sha256, bits, rotate, version("phi3mobile")]
     _begin(partial, hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest())
@@ -123,6 +125,8 @@ def _refuse_trained(checkpoint: Rotated, form_of: FormOf) -> None:
 
 def refuse_loss(quality: dict[str, Any], vocab: int) -> None:
     """InputError if the card shows more loss than a bundle may have. An untrained model guesses: its ratio says nothing."""
+    if not all(math.isfinite(quality[key]) for key in ("ratio", "perplexity", "perplexity_float")):
+        raise InputError(f"the quality card's perplexity is {quality['perplexity']}: the quantized model is of no use")
     if quality["ratio"] > MOST_LOSS and quality["perplexity_float"] < vocab / 2:
         raise InputError(
             f"quantized, the model's perplexity is {quality['ratio']:.3f} times the float model's ({quality['perplexity']:.2f} "

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from phi3mobile.errors import InputError
 from phi3mobile.export.solve.stream import rounded, run_layer
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.modules import Halves
@@ -31,7 +32,10 @@ class Card:
 
     def through_quantized(self, layer: Halves, index: int) -> None:
         self.quantized = run_layer(self.config, layer, index, self.quantized)
-        self.layers_db.append(round(signal_to_noise(self.exact, self.quantized), 2))
+        decibels = signal_to_noise(self.exact, self.quantized)
+        if not math.isfinite(decibels):
+            raise InputError(f"what layer {index} makes is not finite (NaN or infinity): no quality card")
+        self.layers_db.append(round(decibels, 2))
 
     def finish(self, norm: nn.Module, head: torch.Tensor, packed_norm: nn.Module, packed: Packed) -> dict[str, Any]:
         """Perplexity of both, mean KL divergence (nats) of the quantized from the float model, how often both have the same
@@ -63,7 +67,8 @@ def compare(
     """A float model's final states `exact` [B, T, D] with its `head` [V, D] against another one's with `table`.
 
     perplexity_float and perplexity (at most exp(700)), kl of the other from the float model (nats, mean over tokens), top1: how
-    often both have the same likeliest next token. tokens int64 [B, T]; each but a row's first is predicted.
+    often both have the same likeliest next token. tokens int64 [B, T]; each but a row's first is predicted. InputError if a
+    model's answers are not finite.
     """
     following = tokens[:, 1:].reshape(-1, 1)
     float_nll = nll = kl = same = 0.0
@@ -74,6 +79,8 @@ def compare(
         nll -= tells.gather(1, target).double().sum().item()
         kl += functional.kl_div(tells, told, reduction="none", log_target=True).double().sum().item()
         same += int((told.argmax(-1) == tells.argmax(-1)).sum())
+    if not all(map(math.isfinite, (float_nll, nll, kl))):
+        raise InputError(f"the log likelihoods are {float_nll} (float) and {nll} (quantized): the models can't be compared")
     count = len(following)
     return {
         "perplexity_float": math.exp(min(float_nll / count, 700)),
@@ -92,5 +99,6 @@ def log_probabilities(config: DecoderConfig, x: torch.Tensor, head: torch.Tensor
 
 def signal_to_noise(exact: torch.Tensor, quantized: torch.Tensor) -> float:
     """Median over tokens of |exact|^2 / |quantized - exact|^2 in dB, both [B, T, D]."""
-    noise = (quantized - exact).square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
-    return float((10 * (exact.square().sum(-1) / noise).log10()).median())
+    least = torch.finfo(torch.float32).tiny
+    signal, noise = (x.square().sum(-1).clamp(min=least) for x in (exact, quantized - exact))
+    return float((10 * (signal / noise).log10()).median())

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from phi3mobile.errors import InputError
 from phi3mobile.export.quantize import quantize
 from phi3mobile.export.solve.balance import FormOf, balance, best_sizes, divide
 from phi3mobile.export.solve.card import Card
@@ -56,7 +55,7 @@ def solve_checkpoint(
     that are not finite, naming the tensor or layer.
     """
     config, layers = checkpoint.config, checkpoint.config.num_hidden_layers
-    weights = partial(finite_tensor, checkpoint)
+    weights = checkpoint.tensor
     table = weights(EMBEDDING)
     packed = _kept(folder / "packed-embedding.safetensors", lambda: {EMBEDDING: quantize(table, *form_of(EMBEDDING))})
     embed = QuantizedEmbedding(matrix_of(packed, EMBEDDING))
@@ -147,11 +146,3 @@ def take_over(layer: Halves, index: int, packed: dict[str, Packed | torch.Tensor
             module = QuantizedLinear(matrix_of(packed, f"model.layers.{index}.{name}.weight"))
             module.bias = linear.bias
             setattr(layer.get_submodule(owner), attribute, module)
-
-
-def finite_tensor(checkpoint: Checkpoint | Rotated, name: str) -> torch.Tensor:
-    """A tensor in float32; InputError with its name if a value is NaN or infinite."""
-    tensor = checkpoint.tensor(name)
-    if not torch.isfinite(tensor).all():
-        raise InputError(f"{name} has values that are not finite (NaN or infinity): the checkpoint is damaged")
-    return tensor

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from safetensors.torch import save_file
 
 from phi3mobile.errors import InputError
 from phi3mobile.files import whole_file
+from phi3mobile.models.finite import require_finite
 from phi3mobile.models.form import Form
 from phi3mobile.models.quantized import Packed
 from phi3mobile.models.registry import read_config
 from phi3mobile.models.tensors import shapes
+from phi3mobile.progress import Progress, silent
 
 FORMAT = 2
 ABOUT = "packed.json"
@@ -129,6 +132,15 @@ class Solved:
             if self.shape(name) != shape:
                 raise InputError(f"{self.folder}: {name} has shape {list(self.shape(name))}, expected {list(shape)}")
 
+    def check_values(self, progress: Progress = silent) -> None:
+        """InputError naming the first tensor with a scale or value that is NaN or infinite."""
+        for number, name in enumerate(names := list(dict.fromkeys((*self.names(), HEAD)))):
+            progress("check", number, len(names))
+            found = self.tensor(name)
+            parts = [found.scales, *([found.offsets.scales] if found.offsets else [])] if isinstance(found, Packed) else [found]
+            for part in parts:
+                require_finite(name, part, self.folder)
+
     def source_hash(self) -> str:
         """Of the checkpoint that the integers were made from."""
         return self.about["source_hash"]
@@ -149,7 +161,16 @@ def _read_about(folder: Path) -> dict[str, Any]:
             raise InputError(f"{folder / ABOUT} lacks {key}; quantize again")
     if not isinstance(about.get("quality"), dict):
         raise InputError(f"{folder / ABOUT} lacks quality; quantize again")
+    if wrong := [key for key, value in about["quality"].items() if not _finite(value)]:
+        raise InputError(f"{folder / ABOUT}: quality has {', '.join(wrong)} not finite (NaN or infinity); quantize again")
     return about
+
+
+def _finite(value: Any) -> bool:
+    """Whether no number in a JSON value is NaN or infinite."""
+    if isinstance(value, list):
+        return all(map(_finite, value))
+    return math.isfinite(value) if isinstance(value, float) else True
 
 
 def _read_json(path: Path) -> dict[str, Any]:

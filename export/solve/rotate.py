@@ -17,9 +17,9 @@ from dataclasses import replace
 import torch
 
 from phi3mobile.errors import InputError
-from phi3mobile.export.solve.checkpoint import finite_tensor
 from phi3mobile.models.checkpoint import Checkpoint
 from phi3mobile.models.tensors import EMBED, FINAL_NORM, NORMS, QKV, O, Tensor
+from phi3mobile.progress import Progress, silent
 
 _LARGEST_SHIFT = 1000.0  # of a final norm's bias over its weight: more would drown the hidden states
 
@@ -67,6 +67,10 @@ class Rotated:
     def shape(self, name: str) -> tuple[int, ...]:
         return self.source.shape(name)
 
+    def check_values(self, progress: Progress = silent) -> None:
+        """InputError naming the first of the checkpoint's tensors with a value that is NaN or infinite."""
+        self.source.check_values(progress)
+
     def source_hash(self) -> str:
         """Of the checkpoint that is turned."""
         return self.source.source_hash()
@@ -81,17 +85,17 @@ class Rotated:
         if reader.reads in NORMS:
             value = self._reader(module, self._norm_of(reader).module, part)
             return self._values_turned(value, found.layer) if role == QKV else value
-        value = finite_tensor(self.source, name)
+        value = self.source.tensor(name)
         if role == O and part == "weight":
             value = turn(value.unflatten(1, (-1, self.config.head_dim))).flatten(1)
         return turn(value) if role == EMBED else turn(value, 0)
 
     def _reader(self, module: str, norm: str, part: str) -> torch.Tensor:
         """A linear's weight with its norm's in it, or its bias with the norm's; a head has none."""
-        weight, scale = (finite_tensor(self.source, f"{one}.weight") for one in (module, norm))
+        weight, scale = (self.source.tensor(f"{one}.weight") for one in (module, norm))
         if part == "weight":
             return turn(weight * scale)
-        return finite_tensor(self.source, f"{module}.bias") + weight @ finite_tensor(self.source, f"{norm}.bias")
+        return self.source.tensor(f"{module}.bias") + weight @ self.source.tensor(f"{norm}.bias")
 
     def _values_turned(self, value: torch.Tensor, layer: int | None) -> torch.Tensor:
         """Rows of the fused projection, or its bias, with each KV head's v turned."""
@@ -112,7 +116,7 @@ class Rotated:
 
     def _shift(self, module: str) -> torch.Tensor:
         """A LayerNorm's bias as what is added before its weight multiplies."""
-        weight, bias = (finite_tensor(self.source, f"{module}.{part}") for part in ("weight", "bias"))
+        weight, bias = (self.source.tensor(f"{module}.{part}") for part in ("weight", "bias"))
         if (bias.abs() > _LARGEST_SHIFT * weight.abs()).any():
             raise InputError(f"{module} has weights near zero where its bias is not: leave out --rotate")
         return torch.where(bias == 0, 0.0, bias / weight)

@@ -17,6 +17,7 @@ from phi3mobile.errors import InputError
 from phi3mobile.export.solve.gptq import matched
 from phi3mobile.models.attend import attend
 from phi3mobile.models.config import DecoderConfig
+from phi3mobile.models.finite import is_finite
 from phi3mobile.models.modules import Halves
 from phi3mobile.models.modules import norm as new_norm
 from phi3mobile.models.quantized import Packed, QuantizedLinear
@@ -69,7 +70,7 @@ class Power:
 
 def require_finite(what: str, x: torch.Tensor) -> None:
     """InputError that names it, if a value of x is NaN or infinite."""
-    if not torch.isfinite(x).all():
+    if not is_finite(x):
         raise InputError(f"{what} is not finite (NaN or infinity): the checkpoint is damaged")
 
 

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         comparisons = verify(bundle, checkpoint, encoded, report)
     for comparison in comparisons:
         gate = "reported" if comparison.gate is None else f"gate {comparison.gate:g} dB"
-        verdict = "" if comparison.gate is None else ": passed" if comparison.passed else ": FAILED"
+        verdict = ": FAILED" if not comparison.passed else "" if comparison.gate is None else ": passed"
         print_card(f"{comparison.name} ({gate}{verdict})", _rows(comparison))
     passed = all(comparison.passed for comparison in comparisons)
     document = {comparison.name: comparison.document() for comparison in comparisons}

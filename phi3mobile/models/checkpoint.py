@@ -15,18 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from phi3mobile.errors import InputError
 from phi3mobile.files import new_folder, refuse_existing, require_space
+from phi3mobile.models.companions import holds_gguf
 from phi3mobile.models.config import DecoderConfig
+from phi3mobile.models.finite import is_finite, require_finite
 from phi3mobile.models.registry import read_config, stored_parts
+from phi3mobile.models.shards import EMBEDDING, HEAD, is_spare, open_files, read_json
 from phi3mobile.models.tensors import shapes as shapes_of
+from phi3mobile.progress import Progress, silent
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _STORED = {"F16": 2, "BF16": 2, "F32": 4}
-_BUFFERS = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")  # what old tools stored beside the weights
 
 
 def refuse_differences(where: str, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
@@ -51,6 +53,8 @@ class Checkpoint:
         self._files = files  # path -> open safetensors file
         self._where = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118
         self._parts = {name: stored_parts(config, name) for name in config.tensors()}
+        if config.tie_word_embeddings and HEAD in self._where and EMBEDDING in self._parts.keys() - self._where.keys():
+            self._parts[EMBEDDING] = {HEAD: config.tensors()[EMBEDDING].shape}  # tools that keep one name may keep this one
 
     def names(self) -> list[str]:
         """Every weight in model order, under the family's names."""
@@ -62,12 +66,13 @@ class Checkpoint:
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One weight as float32; a tied lm_head is the embedding. Raises InputError if missing or of another dtype."""
+        """One weight as float32; a tied lm_head is the embedding.
+
+        Raises InputError if it is missing, of another dtype, or has a value that is NaN or infinite.
+        """
         parts = []
         for part in self._stored(name):
-            if (dtype := self._slice(part).get_dtype()) not in _STORED:
-                raise InputError(f"{self.folder}: {part} is stored as {dtype}; allowed are {', '.join(_STORED)}")
-            mapped = self._where[part].get_tensor(part)
+            mapped = self._mapped(part)
             parts.append(mapped.float())
             if parts[-1] is not mapped:
                 _forget_pages(mapped)
@@ -76,16 +81,21 @@ class Checkpoint:
     def check(self) -> None:
         """Raise one InputError naming every missing, extra or misshapen tensor, or the first of a wrong dtype."""
         expected = {part: shape for parts in self._parts.values() for part, shape in parts.items()}
-        ignored = {"lm_head.weight"} if self.config.tie_word_embeddings else set()  # transformers ignores it too
+        tied = self.config.tie_word_embeddings
         found = {
-            name: tuple(self._slice(name).get_shape())
-            for name in self._where
-            if name not in ignored and not name.endswith(_BUFFERS)
+            name: tuple(self._slice(name).get_shape()) for name in self._where if name in expected or not is_spare(name, tied)
         }
         refuse_differences(str(self.folder), expected, found)
         for name in expected:
             if (dtype := self._slice(name).get_dtype()) not in _STORED:
                 raise InputError(f"{self.folder}: {name} is stored as {dtype}; allowed are {', '.join(_STORED)}")
+
+    def check_values(self, progress: Progress = silent) -> None:
+        """InputError naming the first tensor with a value that is NaN or infinite. Reads every weight once, as it is stored."""
+        stored = [part for parts in self._parts.values() for part in parts]
+        for number, part in enumerate(stored):
+            progress("check", number, len(stored))
+            _forget_pages(self._mapped(part))
 
     def source_hash(self) -> str:
         """sha256 over the config and each weight file's name, size and content; of a file of 64 MiB or more, over its
@@ -104,11 +114,19 @@ class Checkpoint:
         return digest.hexdigest()
 
     def _stored(self, name: str) -> list[str]:
-        if name == "lm_head.weight" and self.config.tie_word_embeddings:
-            name = "model.embed_tokens.weight"
+        if name == HEAD and self.config.tie_word_embeddings:
+            name = EMBEDDING
         if name not in self._parts:
             raise KeyError(f"{name} is not a tensor of this model")
         return list(self._parts[name])
+
+    def _mapped(self, part: str) -> torch.Tensor:
+        """A stored tensor, in the file's own memory."""
+        if (dtype := self._slice(part).get_dtype()) not in _STORED:
+            raise InputError(f"{self.folder}: {part} is stored as {dtype}; allowed are {', '.join(_STORED)}")
+        mapped = self._where[part].get_tensor(part)
+        require_finite(part, mapped, self.folder)
+        return mapped
 
     def _slice(self, part: str) -> Any:
         if part not in self._where:
@@ -136,57 +154,10 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     if not folder.is_dir():
         state = "is a file" if folder.exists() else "does not exist"
         raise InputError(f"{folder} {state}; give a checkpoint folder with config.json and model.safetensors")
-    config = read_config(_read_json(folder / "config.json"))
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        return Checkpoint(folder, config, _open_shards(folder, index))
-    if (single := folder / "model.safetensors").exists():
-        return Checkpoint(folder, config, {single: _open_file(single)})
-    if any(folder.glob("pytorch_model*.bin")):
-        raise InputError(f"{folder} holds pytorch_model.bin only; save it again as safetensors (save_pretrained does)")
-    raise InputError(f"{folder} has no model.safetensors and no model.safetensors.index.json: it is not a checkpoint")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path.parent} has no {path.name}: it is not a checkpoint folder") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} must hold a JSON object")
-    return value
-
-
-def _open_file(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is truncated or damaged ({reason}); download or write it again") from None
-
-
-def _open_shards(folder: Path, index: Path) -> dict[Path, Any]:
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
-        raise InputError(f"{index} must map tensor names to files under weight_map")
-    shards = sorted(set(weight_map.values()))
-    if strange := [shard for shard in shards if Path(shard).name != shard]:
-        raise InputError(f"{index} names {strange[0]!r}; shards must lie in the same folder")
-    if missing := [shard for shard in shards if not (folder / shard).is_file()]:
-        raise InputError(f"{index} names files that are not there: {', '.join(missing)}; download them")
-    files = {folder / shard: _open_file(folder / shard) for shard in shards}
-    seen: dict[str, Path] = {}
-    for path, file in files.items():
-        for name in file.keys():  # noqa: SIM118
-            if name in seen:
-                raise InputError(f"tensor {name} is in two shards, {seen[name].name} and {path.name}; keep one")
-            seen[name] = path
-    for name, shard in weight_map.items():
-        if name not in seen or seen[name].name != shard:
-            raise InputError(f"{index} says {name} is in {shard}, and it is not; download the folder again")
-    return files
+    if holds_gguf(folder):
+        raise InputError(f"{folder} holds GGUF weights; make a checkpoint of them first: phi3mobile import {folder} FOLDER")
+    config = read_config(read_json(folder / "config.json"))
+    return Checkpoint(folder, config, open_files(folder, config.tie_word_embeddings))
 
 
 def write_checkpoint(
@@ -235,7 +206,8 @@ def _write_weights(
 
     for name, tensor in tensors:
         stored = tensor.to(dtype).contiguous()
-        if not torch.isfinite(stored).all():
+        if not is_finite(stored):
+            require_finite(name, tensor, "the model")
             raise InputError(f"{where}: {name} has values that {dtype} cannot hold; write float32 or bfloat16")
         if pending and sum(t.nbytes for t in pending.values()) + stored.nbytes > shard_bytes:
             flush()

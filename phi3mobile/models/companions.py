@@ -21,13 +21,19 @@ COMPANIONS = (
     "LICENSE*",
     "NOTICE*",
 )
+WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 # What a download takes of a hub repository.
-CHECKPOINT_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", *COMPANIONS)
+CHECKPOINT_FILES = ("config.json", *WEIGHTS, *COMPANIONS)
 
 
 def companion_files(folder: Path) -> list[Path]:
     """Files that belong beside the weights: tokenizer, chat template, generation config, licence."""
     return _files(folder, COMPANIONS)
+
+
+def holds_gguf(folder: Path) -> bool:
+    """Whether the folder's weights are GGUF files, and not safetensors."""
+    return bool(_files(folder, ("*.gguf",))) and not _files(folder, WEIGHTS)
 
 
 def vocabulary_file(folder: Path) -> Path | None:

@@ -10,12 +10,40 @@ from typing import Any
 
 import gguf
 import numpy as np
+import torch
 
 from phi3mobile.errors import InputError
 from phi3mobile.models.config import DecoderConfig, RopeScaling
+from phi3mobile.models.finite import require_finite
+from phi3mobile.models.gguf_names import special_id
+from phi3mobile.models.gguf_parts import GgufFile, value_of
 from phi3mobile.models.tensors import Tensor
 
 FACTORS = ("rope_factors_long.weight", "rope_factors_short.weight", "rope_freqs.weight")
+
+
+# Metadata without effect on the graph: what is read, a family says. Others may change it, and are refused. (The yarn_ keys
+# belong to a rope scaling type that is refused; the expert_ keys to mixtures, which are.)
+HARMLESS = frozenset(
+    """vocab_size tensor_data_layout rope.scaling.finetuned rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow
+    rope.scaling.yarn_ext_factor rope.scaling.yarn_attn_factor rope.scaling.yarn_log_multiplier
+    attention.layer_norm_epsilon pooling_type classifier.output_labels decoder_start_token_id leading_dense_block_count
+    expert_used_count expert_feed_forward_length expert_shared_feed_forward_length expert_weights_scale
+    expert_weights_norm expert_gating_func expert_group_count expert_group_used_count expert_group_scale
+    interleave_moe_layer_step moe_every_n_layers""".split()  # noqa: SIM905
+)
+# Metadata of which only these values are the graph's.
+FIXED: dict[str, tuple[Any, ...]] = {
+    "attention.causal": (True,),
+    "attention.scale": (0.0,),  # 0 is how files say: as usual
+    **dict.fromkeys(("logit_scale", "residual_scale", "embedding_scale"), (0.0, 1.0)),
+    **dict.fromkeys(("attention.clamp_kqv", "attention.max_alibi_bias", "rope.scaling.alpha"), (0.0,)),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), (0.0,)),
+    **dict.fromkeys(("expert_shared_count", "nextn_predict_layers", "n_deepstack_layers", "attention.shared_kv_layers"), (0,)),
+    "attention.sliding_window_pattern": (1,),
+    "use_parallel_residual": (False,),
+    "hidden_activation": ("silu", "swish"),
+}
 
 
 @dataclass(frozen=True)
@@ -30,14 +58,17 @@ class Metadata:
     @cached_property
     def values(self) -> dict[str, Any]:
         prefix = self.architecture + "."
-        fields = self.reader.fields.items()
-        return {key.removeprefix(prefix): field.contents() for key, field in fields if key.startswith(prefix)}
+        keys = [key for key in self.reader.fields if key.startswith(prefix)]
+        return {key.removeprefix(prefix): value_of(self.path, self.reader, key) for key in keys}
 
     def whole(self, key: str, default: int | None = None) -> int:
-        value = self.values.get(key, default)
+        """A whole number above 0, which may be given once for each layer."""
+        value = given = self.values.get(key, default)
+        if isinstance(given, list) and len({*map(str, given)}) == 1 and len(given) == self.values.get("block_count"):
+            value = given[0]
         if type(value) is not int or value < 1:
             name = f"{self.architecture}.{key}"
-            raise InputError(f"{self.path}: metadata {name} is {value!r}; it must be one whole number above 0")
+            raise InputError(f"{self.path}: metadata {name} is {given!r}; it must be one whole number above 0")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -46,9 +77,10 @@ class Metadata:
             raise InputError(f"{self.path}: metadata {self.architecture}.{key} is {value!r}; it must be a number above 0")
         return _short(value)
 
-    def token(self, key: str) -> int | None:
-        field = self.reader.fields.get(f"tokenizer.ggml.{key}")
-        return None if field is None else int(field.contents())
+    def token(self, which: str) -> int | None:
+        """The id of a special token ("bos", "eos", "padding"); None if the file names none that the model has."""
+        value, model = (value_of(self.path, self.reader, f"tokenizer.ggml.{key}") for key in (f"{which}_token_id", "model"))
+        return special_id(value, model, which, self.rows("token_embd.weight"))
 
     def has(self, name: str) -> bool:
         return name in self.tensors
@@ -60,28 +92,32 @@ class Metadata:
         return int(self.tensors[name].shape[-1])
 
     def vector(self, name: str) -> tuple[float, ...]:
-        """A tensor's values, as short decimals."""
-        return tuple(_short(value) for value in dequantized(self.path, self.tensors[name], self.tensors[name].data).ravel())
+        """A tensor's values, as short decimals. InputError for one that is NaN or infinite."""
+        values = dequantized(self.path, self.tensors[name], self.tensors[name].data).ravel()
+        require_finite(name, torch.from_numpy(np.array(values)), self.path)
+        return tuple(_short(value) for value in values)
 
 
 @dataclass(frozen=True)
 class GgufLayout:
     """How files of one architecture hold a family's model."""
 
-    keys: frozenset[str]  # metadata that is read or changes nothing; others are refused
+    keys: frozenset[str]  # metadata that is read
     parts: Callable[[str, Tensor, Container[str]], list[str]]  # architecture, ours, the file's names -> its names, in row order
     config: Callable[[Metadata], DecoderConfig]
     interleaved: tuple[str, ...] = ()  # names end so: rows are pairs (0, 1), (2, 3) ... for RoPE, not halves
 
 
-def metadata_of(path: Path, reader: gguf.GGUFReader, architecture: str, layout: GgufLayout) -> Metadata:
-    """InputError for a key that is not known, and for a part of a split model."""
-    given = Metadata(path, architecture, reader, {tensor.name: tensor for tensor in reader.tensors})
-    if unknown := sorted(set(given.values) - layout.keys):
+def metadata_of(file: GgufFile, architecture: str, layout: GgufLayout) -> Metadata:
+    """InputError for a key that is not known, or of which the graph knows another value only."""
+    given = Metadata(file.path, architecture, file.reader, file.tensors)
+    for key, value in given.values.items():
+        if key in FIXED and value not in FIXED[key]:
+            allowed = " or ".join(map(repr, FIXED[key]))
+            raise InputError(f"{file.path}: metadata {architecture}.{key} is {value!r}; this graph allows {allowed} only")
+    if unknown := sorted(given.values.keys() - layout.keys - HARMLESS - FIXED.keys()):
         value = str(given.values[unknown[0]])[:80]
-        raise InputError(f"{path}: unknown metadata {architecture}.{unknown[0]} = {value!r}; it may change the model")
-    if "split.count" in reader.fields and reader.fields["split.count"].contents() > 1:
-        raise InputError(f"{path} is one part of a split model; merge the parts into one file first")
+        raise InputError(f"{file.path}: unknown metadata {architecture}.{unknown[0]} = {value!r}; it may change the model")
     return given
 
 
@@ -99,24 +135,34 @@ def _short(value: Any) -> float:
 
 
 def gguf_rope_scaling(given: Metadata, config: DecoderConfig) -> RopeScaling | None:
-    """LongRoPE's lists of factors, Llama 3's divisors, or linear scaling, from tensors and metadata."""
-    path, kind = given.path, given.values.get("rope.scaling.type", "none")
-    factor = given.number("rope.scaling.factor", 1.0) if kind == "linear" else 1.0
-    mscale = given.number("rope.scaling.attn_factor") if "rope.scaling.attn_factor" in given.values else None
+    """LongRoPE's lists of factors, Llama 3's divisors, or linear scaling, from tensors and metadata.
+
+    As llama.cpp reads them: a type left out is linear, the factor has an older name, 0 means none, and it and attn_factor (on
+    cos and sin) count beside factors in tensors as well.
+    """
+    path, kind = given.path, given.values.get("rope.scaling.type", "linear")
     if kind not in ("none", "linear", "longrope"):
         raise InputError(f"{path}: rope scaling of type {kind!r}; known are none, linear, longrope")
+    scale = next((key for key in ("rope.scaling.factor", "rope.scale_linear") if key in given.values), None)
+    factor = given.number(scale) if scale and given.values[scale] != 0 and kind != "none" else 1.0
+    mscale = given.number("rope.scaling.attn_factor") if "rope.scaling.attn_factor" in given.values else None
     if given.has("rope_freqs.weight"):  # llama 3: divisors of the frequencies, at every length
-        return RopeScaling(given.vector("rope_freqs.weight"), given.vector("rope_freqs.weight"), 1.0, 1.0)
+        divisors = _scaled(given.vector("rope_freqs.weight"), factor)
+        return RopeScaling(divisors, divisors, mscale or 1.0, mscale or 1.0)
     if given_lists := [name for name in FACTORS[:2] if given.has(name)]:
         if len(given_lists) == 1:
             raise InputError(f"{path} has {given_lists[0]} and not the other list of rope factors; both are needed")
-        scaling = RopeScaling(given.vector("rope_factors_short.weight"), given.vector("rope_factors_long.weight"))
+        short, long = (_scaled(given.vector(f"rope_factors_{which}.weight"), factor) for which in ("short", "long"))
+        scaling = RopeScaling(short, long)
         derived = replace(config, rope_scaling=scaling).mscales[0]
-        if mscale is None or abs(mscale - derived) < 1e-6:
-            return scaling
-        return RopeScaling(scaling.short_factor, scaling.long_factor, mscale, mscale)
+        return scaling if mscale is None or abs(mscale - derived) < 1e-6 else RopeScaling(short, long, mscale, mscale)
     if kind == "longrope":
         raise InputError(f"{path}: rope scaling is longrope and the tensors {', '.join(FACTORS[:2])} are missing")
-    if factor != 1.0:
-        return RopeScaling((factor,) * (config.rotary_dim // 2), (factor,) * (config.rotary_dim // 2), 1.0, 1.0)
+    if (factor, mscale or 1.0) != (1.0, 1.0):
+        divisors = (factor,) * (config.rotary_dim // 2)
+        return RopeScaling(divisors, divisors, mscale or 1.0, mscale or 1.0)
     return None
+
+
+def _scaled(factors: tuple[float, ...], by: float) -> tuple[float, ...]:
+    return factors if by == 1.0 else tuple(factor * by for factor in factors)

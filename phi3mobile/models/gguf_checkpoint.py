@@ -1,7 +1,8 @@
-"""GGUF files as checkpoints: opened, checked, read tensor by tensor, written as a HF folder."""
+"""GGUF models as checkpoints: opened, checked, read tensor by tensor, written as a HF folder."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,27 +13,30 @@ import torch
 
 from phi3mobile.errors import InputError
 from phi3mobile.models.checkpoint import refuse_differences, write_checkpoint
+from phi3mobile.models.finite import require_finite
 from phi3mobile.models.gguf import FACTORS, dequantized, metadata_of
+from phi3mobile.models.gguf_parts import GgufFile, gguf_in, open_file, value_of
 from phi3mobile.models.registry import gguf_layouts
 from phi3mobile.models.tensors import shapes
 
+_BUFFER = re.compile(r"^blk\.\d+\.attn_rot_embd(\.weight)?$")  # of the first conversions: computed from the config
+
 
 class GgufCheckpoint:
-    """An open GGUF file with the reading half of Checkpoint's interface. `reader`: the gguf.GGUFReader (tokenizer)."""
+    """An open GGUF model with the reading half of Checkpoint's interface. `reader`: the gguf.GGUFReader (tokenizer)."""
 
-    def __init__(self, path: Path, reader: gguf.GGUFReader) -> None:
-        self.path, self.reader = path, reader
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self._architecture = reader.fields["general.architecture"].contents()
-        self._layout = gguf_layouts()[self._architecture]
-        self.config = self._layout.config(metadata_of(path, reader, self._architecture, self._layout))
+    def __init__(self, file: GgufFile, architecture: str) -> None:
+        self.path, self.reader = file.path, file.reader
+        self._tensors, self._architecture = dict(file.tensors), architecture
+        self._layout = gguf_layouts()[architecture]
+        self.config = self._layout.config(metadata_of(file, architecture, self._layout))
 
     def names(self) -> list[str]:
         """Every weight in model order, under HF's names."""
         return list(self.config.tensors())
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One weight as float32, dequantized, fused, in the family's row order."""
+        """One weight as float32, dequantized, fused, in the family's row order. InputError for one that is NaN or infinite."""
         parts = [self._part(part) for part in self._parts(name)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -42,7 +46,7 @@ class GgufCheckpoint:
         stored = {name: self._parts(name) for name in expected}
         known = {part for parts in stored.values() for part in parts} | set(FACTORS)
         found = {name: self._shape(parts) for name, parts in stored.items() if all(p in self._tensors for p in parts)}
-        found |= {name: () for name in self._tensors if name not in known}
+        found |= {name: () for name in self._tensors if name not in known and not _BUFFER.search(name)}
         refuse_differences(str(self.path), expected, found)
         for tensor in {tensor.tensor_type: tensor for tensor in self._tensors.values()}.values():
             dequantized(self.path, tensor, tensor.data[:1])
@@ -57,29 +61,23 @@ class GgufCheckpoint:
     def _part(self, name: str) -> torch.Tensor:
         tensor = self._tensors[name]
         values = torch.from_numpy(np.array(dequantized(self.path, tensor, tensor.data), dtype=np.float32))
+        require_finite(name, values, self.path)
         if name.endswith(self._layout.interleaved):
             return values.unflatten(0, (-1, self.config.head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
         return values
 
 
 def open_gguf(path: str | Path) -> GgufCheckpoint:
-    """Open a GGUF file. Raises InputError if it is missing, not GGUF, truncated, or of an architecture that no family reads."""
+    """Open a GGUF model: a file, any part of a split one, or a folder that holds one model.
+
+    Raises InputError if it is missing, not GGUF, truncated, not whole, or of an architecture that no family reads.
+    """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; give a .gguf file")
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise InputError(f"{path} is not a GGUF file: it does not start with GGUF")
-    try:
-        reader = gguf.GGUFReader(path)
-    except Exception as error:  # the reader parses whatever lies there: any exception means damage
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} is truncated or damaged ({reason}); download it again") from None
-    architecture = reader.fields.get("general.architecture")
-    if architecture is None or architecture.contents() not in gguf_layouts():
-        name = None if architecture is None else architecture.contents()
-        raise InputError(f"{path} is a model of architecture {name!r}; known are {', '.join(gguf_layouts())}")
-    return GgufCheckpoint(path, reader)
+    file = open_file((path.is_dir() and gguf_in(path)) or path)
+    architecture = value_of(file.path, file.reader, "general.architecture")
+    if not isinstance(architecture, str) or architecture not in gguf_layouts():
+        raise InputError(f"{file.path} is a model of architecture {architecture!r}; known are {', '.join(gguf_layouts())}")
+    return GgufCheckpoint(file, architecture)
 
 
 def import_gguf(
@@ -88,7 +86,7 @@ def import_gguf(
     dtype: torch.dtype = torch.float16,
     write_tokenizer: Callable[[gguf.GGUFReader, Path], Any] | None = None,
 ) -> Path:
-    """Write the GGUF file at `path` as a Phi-3-layout HF folder, tokenizer included, tensor by tensor.
+    """Write the GGUF model at `path` as a Phi-3-layout HF folder, tokenizer included, tensor by tensor.
 
     `write_tokenizer(reader, folder)` defaults to phi3mobile.text.gguf_vocab's. Raises InputError as open_gguf, check and
     write_checkpoint do.

@@ -1,6 +1,6 @@
-"""What configs of several families share when a config.json is read: known keys, RoPE values in either layout, refusals.
+"""What configs of several families share when a config.json is read: RoPE values in either layout, windows, head sizes.
 
-Scaled RoPE variants of Llama become LongRoPE factor lists whose short and long lists agree. Unknown keys are errors.
+Scaled RoPE variants of Llama become LongRoPE factor lists whose short and long lists agree.
 """
 
 from __future__ import annotations
@@ -11,39 +11,7 @@ from typing import Any
 from phi3mobile.errors import InputError
 from phi3mobile.models.config import DecoderConfig, RopeScaling, derived_mscale
 
-# Keys that would change the maths: only these values are the graph's.
-FIXED: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "lm_head_bias": (False,),
-    "quantization_config": (None,),
-    "rope_interleaved": (False,),
-    "full_attn_mod": (1,),
-    "interpolate_factor": (1,),
-    "is_encoder_decoder": (False,),
-    "is_decoder": (False, True),
-    "add_cross_attention": (False,),
-    "pruned_heads": ({}, None),
-    "cross_attention_hidden_size": (None,),
-    "layer_types": (None,),
-    "tie_encoder_decoder": (False,),
-}
-
-# Keys without effect on inference: bookkeeping, training, and what transformers 4 and 5 write for every model.
-HARMLESS = frozenset(
-    """model_type architectures auto_map torch_dtype dtype transformers_version use_cache initializer_range
-    attention_dropout resid_pdrop embd_pdrop hidden_dropout pretraining_tp is_llama_config transformers.js_config
-    _name_or_path name_or_path attn_implementation _attn_implementation _attn_implementation_autoset unsloth_version
-    unsloth_fixed model_name return_dict return_dict_in_generate output_hidden_states output_attentions output_scores
-    torchscript use_bfloat16 tf_legacy_loss id2label label2id problem_type chunk_size_feed_forward finetuning_task
-    task_specific_params tokenizer_class prefix sep_token_id decoder_start_token_id max_length min_length do_sample
-    early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty
-    length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences
-    forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens
-    begin_suppress_tokens""".split()  # noqa: SIM905
-)
-_ROPE_KEYS = {
+_ROPE_KEYS: dict[str, set[str]] = {
     "default": set(),
     "linear": {"factor"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
@@ -56,17 +24,12 @@ _ROPE_KEYS = {
         "factor",
         "original_max_position_embeddings",
     },
+    "dynamic": {"factor"},  # which counts past max_position_embeddings only, where no context of ours goes
 }
-
-
-def refuse_unknown(hf: dict[str, Any], fixed: dict[str, tuple[Any, ...]], known: frozenset[str]) -> None:
-    """InputError for a key that is not known, and for one of `fixed` with another value than the graph's."""
-    for key, value in hf.items():
-        if key in fixed and value not in fixed[key]:
-            allowed = " or ".join(map(repr, fixed[key]))
-            raise InputError(f"config: {key} is {value!r}; this graph allows {allowed} only")
-        if key not in fixed and key not in known:
-            raise InputError(f"config: unknown key {key!r} ({value!r}); remove it if it does not change the model")
+# Of these only some types read the values: no error in the others.
+_UNREAD = {"original_max_position_embeddings", "attention_factor", "finetuned"}
+# What may stand beside the rope values as well, or in one of two dicts only.
+_BESIDE = {"rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
 
 
 def first(*values: Any) -> Any:
@@ -74,26 +37,75 @@ def first(*values: Any) -> Any:
 
 
 def rope_parameters(values: dict[str, Any]) -> dict[str, Any]:
-    """The one dict of RoPE values, with `rope_type` settled, from either layout."""
-    given = [key for key in ("rope_scaling", "rope_parameters") if values.get(key) is not None]
-    if len(given) == 2 and values["rope_scaling"] != values["rope_parameters"]:
-        raise InputError("config: rope_scaling and rope_parameters are both given and differ; keep one")
-    rope = values[given[0]] if given else {}
+    """The one dict of RoPE values, with `rope_type` settled, from rope_scaling (transformers 4), rope_parameters (5) or both.
+
+    InputError for an unknown type or key, and where the two do not agree.
+    """
+    given = [_settled(key, values[key]) for key in ("rope_scaling", "rope_parameters") if values.get(key) not in (None, {})]
+    if len(given) == 2:
+        one, other = given
+        for key in sorted(one.keys() | other.keys()):
+            if one.get(key) != other.get(key) and not (key in _BESIDE and None in (one.get(key), other.get(key))):
+                raise InputError(
+                    f"config: rope_scaling and rope_parameters differ in {key} ({_short(one.get(key))} and "
+                    f"{_short(other.get(key))}); keep one of them"
+                )
+        return one | other
+    return given[0] if given else {"rope_type": "default"}
+
+
+def _settled(where: str, rope: Any) -> dict[str, Any]:
+    """RoPE values without nulls, with one name for their type."""
     if not isinstance(rope, dict):
-        raise InputError(f"config: {given[0]} is {rope!r}; it must be an object or null")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    kind = "longrope" if kind == "su" else kind  # the first name of the same function
+        raise InputError(f"config: {where} is {rope!r}; it must be an object or null")
+    rope = {key: value for key, value in rope.items() if value is not None}
+    if rope and all(isinstance(value, dict) for value in rope.values()):  # by kind of layer
+        each = {kind: _settled(f"{where}.{kind}", value) for kind, value in rope.items()}
+        if any(one != other for one in each.values() for other in each.values()):
+            raise InputError(f"config: {where} differs for {' and '.join(each)}; this graph has one rope for all layers")
+        return next(iter(each.values()))
+    kinds = ["longrope" if rope[key] == "su" else rope[key] for key in ("rope_type", "type") if key in rope]  # its first name
+    if len(kinds) == 2 and kinds[0] != kinds[1]:
+        raise InputError(f"config: {where} has rope_type {kinds[0]!r} and type {kinds[1]!r}; they must agree")
+    kind = kinds[0] if kinds else "default"
     if not isinstance(kind, str) or kind not in _ROPE_KEYS:
-        raise InputError(f"config: rope type {kind!r} in {given[0]}; known are {', '.join(_ROPE_KEYS)} and su")
-    known = {"type", "rope_type", "rope_theta", "partial_rotary_factor"} | _ROPE_KEYS[kind]
-    if unknown := sorted(set(rope) - known):
-        raise InputError(f"config: {given[0]} of type {kind} has unknown keys {', '.join(unknown)}")
-    return {**{key: value for key, value in rope.items() if value is not None}, "rope_type": kind}
+        raise InputError(f"config: rope type {kind!r} in {where}; known are {', '.join(_ROPE_KEYS)} and su")
+    read = {"rope_theta", "partial_rotary_factor"} | _ROPE_KEYS[kind]
+    if unknown := sorted(rope.keys() - read - _UNREAD - {"type", "rope_type"}):
+        raise InputError(f"config: {where} of type {kind} has unknown keys {', '.join(unknown)}")
+    return {key: value for key, value in rope.items() if key in read} | {"rope_type": kind}
 
 
-def stop_ids(eos: Any) -> tuple[int, ...]:
-    """config.json's eos_token_id, which may be null, one id or a list."""
-    return () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 40 else f"{text[:36]} ..."
+
+
+def agreed(values: dict[str, Any], rope: dict[str, Any], key: str) -> Any:
+    """A value that may stand at the top of the config and among the rope values; InputError if both are there and differ."""
+    top, inner = values.get(key), rope.get(key)
+    if None not in (top, inner) and top != inner:
+        raise InputError(f"config: {key} is {top!r} and, in the rope values, {inner!r}; they must agree")
+    return first(top, inner)
+
+
+def sliding_window(values: dict[str, Any]) -> Any:
+    """sliding_window, once for all layers. InputError where layer_types or Qwen's switches say something else."""
+    window, longest = values.get("sliding_window"), values.get("max_position_embeddings")
+    effective = window is not None and not (type(window) is type(longest) is int and window >= longest)
+    if effective and values.get("use_sliding_window") is False:
+        raise InputError(f"config: use_sliding_window is False and sliding_window {window!r}; set sliding_window to null")
+    if effective and values.get("use_sliding_window") and values.get("max_window_layers"):
+        raise InputError(f"config: max_window_layers is {values['max_window_layers']!r}; here one window is for all layers")
+    refuse_layer_types(values, "sliding_attention" if effective else "full_attention")
+    return window
+
+
+def refuse_layer_types(values: dict[str, Any], *allowed: str) -> None:
+    """InputError if layer_types has others than these."""
+    kinds = values.get("layer_types")
+    if kinds is not None and not (isinstance(kinds, list) and all(kind in allowed for kind in kinds)):
+        raise InputError(f"config: layer_types is {_short(kinds)}; this graph allows {' or '.join(allowed)} in all layers only")
 
 
 def head_size(hidden: Any, heads: Any) -> int:
@@ -109,12 +121,10 @@ def eos_value(ids: tuple[int, ...]) -> int | list[int] | None:
 
 
 def original_context(values: dict[str, Any], rope: dict[str, Any]) -> int:
-    top, inner = values.get("original_max_position_embeddings"), rope.get("original_max_position_embeddings")
-    if rope["rope_type"] == "longrope" and None not in (top, inner) and top != inner:
-        raise InputError(f"config: original_max_position_embeddings is {top} and, in the rope values, {inner}; they must agree")
-    if rope["rope_type"] in ("longrope", "llama3") and (top or inner) is None:
+    """Positions that the model was first trained on; where no rope values depend on it, as stated, or all positions."""
+    stated: int | None = agreed(values, rope, "original_max_position_embeddings")
+    if rope["rope_type"] in ("longrope", "llama3") and stated is None:
         raise InputError(f"config: rope type {rope['rope_type']} needs original_max_position_embeddings")
-    stated: int | None = (inner or top) if rope["rope_type"] == "llama3" else (top or inner)
     return stated or values["max_position_embeddings"]
 
 
@@ -128,7 +138,7 @@ def _number(rope: dict[str, Any], key: str) -> float:
 def rope_scaling(config: DecoderConfig, rope: dict[str, Any]) -> RopeScaling | None:
     """LongRoPE as given; linear and llama3 scaling as the factor list, with mscale 1, of the same frequencies."""
     kind = rope["rope_type"]
-    if kind == "default":
+    if kind in ("default", "dynamic"):
         return None
     if kind == "longrope":
         for key in ("short_factor", "long_factor"):

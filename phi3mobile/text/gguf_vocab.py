@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phi3mobile.errors import InputError
+from phi3mobile.models.gguf_names import special_id
 
 if TYPE_CHECKING:
     import gguf
@@ -28,6 +29,10 @@ _O200K = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SHORT}"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # "pre" type -> the patterns that cut a text, one after the other, into words.
 _PRE_TYPES: dict[str, tuple[str, ...]] = {
     "gpt-2": (_GPT2,),
@@ -36,8 +41,23 @@ _PRE_TYPES: dict[str, tuple[str, ...]] = {
     "dbrx": (_CL100K % "{1,3}",),
     "qwen2": (_CL100K % "",),
     "gpt-4o": (_O200K,),  # phi-4-mini
+    "tekken": (_TEKKEN,),  # Mistral's newer vocabularies
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
 }
+# Other names of the same types, in llama.cpp's converter.
+_SAME = {
+    "gpt-2": """phi-2 jina-es jina-de jina-v2-es jina-v2-de gigachat a.x-4.0 mellum modern-bert mpt olmo jais trillion
+        granite-docling exaone4""",
+    "smollm": "starcoder refact command-r codeshell exaone minerva-7b mellum2",
+    "llama-bpe": "llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
+    "dbrx": "smaug-bpe glm4 chatglm-bpe",
+    "qwen2": "deepseek-r1-qwen megrez stablelm2 hunyuan solar-open grok-2 kormo f2llmv2",
+    "gpt-4o": "llama4 kanana2 talkie minimax-m2",
+}
+_ALIASES = {alias: name for name, aliases in _SAME.items() for alias in aliases.split()} | {"": "default"}
+# These begin texts with the bos token, if the file does not say, and take a word that is in the vocabulary as it is, even where
+# no merge leads to it.
+_WHOLE_WORDS = ("llama-bpe", "tekken")
 
 
 def write_tokenizer(reader: gguf.GGUFReader, folder: Path) -> None:
@@ -68,18 +88,21 @@ def write_tokenizer(reader: gguf.GGUFReader, folder: Path) -> None:
         **kinds[model](reader, tokens, types),
     }
 
-    def text_of(key: str) -> str | None:
-        token = _get(reader, f"{key}_token_id", None)
-        if token is not None and not 0 <= token < len(tokens):
-            raise InputError(f"GGUF vocabulary has {key} token {token}; allowed: 0 to {len(tokens) - 1}")
+    def text_of(which: str) -> str | None:
+        token = special_id(_get(reader, f"{which}_token_id", None), model, which, len(tokens))
         return None if token is None else tokens[token]
 
+    begins = _get(reader, "add_bos_token", None)
+    if begins and text_of("bos") is None:
+        raise InputError("GGUF vocabulary adds a bos token and names none: it needs tokenizer.ggml.bos_token_id")
+    if begins is None:
+        begins = text_of("bos") is not None and (model == "llama" or _pre_type(reader) in _WHOLE_WORDS)
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": text_of("bos"),
         "eos_token": text_of("eos"),
         "pad_token": text_of("padding"),
-        "add_bos_token": bool(_get(reader, "add_bos_token", model == "llama")),
+        "add_bos_token": bool(begins),
         "clean_up_tokenization_spaces": False,
     }
     template = reader.get_field("tokenizer.chat_template")
@@ -130,9 +153,7 @@ def _added_tokens(reader: gguf.GGUFReader, model: str, tokens: list[str], types:
 
 
 def _byte_level(reader: gguf.GGUFReader, tokens: list[str], types: list[int]) -> dict[str, Any]:
-    pre = _get(reader, "pre", "default")
-    if pre not in _PRE_TYPES:
-        raise InputError(f"GGUF pre-tokenizer {pre!r} is not supported; allowed: {', '.join(_PRE_TYPES)}")
+    pre = _pre_type(reader)
     merges = [merge.split(" ") for merge in _get(reader, "merges")]
     vocab = _model_vocab(tokens, types)
     _check_merges(merges, vocab)
@@ -144,9 +165,17 @@ def _byte_level(reader: gguf.GGUFReader, tokens: list[str], types: list[int]) ->
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, byte_level]},
         "decoder": byte_level,
-        # Llama 3 takes a word that is in the vocabulary as it is, even where no merge leads to it.
-        "model": _bpe(vocab, merges, ignore_merges=pre == "llama-bpe"),
+        "model": _bpe(vocab, merges, ignore_merges=pre in _WHOLE_WORDS),
     }
+
+
+def _pre_type(reader: gguf.GGUFReader) -> str:
+    """A key of _PRE_TYPES. InputError for a name that means none of them."""
+    name = _get(reader, "pre", "default")
+    pre = _ALIASES.get(name, name)
+    if pre not in _PRE_TYPES:
+        raise InputError(f"GGUF pre-tokenizer {name!r} is not supported; allowed: {', '.join((*_PRE_TYPES, *_ALIASES))}")
+    return pre
 
 
 def _sentencepiece(reader: gguf.GGUFReader, tokens: list[str], types: list[int]) -> dict[str, Any]:
@@ -205,7 +234,10 @@ _REQUIRED = object()
 def _get(reader: gguf.GGUFReader, key: str, default: Any = _REQUIRED) -> Any:
     field = reader.get_field(f"tokenizer.ggml.{key}")
     if field is not None:
-        return field.contents()
+        try:
+            return field.contents()
+        except UnicodeDecodeError as error:
+            raise InputError(f"GGUF vocabulary: tokenizer.ggml.{key} holds text that is not UTF-8 ({error})") from None
     if default is _REQUIRED:
         raise InputError(f"GGUF file has no tokenizer.ggml.{key}; use a file that holds its tokenizer")
     return default

@@ -212,3 +212,105 @@ def test_any_value_reads_or_is_refused_in_one_line(key, value):
         assert "\n" not in str(error)
     else:
         assert read_config(config.to_hf()) == config
+
+
+# rope_scaling (transformers 4) and rope_parameters (5), apart and together
+
+LISTS = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 128}
+ROPES = {
+    "default": {},
+    "linear": {"factor": 2.5},
+    "llama3": LLAMA3,
+    "longrope": LISTS | {"original_max_position_embeddings": 32},
+    "dynamic": {"factor": 2.0},
+}
+
+
+def roped(kind, model_type, **changes):
+    values = hf(model_type=model_type, rope_theta=..., rope_scaling=..., original_max_position_embeddings=...)
+    return values | {"rope_theta": 5000.0} | changes
+
+
+@pytest.mark.parametrize("model_type", ["phi3", "llama", "mistral"])
+@pytest.mark.parametrize("kind", ROPES)
+def test_both_layouts_mean_the_same_apart_and_together(kind, model_type):
+    values = ROPES[kind]
+    four = roped(kind, model_type, rope_scaling={"type": kind, **values})
+    inner = {"rope_type": kind, "rope_theta": 5000.0, "partial_rotary_factor": 1.0, **values}
+    five = {key: value for key, value in roped(kind, model_type, rope_parameters=inner).items() if key != "rope_theta"}
+    want = read_config(four)
+    assert want.rope_theta == 5000 and (want.rope_scaling is None) == (kind in ("default", "dynamic"))
+    for both in (
+        five,
+        five | {"rope_theta": 5000},
+        four | {"rope_parameters": inner},
+        four | {"rope_parameters": {**inner, "type": kind}},
+        four | {"rope_parameters": {**inner, "mscale": None, "attention_factor": None}},
+        four | {"rope_scaling": {"rope_type": kind, **values}, "rope_parameters": inner},
+        five | {"rope_scaling": inner},
+        five | {"rope_scaling": None},
+        five | {"rope_scaling": {}},
+        four | {"rope_parameters": None},
+        five | {"rope_parameters": {"full_attention": inner}},
+        five | {"rope_parameters": {"full_attention": inner, "sliding_attention": dict(inner)}},
+    ):
+        assert read_config(json.loads(json.dumps(both))) == want
+
+
+@pytest.mark.parametrize(
+    ("both", "message"),
+    [
+        (({"type": "linear", "factor": 2.0}, {"rope_type": "linear", "factor": 4.0}), r"differ in factor \(2.0 and 4.0\)"),
+        (({"type": "linear", "factor": 2.0}, {"rope_type": "default"}), "differ in factor"),
+        (({"type": "default"}, {"rope_type": "dynamic", "factor": 2.0}), "differ in factor"),
+        (({"rope_theta": 1e4}, {"rope_theta": 5e5}), r"differ in rope_theta \(10000.0 and 500000.0\)"),
+        (({"rope_type": "llama3", **LLAMA3}, {"rope_type": "llama3", **LLAMA3, "low_freq_factor": 2.0}), "low_freq_factor"),
+        (
+            ({"type": "longrope", **LISTS}, {"rope_type": "longrope", **LISTS, "long_factor": [3.0] * 8}),
+            r"differ in long_factor \(\[2.0, 2.0, 2.0.* \.\.\. and \[3.0",
+        ),
+        (({"type": "longrope", **LISTS}, {"rope_type": "longrope", **LISTS, "attention_factor": 1.3}), "in attention_factor"),
+        (({"rope_type": "linear", "type": "llama3", "factor": 2.0}, None), "has rope_type 'linear' and type 'llama3'"),
+        ((None, {"full": {"rope_theta": 1e4}, "sliding": {"rope_theta": 1e6}}), "rope_parameters differs for full and sliding"),
+        ((None, {"rope_theta": 1e6}), "rope_theta is 10000.0 and, in the rope values, 1000000.0; they must agree"),
+        ((None, {"partial_rotary_factor": 0.5}), "partial_rotary_factor is 1.0 and, in the rope values, 0.5; they must agree"),
+        ((None, {"rope_type": "llama3", **LLAMA3}), "original_max_position_embeddings is 256 and, in the rope values, 128"),
+        ((None, {"rope_type": "yarn", "factor": 2.0}), "rope type 'yarn' in rope_parameters"),
+        ((None, {"rope_type": "default", "mrope_section": [1, 2]}), "unknown keys mrope_section"),
+        ((None, [1]), r"rope_parameters is \[1\]; it must be an object"),
+    ],
+)
+def test_rope_values_that_do_not_agree_are_named(both, message):
+    given = {key: value for key, value in zip(("rope_scaling", "rope_parameters"), both, strict=True) if value is not None}
+    with pytest.raises(InputError, match=message) as error:
+        read_config(hf(**{"rope_scaling": ..., **given}))
+    assert "\n" not in str(error.value)
+
+
+def test_su_is_longrope_in_either_place():
+    scaling, original = {"type": "su", **LISTS}, {"original_max_position_embeddings": 32}
+    five = {"rope_type": "longrope", "type": "longrope", "rope_theta": 10000.0, **LISTS, **original}
+    assert read_config(hf(rope_scaling=scaling, rope_parameters=five, **original)) == read_config(longrope())
+
+
+def test_rope_values_that_a_type_does_not_read_are_no_error():
+    spare = {"attention_factor": 1.0, "original_max_position_embeddings": 64, "finetuned": True}
+    for kind in ("default", "linear", "dynamic"):
+        rope = {"rope_type": kind, **ROPES[kind]}
+        assert read_config(hf(rope_scaling=rope | spare)) == read_config(hf(rope_scaling=rope))
+
+
+def test_dynamic_scaling_is_transformers_own_up_to_the_longest_context():
+    import torch
+    import transformers
+    from tiny import random_model, random_tensors, random_tokens, unfused
+
+    config = tiny("tiny-mha", max_position_embeddings=48, original_max_position_embeddings=48, source_model_type="llama")
+    values = {**config.to_hf(), "model_type": "llama", "rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}
+    assert replace(read_config(values), source_model_type="phi3") == replace(config, source_model_type="phi3")
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**values)).eval()
+    theirs.load_state_dict(unfused(config, random_tensors(config)))
+    tokens = random_tokens(config, 48)
+    with torch.no_grad():
+        assert (theirs(tokens).logits - random_model(config)(tokens)).abs().max() < 1e-4

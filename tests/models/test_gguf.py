@@ -15,6 +15,7 @@ from tiny import random_model, random_tensors, random_tokens, tiny, tiny_checkpo
 from phi3mobile.errors import InputError
 from phi3mobile.export.checkpoint import import_checkpoint
 from phi3mobile.models.checkpoint import open_checkpoint
+from phi3mobile.models.config import RopeScaling
 from phi3mobile.models.decoder import Decoder
 from phi3mobile.models.gguf_checkpoint import import_gguf, open_gguf
 from phi3mobile.models.loading import load_model
@@ -44,8 +45,11 @@ def interleave(rows: torch.Tensor, heads: int) -> torch.Tensor:
     return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
-def write_gguf(path, config, tensors, architecture="phi3", metadata=(), kind=F32):
-    """A GGUF file as a converter would write it; `metadata` (key, value) pairs replace or add, value ... leaves out."""
+def write_gguf(path, config, tensors, architecture="phi3", metadata=(), kind=F32, ids=None):
+    """A GGUF file as a converter would write it; `metadata` (key, value) pairs replace or add, value ... leaves out.
+
+    ids: of special tokens, the same way.
+    """
     writer = gguf.GGUFWriter(path, architecture)
     values = {
         "block_count": config.num_hidden_layers,
@@ -65,12 +69,17 @@ def write_gguf(path, config, tensors, architecture="phi3", metadata=(), kind=F32
     for key, value in {**values, **dict(metadata)}.items():
         if value is ...:
             continue
-        {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}[type(value)](
-            f"{architecture}.{key}", value
-        )
+        {
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            str: writer.add_string,
+            list: writer.add_array,
+            bool: writer.add_bool,
+        }[type(value)](f"{architecture}.{key}", value)
     writer.add_string("tokenizer.ggml.model", "none")
-    for key, value in (("bos", 1), ("eos", 2), ("padding", 2)):
-        writer.add_uint32(f"tokenizer.ggml.{key}_token_id", value)
+    for key, value in {"bos": 1, "eos": 2, "padding": 2, **(ids or {})}.items():
+        if value is not ...:
+            (writer.add_uint32 if value >= 0 else writer.add_int32)(f"tokenizer.ggml.{key}_token_id", value)
     for name, tensor in tensors.items():
         for ours, theirs in NAMES.items():
             name = name.replace(ours, theirs)
@@ -172,11 +181,16 @@ def test_attention_factor_replaces_the_derived_mscale(tmp_path):
     ("metadata", "message"),
     [
         ({"attention.head_count_kv": 3}, "num_key_value_heads 3 does not divide"),
-        ({"attention.head_count": [4, 4]}, "must be one whole number"),
+        ({"attention.head_count": [4, 2]}, "must be one whole number"),
+        ({"attention.head_count": [4, 4, 4]}, "must be one whole number"),
         ({"block_count": ...}, "block_count is None"),
         ({"attention.layer_norm_rms_epsilon": ...}, "layer_norm_rms_epsilon is None"),
         ({"rope.freq_base": "x"}, "rope.freq_base is 'x'"),
-        ({"logit_scale": 2.0}, "unknown metadata phi3.logit_scale = '2.0'"),
+        ({"logit_scale": 2.0}, "metadata phi3.logit_scale is 2.0; this graph allows 0.0 or 1.0 only"),
+        ({"attention.causal": 0}, "phi3.attention.causal is 0; this graph allows True only"),
+        ({"my.gate": 2.0}, "unknown metadata phi3.my.gate = '2.0'"),
+        ({"rope.scaling.factor": -1.0}, "rope.scaling.factor is -1.0"),
+        ({"rope.scale_linear": float("nan")}, "rope.scale_linear is nan"),
         ({"expert_count": 8}, "mixture of 8 experts"),
         ({"attention.value_length": 8}, "keys of 16 and values of 8"),
         ({"rope.scaling.type": "yarn"}, "rope scaling of type 'yarn'; known are none, linear, longrope"),
@@ -267,25 +281,57 @@ def test_import_refuses_in_one_line(tmp_path):
         import_checkpoint(tmp_path / "file.gguf", tmp_path / "out")
 
 
+OTHER_KEYS = {  # which no graph of these architectures reads
+    "tensor_data_layout": "Meta AI original pth",
+    "rope.scaling.finetuned": True,
+    "rope.scaling.yarn_beta_fast": 32.0,
+    "rope.scaling.yarn_attn_factor": 1.0,
+    "attention.layer_norm_epsilon": 1e-6,
+    "attention.causal": True,
+    "logit_scale": 0.0,
+    "expert_count": 0,
+    "expert_used_count": 0,
+    "pooling_type": 0,
+    "use_parallel_residual": False,
+}
+FREQS = {"rope_freqs.weight": torch.tensor([1.0, 1.0, 1.5, 2.0, 4.0, 8.0, 8.0, 8.0])}
+
+
 @pytest.mark.parametrize(
-    ("name", "write"),
+    ("name", "write", "more", "extra"),
     [
-        ("tiny-gqa", write_llama),
-        ("tiny-tied", write_llama),
-        ("tiny-gqa", write_gguf),
-        ("tiny-partial", write_gguf),
-        ("tiny-longrope", write_gguf),
+        ("tiny-gqa", write_llama, {}, {}),
+        ("tiny-tied", write_llama, {}, {}),
+        ("tiny-gqa", write_gguf, {}, {}),
+        ("tiny-partial", write_gguf, {}, {}),
+        ("tiny-longrope", write_gguf, {}, {}),
+        ("tiny-gqa", write_llama, OTHER_KEYS, {}),
+        ("tiny-gqa", write_gguf, OTHER_KEYS, {}),
+        ("tiny-gqa", write_llama, {"rope.scale_linear": 1.0}, {}),
+        ("tiny-gqa", write_llama, {"rope.scale_linear": 2.5}, {}),
+        ("tiny-gqa", write_llama, {"rope.scaling.factor": 2.5}, {}),  # of no type: linear
+        ("tiny-gqa", write_llama, {"rope.scaling.factor": 0.0, "rope.scale_linear": 2.5}, {}),
+        ("tiny-gqa", write_llama, {"rope.scaling.type": "none", "rope.scaling.factor": 2.5}, {}),
+        ("tiny-gqa", write_llama, {"rope.scaling.type": "linear", "rope.scaling.factor": 2.5}, {}),
+        ("tiny-gqa", write_llama, {"rope.scaling.attn_factor": 1.2}, {}),
+        ("tiny-gqa", write_llama, {"rope.scaling.factor": 2.0, "rope.scaling.attn_factor": 1.2}, FREQS),
+        ("tiny-longrope", write_gguf, {"rope.scaling.type": "longrope", "rope.scaling.factor": 2.0}, {}),
+        ("tiny-gqa", write_llama, {"attention.head_count": [4, 4], "attention.head_count_kv": [2, 2]}, {}),
+        ("tiny-gqa", write_gguf, {"attention.head_count_kv": [2, 2], "feed_forward_length": [128, 128]}, {}),
     ],
 )
-def test_llama_cpp_computes_the_same_logits(name, write, tmp_path):
+def test_llama_cpp_computes_the_same_logits(name, write, more, extra, tmp_path):
     """An oracle that shares no code with transformers: row order, RoPE pairing, factor lists and mscale in F32."""
     if importlib.util.find_spec("llama_cpp") is None:
         pytest.skip("llama-cpp-python is not installed")
     import llama_cpp
 
     config, tensors = tiny(name), random_tensors(tiny(name))
-    metadata = {"vocab_size": config.vocab_size, "rope.scaling.attn_factor": config.mscales[0]}
-    path = write(tmp_path / "m.gguf", config, {**tensors, **factor_tensors(config)}, metadata=metadata.items())
+    metadata = {"vocab_size": config.vocab_size, "rope.scaling.attn_factor": config.mscales[0], **more}
+    ids = {"eot": 2**32 - 1, "padding": 300}
+    path = write(
+        tmp_path / "m.gguf", config, {**tensors, **factor_tensors(config), **extra}, metadata=metadata.items(), ids=ids
+    )
     peer = llama_cpp.Llama(str(path), n_ctx=64, logits_all=True, verbose=False, n_threads=1, type_k=0, type_v=0)
     tokens = random_tokens(config, 20)
     peer.eval(tokens[0].tolist())
@@ -293,6 +339,64 @@ def test_llama_cpp_computes_the_same_logits(name, write, tmp_path):
     # llama.cpp picks the rope factors by the size of its context, here past the switch
     logits = imported(tokens, long=True)[0]
     assert np.abs(logits.numpy() - peer.scores[:20]).max() < 1e-4
+
+
+@pytest.mark.parametrize("write", [write_llama, write_gguf])
+def test_metadata_without_effect_are_no_error(write, tmp_path):
+    """What llama.cpp reads these files as is tested above, where it is installed."""
+    config, tensors = tiny("tiny-gqa"), random_tensors(tiny("tiny-gqa"))
+    assert open_gguf(write(tmp_path / "a.gguf", config, tensors, metadata=OTHER_KEYS.items())).config == config
+    for key in ("rope.scale_linear", "rope.scaling.factor"):
+        for one in (0.0, 1.0):
+            assert open_gguf(write(tmp_path / f"{key}-{one}.gguf", config, tensors, metadata=[(key, one)])).config == config
+        found = open_gguf(write(tmp_path / f"{key}.gguf", config, tensors, metadata=[(key, 2.5)])).config.rope_scaling
+        assert found == RopeScaling((2.5,) * 8, (2.5,) * 8, 1.0, 1.0)
+    none = {"rope.scaling.type": "none", "rope.scaling.factor": 2.5}
+    assert open_gguf(write(tmp_path / "none.gguf", config, tensors, metadata=none.items())).config == config
+    loud = open_gguf(write(tmp_path / "loud.gguf", config, tensors, metadata=[("rope.scaling.attn_factor", 1.25)])).config
+    assert loud.mscales == (1.25, 1.25) and loud.rope_scaling.long_factor == (1.0,) * 8
+
+
+def test_factors_in_tensors_and_metadata_count_both(tmp_path):
+    config, tensors = tiny("tiny-gqa"), random_tensors(tiny("tiny-gqa"))
+    both = {"rope.scaling.factor": 2.0, "rope.scaling.attn_factor": 1.5}
+    read = open_gguf(write_llama(tmp_path / "m.gguf", config, {**tensors, **FREQS}, metadata=both.items())).config.rope_scaling
+    assert read == RopeScaling(tuple(2 * FREQS["rope_freqs.weight"].numpy()), read.short_factor, 1.5, 1.5)
+
+
+def test_numbers_may_be_given_for_each_layer(tmp_path):
+    config, tensors = tiny("tiny-gqa"), random_tensors(tiny("tiny-gqa"))
+    each = {"attention.head_count": [4, 4], "attention.head_count_kv": [2, 2], "feed_forward_length": [128, 128]}
+    assert open_gguf(write_llama(tmp_path / "m.gguf", config, tensors, metadata=each.items())).config == config
+
+
+@pytest.mark.parametrize("outside", [256, 2**31, 2**32 - 1, -1])
+def test_ids_that_no_token_has_are_none(outside, tmp_path):
+    config, tensors = tiny("tiny-gqa"), random_tensors(tiny("tiny-gqa"))
+    ids = dict.fromkeys(("bos", "eos", "padding", "eot"), outside)
+    read = open_gguf(write_gguf(tmp_path / "m.gguf", config, tensors, ids=ids)).config
+    assert (read.bos_token_id, read.eos_token_ids, read.pad_token_id) == (None, (), None)
+    read = open_gguf(write_gguf(tmp_path / "n.gguf", config, tensors, ids=dict.fromkeys(("bos", "eos", "padding"), ...))).config
+    assert (read.bos_token_id, read.eos_token_ids, read.pad_token_id) == (None, (), None)
+
+
+def test_a_buffer_of_the_first_conversions_is_no_error(tmp_path):
+    config, tensors = tiny("tiny-gqa"), random_tensors(tiny("tiny-gqa"))
+    path = write_llama(tmp_path / "m.gguf", config, {**tensors, "blk.0.attn_rot_embd.weight": torch.ones(8)})
+    open_gguf(path).check()
+
+
+@pytest.mark.parametrize("key", ["general.architecture", "llama.rope.scaling.type"])
+def test_text_that_is_none_is_named(key, tmp_path):
+    config, tensors = tiny("tiny-gqa"), random_tensors(tiny("tiny-gqa"))
+    path = write_llama(tmp_path / "m.gguf", config, tensors, metadata=[("rope.scaling.type", "none")])
+    data = bytearray(path.read_bytes())
+    at = data.index(key.encode()) + len(key) + 12  # behind the key lie its type and the text's length
+    data[at] = 0xFF
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"m\.gguf is truncated or damaged") as error:
+        open_gguf(path)
+    assert "\n" not in str(error.value)
 
 
 def demo_file() -> Path:

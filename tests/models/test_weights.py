@@ -236,3 +236,112 @@ def test_load_model_takes_a_context(tmp_path):
     assert load_model(str(folder), context=32).context == 32
     with pytest.raises(InputError, match="1 to 256"):
         load_model(folder, context=1000)
+
+
+# Indexes and files that list more, or less, than the model's own tensors
+
+BUFFERS = (
+    "model.layers.0.self_attn.rotary_emb.inv_freq",
+    "model.rotary_emb.inv_freq",
+    "model.layers.1.self_attn.rotary_emb.cos_cached",
+    "model.layers.1.self_attn.rotary_emb.long_inv_freq",
+    "model.layers.1.self_attn.masked_bias",
+    "model.layers.1.attn.bias",
+    "model.causal_mask",
+    "model.embed_positions.position_ids",
+    "rope.freqs",
+)
+
+
+def listing(folder, **more):
+    """The index with more entries: tensor -> file, or ... for the first file."""
+    index = folder / "model.safetensors.index.json"
+    read = json.loads(index.read_text())
+    first = sorted(set(read["weight_map"].values()))[0]
+    read["weight_map"] |= {name: first if file is ... else file for name, file in more.items()}
+    index.write_text(json.dumps(read))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["tiny-gqa", "tiny-tied"])
+def test_an_index_may_list_buffers_and_a_tied_head_that_no_shard_holds(name, tmp_path):
+    import transformers
+
+    config = tiny(name)
+    spare = dict.fromkeys((*BUFFERS, *(["lm_head.weight"] if config.tie_word_embeddings else [])), ...)
+    folder = listing(sharded(tmp_path / "c", name), **spare)
+    model, tokens = load_model(folder), random_tokens(config, 24)
+    assert torch.equal(model(tokens), random_model(config)(tokens))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        assert (theirs(tokens).logits - model(tokens)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lm_head.weight", "model.layers.0.self_attn.q_proj.bias", "model.norm.bias", "model.layers.2.input_layernorm.weight", "x"],
+)
+def test_other_tensors_that_no_shard_holds_are_named(name, tmp_path):
+    folder = sharded(tmp_path / "c")
+    tensors = load_file(next(path for path in folder.glob("*.safetensors") if "lm_head.weight" in load_file(path)))
+    if name in tensors:  # taken out of its shard
+        path = next(path for path in folder.glob("*.safetensors") if name in load_file(path))
+        save_file({key: value for key, value in tensors.items() if key != name} | {"rope.freqs": torch.ones(1)}, path)
+    else:
+        listing(folder, **{name: ...})
+    with pytest.raises(InputError, match=rf"says {name} is in .*, and it is not; download the folder again"):
+        open_checkpoint(folder)
+
+
+def test_a_tensor_in_another_shard_than_the_index_says_is_found(tmp_path):
+    folder = sharded(tmp_path / "c")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    one, other = "model.norm.weight", "model.layers.0.mlp.down_proj.weight"
+    assert index[one] != index[other]
+    listing(folder, **{one: index[other], other: index[one]})
+    tokens = random_tokens(tiny("tiny-gqa"), 9)
+    assert torch.equal(load_model(folder)(tokens), random_model(tiny("tiny-gqa"))(tokens))
+
+
+@pytest.mark.parametrize("shards", [True, False])
+def test_a_tied_table_may_be_stored_as_the_head(shards, tmp_path):
+    import transformers
+
+    config = tiny("tiny-tied")
+    tensors = random_tensors(config)
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    folder = write_folder(tmp_path / "c", config.to_hf(), tensors)
+    if shards:
+        (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+        names = [*tensors, "model.embed_tokens.weight"]
+        index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    checkpoint = open_checkpoint(folder)
+    checkpoint.check()
+    checkpoint.check_values()
+    assert checkpoint.names() == list(config.tensors()) and checkpoint.shape("model.embed_tokens.weight") == (256, 64)
+    assert torch.equal(checkpoint.tensor("lm_head.weight"), checkpoint.tensor("model.embed_tokens.weight"))
+    tokens = random_tokens(config, 20)
+    assert torch.equal(load_model(folder)(tokens), random_model(config)(tokens))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        assert (theirs(tokens).logits - load_model(folder)(tokens)).abs().max() < 1e-4
+
+
+def test_a_tied_model_without_its_table_is_named(tmp_path):
+    folder = edit(tiny_checkpoint(tmp_path / "c", "tiny-tied"), lambda tensors: tensors.pop("model.embed_tokens.weight"))
+    with pytest.raises(InputError, match=r"model.embed_tokens.weight is missing"):
+        open_checkpoint(folder).check()
+
+
+def test_buffers_in_two_shards_are_no_error(tmp_path):
+    folder = sharded(tmp_path / "c")
+    for path in sorted(folder.glob("*.safetensors"))[:2]:
+        save_file(load_file(path) | {BUFFERS[0]: torch.ones(8)}, path)
+    open_checkpoint(folder).check()
+
+
+def test_a_folder_of_gguf_says_what_to_do(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(InputError, match=r"holds GGUF weights; make a checkpoint of them first: phi3mobile import"):
+        open_checkpoint(tmp_path)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phi3mobile.errors import InputError
-from phi3mobile.text.gguf_vocab import _PRE_TYPES, write_tokenizer
+from phi3mobile.text.gguf_vocab import _ALIASES, _PRE_TYPES, write_tokenizer
 from phi3mobile.text.vocabularies import load_tokenizer
 
 PHI3 = Path(__file__).parents[3] / "shared" / "data" / "phi3-tokenizer" / "tokenizer.json"
@@ -189,17 +189,36 @@ def test_smollm2_configs(smollm2_fields, tmp_path):
     ]
 
 
+def cut_vocabulary(fields: dict, path: Path, **extra) -> Path:
+    """The first tokens of SmolLM2's, with merges among them."""
+    size, specials = 6000, 17
+    tokens = fields["tokenizer.ggml.tokens"][:size]
+    known = set(tokens)
+    merges = [m for m in fields["tokenizer.ggml.merges"] if m.replace(" ", "") in known]
+    types = [CONTROL] * specials + [NORMAL] * (size - specials)
+    return write_gguf(path, tokens=tokens, types=types, merges=merges, eos=2, **extra)
+
+
 @pytest.mark.parametrize("pre", _PRE_TYPES)
 def test_each_pre_type_equals_llama_cpp(pre, smollm2_fields, tmp_path):
-    size, specials = 6000, 17
-    tokens = smollm2_fields["tokenizer.ggml.tokens"][:size]
-    known = set(tokens)
-    merges = [m for m in smollm2_fields["tokenizer.ggml.merges"] if m.replace(" ", "") in known]
-    types = [CONTROL] * specials + [NORMAL] * (size - specials)
-    path = write_gguf(tmp_path / "v.gguf", tokens=tokens, types=types, merges=merges, eos=2, pre=pre)
+    path = cut_vocabulary(smollm2_fields, tmp_path / "v.gguf", pre=pre)
     tokenizer, reference = converted(path, tmp_path), llama_cpp_ids(path)
     for text in TEXTS:
         assert tokenizer.encode(text) == reference(text), repr(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alias", [alias for alias in _ALIASES if alias])
+def test_other_names_of_a_type_are_llama_cpps(alias, smollm2_fields, tmp_path):
+    """The names that the converter gives tokenizers of the same words, tokenized by llama.cpp under that very name."""
+    path = cut_vocabulary(smollm2_fields, tmp_path / "v.gguf", pre=alias, bos_token_id=1)
+    tokenizer, reference = converted(path, tmp_path), llama_cpp_ids(path)
+    for text in TEXTS[::5]:
+        assert tokenizer.encode(text) == reference(text), repr(text)
+    llama_cpp = pytest.importorskip("llama_cpp", reason="needs the peers extra (llama-cpp-python)")
+    model = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    begins = json.loads((tmp_path / "tokenizer_config.json").read_text())["add_bos_token"]
+    assert begins == (model.tokenize(b"x", add_bos=True, special=False)[0] == 1)
 
 
 # -- sentencepiece BPE against the released tokenizer.json
@@ -301,6 +320,59 @@ def test_eot_is_a_stop_id_and_a_template_may_be_absent(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("pre", "same"),
+    [
+        ("llama3", "llama-bpe"),
+        ("llama-v3", "llama-bpe"),
+        ("falcon3", "llama-bpe"),
+        ("pixtral", "llama-bpe"),
+        ("smaug-bpe", "dbrx"),
+        ("deepseek-r1-qwen", "qwen2"),
+        ("stablelm2", "qwen2"),
+        ("llama4", "gpt-4o"),
+        ("phi-2", "gpt-2"),
+        ("starcoder", "smollm"),
+        ("", "default"),
+    ],
+)
+def test_names_of_one_type_make_the_same_tokenizer(pre, same, tmp_path):
+    for name in (pre, same):
+        converted(tiny_gpt2(tmp_path / f"{name}.gguf", pre=name, bos_token_id=0), tmp_path / f"as {name}")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / f"as {pre}" / file).read_text() == (tmp_path / f"as {same}" / file).read_text()
+    assert "Regex" in (tmp_path / f"as {pre}" / "tokenizer.json").read_text()
+
+
+def test_a_text_begins_with_bos_where_llama_cpp_begins_it_so(tmp_path):
+    def begins(make, **changes):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        converted(make(tmp_path / f"{folder.name}.gguf", **changes), folder)
+        return json.loads((folder / "tokenizer_config.json").read_text())["add_bos_token"]
+
+    assert begins(tiny_llama) and not begins(tiny_llama, add_bos_token=False)
+    for pre, usual in (("llama-bpe", True), ("llama3", True), ("tekken", True), ("qwen2", False), ("gpt-2", False)):
+        assert begins(tiny_gpt2, pre=pre, bos_token_id=0) == usual
+        assert not begins(tiny_gpt2, pre=pre)  # it names no bos
+        for said in (False, True):
+            assert begins(tiny_gpt2, pre=pre, bos_token_id=0, add_bos_token=said) == said
+
+
+@pytest.mark.parametrize("outside", [264, 2**31, 2**32 - 1])
+def test_ids_that_no_token_has_count_as_none_given(outside, tmp_path):
+    """As in llama.cpp, which falls back on SentencePiece's usual ids."""
+    ids = dict.fromkeys(("bos_token_id", "eot_token_id", "eom_token_id", "padding_token_id", "unknown_token_id"), outside)
+    converted(tiny_llama(tmp_path / "v.gguf", **ids, eos=outside), tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert (config["bos_token"], config["eos_token"], config["pad_token"]) == ("<s>", "</s>", None)
+    generation = json.loads((tmp_path / "generation_config.json").read_text())
+    assert generation == {"eos_token_id": [2], "bos_token_id": 1}
+    converted(tiny_gpt2(tmp_path / "w.gguf", **ids), tmp_path / "w")
+    config = json.loads((tmp_path / "w" / "tokenizer_config.json").read_text())
+    assert (config["bos_token"], config["eos_token"], config["pad_token"]) == (None, "<eos>", None)
+    assert json.loads((tmp_path / "w" / "generation_config.json").read_text()) == {"eos_token_id": [0]}
+
+
+@pytest.mark.parametrize(
     ("make", "changes", "message"),
     [
         (tiny_gpt2, {"model": "bert"}, "model 'bert' is not supported; allowed: gpt2, llama"),
@@ -311,7 +383,9 @@ def test_eot_is_a_stop_id_and_a_template_may_be_absent(tmp_path):
         (tiny_gpt2, {"merges": ["ab"]}, "merge 'ab'"),
         (tiny_gpt2, {"types": [NORMAL]}, "4 tokens .4 different. and 1 token types"),
         (tiny_gpt2, {"tokens": ["a", "a"], "types": [NORMAL] * 2}, "2 tokens .1 different."),
-        (tiny_gpt2, {"eos": 9}, "eos token 9; allowed: 0 to 3"),
+        (tiny_gpt2, {"eos": 9}, "names no end"),
+        (tiny_gpt2, {"eos": 2**32 - 1}, "names no end"),
+        (tiny_gpt2, {"add_bos_token": True}, "adds a bos token and names none"),
         (tiny_gpt2, {"eos": None}, "names no end"),
         (tiny_llama, {"scores": None}, "no tokenizer.ggml.scores"),
         (tiny_llama, {"scores": [0.0]}, "264 tokens and 1 scores"),

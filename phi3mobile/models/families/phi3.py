@@ -19,17 +19,17 @@ from phi3mobile.errors import InputError
 from phi3mobile.models.config import SHAPE_KEYS, DecoderConfig, ramp
 from phi3mobile.models.gguf import GgufLayout, Metadata, gguf_rope_scaling
 from phi3mobile.models.hf import (
-    FIXED,
-    HARMLESS,
+    agreed,
     eos_value,
     first,
     head_size,
     original_context,
-    refuse_unknown,
+    refuse_layer_types,
     rope_parameters,
     rope_scaling,
-    stop_ids,
+    sliding_window,
 )
+from phi3mobile.models.keys import FIXED, HARMLESS, refuse_unknown, stop_ids, token_id
 from phi3mobile.models.modules import Halves, norm
 from phi3mobile.models.pieces import Block
 from phi3mobile.models.rope import apply_rope
@@ -77,6 +77,9 @@ _READ = frozenset(
         "rope_scaling",
         "rope_parameters",
         "original_max_position_embeddings",
+        "use_sliding_window",
+        "max_window_layers",
+        "layer_types",
     )
 )
 
@@ -110,19 +113,21 @@ def read(hf: dict[str, Any]) -> Phi3Config:
     head_dim = values.get("head_dim")
     if head_dim is None:
         head_dim = head_size(hidden, heads)
-    rope = rope_parameters(values)
-    plain = {
-        key: values[key] for key in (*SHAPE_KEYS, "rms_norm_eps", "max_position_embeddings", "bos_token_id", "pad_token_id")
-    }
+    rope, vocab = rope_parameters(values), values["vocab_size"]
+    if model_type == "llama":  # which has no window, whatever the config says of one
+        refuse_layer_types(values, "full_attention")
+    plain = {key: values[key] for key in (*SHAPE_KEYS, "rms_norm_eps", "max_position_embeddings")}
     shape = Phi3Config(
         **plain,
         num_key_value_heads=first(values.get("num_key_value_heads"), heads),
         head_dim=head_dim,
-        rope_theta=first(rope.get("rope_theta"), values.get("rope_theta"), 10000.0),
-        partial_rotary_factor=first(rope.get("partial_rotary_factor"), values.get("partial_rotary_factor"), 1.0),
+        rope_theta=first(agreed(values, rope, "rope_theta"), 10000.0),
+        partial_rotary_factor=first(agreed(values, rope, "partial_rotary_factor"), 1.0),
         original_max_position_embeddings=original_context(values, rope),
-        sliding_window=values["sliding_window"] if model_type != "llama" else None,
-        tie_word_embeddings=values.get("tie_word_embeddings", False),
+        sliding_window=None if model_type == "llama" else sliding_window(values),
+        tie_word_embeddings=first(values.get("tie_word_embeddings"), False),
+        bos_token_id=token_id(values["bos_token_id"], vocab),
+        pad_token_id=token_id(values["pad_token_id"], vocab),
         eos_token_ids=stop_ids(values["eos_token_id"]),
         source_model_type=model_type,
     )
@@ -249,11 +254,10 @@ _GGUF_LAYER = {
     DOWN: ("ffn_down",),
 }
 _GGUF_KEYS = frozenset(
-    """block_count context_length embedding_length feed_forward_length vocab_size attention.head_count
-    attention.head_count_kv attention.key_length attention.value_length attention.layer_norm_rms_epsilon
-    attention.sliding_window rope.freq_base rope.dimension_count rope.scaling.type rope.scaling.factor
-    rope.scaling.attn_factor rope.scaling.original_context_length rope.scaling.finetuned expert_count
-    expert_used_count""".split()  # noqa: SIM905
+    """block_count context_length embedding_length feed_forward_length attention.head_count attention.head_count_kv
+    attention.key_length attention.value_length attention.layer_norm_rms_epsilon attention.sliding_window rope.freq_base
+    rope.dimension_count rope.scaling.type rope.scaling.factor rope.scale_linear rope.scaling.attn_factor
+    rope.scaling.original_context_length expert_count""".split()  # noqa: SIM905
 )
 
 
@@ -300,9 +304,9 @@ def read_gguf(given: Metadata) -> Phi3Config:
         max_position_embeddings=context,
         sliding_window=given.values.get("attention.sliding_window") or None,  # 0 is how phi-4-mini files say none
         tie_word_embeddings=not given.has("output.weight"),
-        bos_token_id=given.token("bos_token_id"),
-        eos_token_ids=() if (eos := given.token("eos_token_id")) is None else (eos,),
-        pad_token_id=given.token("padding_token_id"),
+        bos_token_id=given.token("bos"),
+        eos_token_ids=() if (eos := given.token("eos")) is None else (eos,),
+        pad_token_id=given.token("padding"),
     )
     scaling = gguf_rope_scaling(given, shape)
     return shape if scaling is None else replace(shape, rope_scaling=scaling)

@@ -18,17 +18,8 @@ from torch import nn
 from phi3mobile.errors import InputError
 from phi3mobile.models.blocksparse import Pattern
 from phi3mobile.models.config import DecoderConfig, ramp
-from phi3mobile.models.hf import (
-    FIXED,
-    HARMLESS,
-    eos_value,
-    head_size,
-    original_context,
-    refuse_unknown,
-    rope_parameters,
-    rope_scaling,
-    stop_ids,
-)
+from phi3mobile.models.hf import eos_value, head_size, original_context, refuse_layer_types, rope_parameters, rope_scaling
+from phi3mobile.models.keys import FIXED, HARMLESS, refuse_unknown, stop_ids, token_id
 from phi3mobile.models.modules import Halves, gegelu, norm
 from phi3mobile.models.pieces import Block
 from phi3mobile.models.rope import apply_rope
@@ -68,14 +59,16 @@ _PLAIN: dict[str, Any] = {
     "mup_embedding_multiplier": 10.0,
     "mup_width_multiplier": 8.0,
     "tie_word_embeddings": True,
-    "bos_token_id": 100257,
-    "pad_token_id": None,
 }
 _OTHER: dict[str, Any] = {
     "layer_norm_epsilon": 1e-5,
     "rope_embedding_base": 1000000,
     "rope_scaling": None,
+    "rope_parameters": None,  # a config saved again by transformers 5; a rope_theta in it is that class's default, never read
+    "bos_token_id": 100257,
+    "pad_token_id": None,
     "eos_token_id": 100257,
+    "layer_types": None,
     "dense_attention_every_n_layers": 2,
     "ff_dim_multiplier": None,
     "ff_intermediate_size": 14336,
@@ -86,14 +79,16 @@ _OTHER: dict[str, Any] = {
 _FIXED = {key: values for key, values in FIXED.items() if key not in ("hidden_act", "attention_bias")} | {
     "hidden_act": ("gegelu",),
     "rope_position_scale": (1.0,),
+    "partial_rotary_factor": (1.0, None),
     "sliding_window": (None,),
 }
-# attention_bias: released as false, and the released code gives every linear a bias all the same.
+# attention_bias: released as false, and the released code gives every linear a bias all the same. rope_theta: it reads
+# rope_embedding_base.
 _HARMLESS = HARMLESS | {
     "attention_bias",
-    "attention_dropout_prob",
-    "embedding_dropout_prob",
-    "ffn_dropout_prob",
+    "rope_theta",
+    "use_sliding_window",
+    "max_window_layers",
     "reorder_and_upcast_attn",
     "pad_sequence_to_multiple_of_64",
     "blocksparse_triton_kernel_block_size",
@@ -187,9 +182,12 @@ def read(hf: dict[str, Any]) -> Phi3SmallConfig:
     refuse_unknown(hf, _FIXED, _HARMLESS | _PLAIN.keys() | _OTHER.keys())
     values = {**_PLAIN, **_OTHER, **hf}
     head_dim = head_size(values["hidden_size"], values["num_attention_heads"])
-    rope = rope_parameters(values)
+    rope, vocab = rope_parameters(values), values["vocab_size"]
+    refuse_layer_types(values, "full_attention")
     if rope["rope_type"] not in ("default", "longrope"):
         raise InputError(f"config: rope type {rope['rope_type']} in rope_scaling; phi3small knows longrope and su")
+    if rope.get("partial_rotary_factor", 1) != 1:
+        raise InputError(f"config: partial_rotary_factor is {rope['partial_rotary_factor']!r}; phi3small turns whole heads")
     dummies = values["dummy_token_indices"]
     if dummies is None:
         dummies = _CL100K_DUMMIES if values["vocab_size"] == 100352 else ()
@@ -203,6 +201,8 @@ def read(hf: dict[str, Any]) -> Phi3SmallConfig:
         rope_theta=values["rope_embedding_base"],
         original_max_position_embeddings=original_context(values, rope),
         dense_attention_every_n_layers=values["dense_attention_every_n_layers"] or 0,
+        bos_token_id=token_id(values["bos_token_id"], vocab),
+        pad_token_id=token_id(values["pad_token_id"], vocab),
         eos_token_ids=stop_ids(values["eos_token_id"]),
         dummy_token_indices=tuple(dummies),
     )
@@ -213,7 +213,7 @@ def read(hf: dict[str, Any]) -> Phi3SmallConfig:
 def write(config: Phi3SmallConfig) -> dict[str, Any]:
     """The config.json that `read` reads back as `config`, with every key that its function depends on."""
     hf: dict[str, Any] = {"architectures": ["Phi3SmallForCausalLM"], "model_type": "phi3small", "hidden_act": "gegelu"}
-    hf |= {key: getattr(config, key) for key in _PLAIN}
+    hf |= {key: getattr(config, key) for key in (*_PLAIN, "bos_token_id", "pad_token_id")}
     hf |= {
         "ff_intermediate_size": config.intermediate_size,
         "layer_norm_epsilon": config.rms_norm_eps,
