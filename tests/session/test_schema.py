@@ -150,6 +150,8 @@ WRONG = {
     "no number": ({"type": "string", "minimum": "3"}, "minimum"),
     "no count": ({"maxItems": -1}, "maxItems"),
     "no names": ({"required": "a"}, "required"),
+    "names of more than a line": ({"properties": {"a\nb" * 100: {"type": "any"}}}, "any"),
+    "reference from a constant": ({"$ref": "#/enum/0", "enum": [{"$ref": "#/none"}]}, "none"),
     "deep": (json.loads('{"items":' * 500 + "{}" + "}" * 500), "deep|recursion"),
 }
 

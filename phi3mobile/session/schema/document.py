@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from typing import Any
-from urllib.parse import unquote, urljoin
 
 from phi3mobile.errors import InputError
+from phi3mobile.session.schema.addresses import Addresses, deepest
 from phi3mobile.session.schema.pattern import LONGEST, least, spelled, translated
 
 Schema = dict[str, Any] | bool
@@ -33,7 +33,8 @@ _LEVELS = 400  # schemas within schemas, through references: llguidance's recurs
 
 
 def wrong(reason: str, path: str = "") -> InputError:
-    return InputError(f"the JSON schema can't be used: {reason}{f' (at {path})' if path else ''}; correct or simplify it")
+    said = " ".join(f"{reason:.300}{f' (at {path:.100})' if path else ''}".split())
+    return InputError(f"the JSON schema can't be used: {said}; correct or simplify it")
 
 
 def read(document: dict[str, Any]) -> tuple[Schema, dict[str, Schema], set[int]]:
@@ -44,7 +45,8 @@ def read(document: dict[str, Any]) -> tuple[Schema, dict[str, Schema], set[int]]
         name, node, path = reader.waiting.popleft()
         reader.here = name
         reader.definitions[name] = reader.schema(node, path, 1)
-    _check_levels(reader.edges)
+    if (levels := deepest(reader.edges)) > _LEVELS:
+        raise wrong(f"its references go {levels} levels deep; {_LEVELS} can be followed")
     return root, reader.definitions, reader.exclusive
 
 
@@ -55,29 +57,10 @@ class _Reader:
         self.definitions: dict[str, Schema] = {}
         self.exclusive: set[int] = set()
         self.waiting: deque[tuple[str, Any, str]] = deque()
-        self.here, self.edges = "", {"": []}  # type: str, dict[str, list[tuple[str, int]]]
+        self.here = ""
+        self.edges: dict[str, list[tuple[str, int]]] = {"": []}
         self._names: dict[int, str] = {}
-        self._resources: dict[str, Any] = {"": document}  # by address
-        self._bases: dict[int, str] = {}  # id of an object -> the address of its resource
-        self._locate(document, "")
-
-    def _locate(self, node: Any, base: str) -> None:
-        if isinstance(node, list):
-            for one in node:
-                self._locate(one, base)
-        if not isinstance(node, dict):
-            return
-        address = node.get("$id", node.get("id"))
-        if isinstance(address, str):
-            address = _joined(base, address).removesuffix("#")
-            self._resources.setdefault(address, node)
-            base = address.partition("#")[0]
-        if isinstance(anchor := node.get("$anchor"), str):
-            self._resources.setdefault(f"{base}#{anchor}", node)
-        self._bases[id(node)] = base
-        for key, value in node.items():
-            if key not in ("const", "enum", "default", "examples") or isinstance(value, dict):
-                self._locate(value, base)
+        self._addresses = Addresses(document)
 
     def schema(self, node: Any, path: str, level: int) -> Schema:
         """The schema with keywords of 2020-12 that llguidance has, in an order that it reads right."""
@@ -101,7 +84,7 @@ class _Reader:
                     self.exclusive.add(id(branches))
                 _choose(out, branches)
             elif key == "$ref":
-                target = self._target(value, self._bases[id(node)], here, level)
+                target = self._target(value, node, here, level)
                 if target is False:
                     return False
                 if target is not True:
@@ -154,25 +137,14 @@ class _Reader:
                 out[key] = value
         return out | _bounds(node, path)
 
-    def _target(self, reference: Any, base: str, path: str, level: int) -> str | bool:
-        """What a `$ref` becomes."""
+    def _target(self, reference: Any, source: dict[str, Any], path: str, level: int) -> str | bool:
+        """What a `$ref` of the object `source` becomes."""
         if not isinstance(reference, str):
             raise wrong("$ref is a text", path)
-        address = _joined(base, reference)
-        node, fragment = self._resources.get(address.removesuffix("#")), ""
-        if node is None:
-            location, _, fragment = address.partition("#")
-            node = self._resources.get(location)
-        if node is None or (fragment and not fragment.startswith("/")):
-            raise wrong(f"$ref {reference} leads to nothing in this schema; write it under $defs", path)
-        for part in unquote(fragment).split("/")[1:]:
-            part = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(node, dict) and part in node:
-                node = node[part]
-            elif isinstance(node, list) and part.isdecimal() and int(part) < len(node):
-                node = node[int(part)]
-            else:
-                raise wrong(f"$ref {reference} leads to nothing: there is no {part}", path)
+        try:
+            node = self._addresses.find(reference, source)
+        except LookupError as error:
+            raise wrong(f"$ref {reference} leads to nothing in this schema{error}; write it under $defs", path) from None
         if isinstance(node, bool):
             return node
         name = self._names.get(id(node))
@@ -209,10 +181,6 @@ def _constants(some: Any, path: str) -> list[Schema]:
             named = {name: _constants([part], path)[0] for name, part in one.items()}
             found.append({"type": ["object"], "properties": named, "required": list(one), "additionalProperties": False})
     return found
-
-
-def _joined(base: str, reference: str) -> str:
-    return base.partition("#")[0] + reference if reference.startswith("#") else urljoin(base, reference)
 
 
 def _check_keywords(node: dict[str, Any], path: str) -> None:
@@ -288,18 +256,3 @@ def _bounds(node: dict[str, Any], path: str) -> dict[str, Any]:
         if not 0 < out["multipleOf"] <= _EXACT:
             raise wrong("multipleOf must be above 0 and at most 2^53", path)
     return out
-
-
-def _check_levels(edges: dict[str, list[tuple[str, int]]]) -> None:
-    """InputError where llguidance, which reads a definition where it first meets it, would go too deep."""
-    seen, stack = {""}, [(iter(edges[""]), 0)]
-    while stack:
-        following, depth = stack[-1]
-        name, level = next(following, ("", -1))
-        if level < 0:
-            stack.pop()
-        elif name not in seen:
-            seen.add(name)
-            if depth + level > _LEVELS:
-                raise wrong(f"its references go more than {_LEVELS} levels deep")
-            stack.append((iter(edges[name]), depth + level))

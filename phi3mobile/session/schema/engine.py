@@ -8,8 +8,8 @@ from typing import Any
 # Between JSON's tokens: nothing, a space, or a new line with its indentation; unbounded, it could fill an answer. Without `u`
 # after a backslash no answer has control characters that have no letter of their own. With it llguidance lets a further key
 # be spelled "\u0061", which is the declared "a" with a value that is not a's.
-OPTIONS: dict[str, Any] = {"whitespace_pattern": r"( |\n {0,16})?", "json_allowed_escapes": 'nrbtf\\"'}
-_TIGHT = {"whitespace_pattern": None, "whitespace_flexible": False}
+OPTIONS: Any = {"whitespace_pattern": r"( |\n {0,16})?", "json_allowed_escapes": 'nrbtf\\"'}
+_TIGHT: Any = {"whitespace_pattern": None, "whitespace_flexible": False}
 
 
 def refusal(schema: dict[str, Any]) -> str:

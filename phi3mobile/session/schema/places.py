@@ -175,7 +175,7 @@ def _key(nodes: list[Schema]) -> _Key:
 def _check_range(plain: list[Node], path: str) -> None:
     """llguidance takes 0 for a number above 0 and at most 0.5: a whole number that a short range begins with and leaves out."""
     (low, above), (high, under) = range_of(plain)
-    if "fraction" not in kinds(plain) or not low < high:
+    if "fraction" not in kinds(plain) or values(plain) is not None or not low < high:
         return
     if (above and low >= 0 and low == int(low) and high < low + 1) or (
         under and high <= 0 and high == int(high) and low > high - 1
