@@ -14,9 +14,9 @@ import numpy as np
 
 from phi3mobile.errors import InputError
 from phi3mobile.session.completion import STEPS_AT_START, Words, completes
+from phi3mobile.session.schema import OPTIONS, followed
+from phi3mobile.session.schema.pattern import LONGEST, least
 
-# Between JSON's tokens: nothing, a space, or a new line with its indentation. Unbounded, it could fill an answer.
-_SPACE = r"( |\n {0,16})?"
 _AMPLE = 128  # with so many tokens more than the ending needs, one after which no ending was found is still taken
 _LONGEST = 1 << 13  # tokens of the longest first ending looked for
 _RETRY = 8  # without a known ending, look for one every so many tokens
@@ -27,29 +27,20 @@ class GuideError(InputError):
 
 
 def json_grammar(schema: dict[str, Any] | str) -> str:
-    """llguidance's grammar of a JSON schema. InputError: no JSON object, a keyword it lacks, nothing satisfies it."""
-    if isinstance(schema, str):
-        try:
-            schema = json.loads(schema)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"the JSON schema is not JSON: {error}; correct it") from None
-    if not isinstance(schema, dict):
-        found = type(schema).__name__
-        raise InputError(f'the JSON schema is a {found}; it must be an object such as {{"type": "object"}}')
+    """llguidance's grammar of a JSON schema. InputError: no JSON object, what it lacks or gets wrong, nothing satisfies it."""
     from llguidance import LLMatcher
 
-    try:
-        grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": _SPACE})
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"the JSON schema can't be written as JSON: {error}; correct it") from None
-    return _checked(grammar, "JSON schema")
+    return LLMatcher.grammar_from_json_schema(followed(schema), overrides=OPTIONS)
 
 
 def regex_grammar(pattern: str) -> str:
     """The grammar of texts that match `pattern` as a whole (Rust's regex syntax, no lookaround). Raises InputError."""
     from llguidance import LLMatcher
 
-    return _checked(LLMatcher.grammar_from_regex(_text(pattern, "regex")), "regex")
+    grammar = LLMatcher.grammar_from_regex(_text(pattern, "regex"))
+    if least(pattern) > LONGEST:
+        raise InputError(f"the regex asks for {least(pattern)} characters; {LONGEST} can be asked for: ask for fewer")
+    return _checked(grammar, "regex")
 
 
 def lark_grammar(text: str) -> str:
@@ -71,8 +62,9 @@ class Guide:
         matchers = {drops: self._words.matcher(grammar, drops) for drops in set(spaces.values())}
         self._new = {at_start: matchers[drops] for at_start, drops in spaces.items()}
         for matcher in matchers.values():
-            if matcher.is_error():
-                raise InputError(f"no answer can be guided so: {_line(matcher.get_error())}; simplify it")
+            first = matcher.deep_copy()
+            if matcher.is_error() or not (first.is_accepting() or self._words.allowed(first).any()):
+                raise InputError(f"no answer can be guided so: {_line(first.get_error())}; simplify it")
         self.start()
 
     @classmethod
@@ -132,7 +124,7 @@ class Guide:
             allowed[: len(bits)] = bits
         allowed[list(eos_ids)] = self.complete
         if not allowed.any():
-            raise _stuck(_line(self._matcher.get_error()) or "no token of the vocabulary may follow")
+            raise _stuck(_line(self._matcher.get_error()))
         return np.where(allowed, logits, np.float32(-np.inf))
 
     def push(self, token: int) -> int | None:
@@ -208,4 +200,6 @@ def _text(text: str, what: str) -> str:
 
 
 def _line(message: str) -> str:
-    return " ".join(message.split())[:200]
+    """What llguidance says, without its state."""
+    said = " ".join(message.partition("<state>")[0].split())[:200]
+    return said if said and not said.startswith("NoExtension") else "no token of the vocabulary may follow"

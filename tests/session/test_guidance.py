@@ -190,7 +190,7 @@ def test_no_room_is_refused_at_the_call_with_the_number_needed():
 def test_an_endless_string_is_closed_in_time_and_an_event_says_so(limit):
     guide = Guide.json_schema({"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}, TOKENIZER)
     events = []
-    session = opened(RandomEngine(wishes={b'"': -50, b'"}': -50, b'",': -50, b'"]': -50}), on_event=events.append)
+    session = opened(RandomEngine(wishes={b'"': -50, b'{"': -50, b'"}': -50, b'",': -50, b'"]': -50}), on_event=events.append)
     text = "".join(session.complete("ab", guide=guide, max_tokens=limit))
     assert set(json.loads(text)) == {"a"}
     assert session.statistics.generated_tokens <= limit and session.statistics.finish_reason == "stop"
