@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from phi3mobile.errors import InputError
+from phi3mobile.files import require_utf8
 from phi3mobile.models.companions import CHECKPOINT_FILES
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -18,6 +19,7 @@ def resolve(source: str | Path) -> Path:
     """
     path = Path(source).expanduser()
     if path.exists():
+        require_utf8(path)
         return path
     name = str(source)
     if not _HUB_ID.fullmatch(name):

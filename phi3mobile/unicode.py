@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from typing import Any
 
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _LONE = re.compile("[\ud800-\udfff]")
@@ -16,6 +17,15 @@ def valid(text: str) -> str:
     if not _LONE.search(text):
         return text
     return _LONE.sub("\ufffd", _PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text))
+
+
+def valid_values(value: Any) -> Any:
+    """A JSON value whose texts, keys too, are as `valid` makes them: JSON can spell halves of characters."""
+    if isinstance(value, str):
+        return valid(value)
+    if isinstance(value, dict):
+        return {valid(key): valid_values(inner) for key, inner in value.items()}
+    return [valid_values(inner) for inner in value] if isinstance(value, list) else value
 
 
 def printable(name: str | os.PathLike[str]) -> str:

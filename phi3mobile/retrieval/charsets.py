@@ -20,12 +20,11 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 # Encodings in seven bits, which would pass as ASCII: what they switch with, and the codec.
-_ESCAPES = (
-    (rb"\x1b\$\)C", "iso2022_kr"),
-    (rb"\x1b\$[@B(]|\x1b\([IJ]", "iso2022_jp_ext"),
-    (rb"\A(?:[^~]|~~|~\{(?:[!-w][!-~])+~\})*~\{", "hz"),
-)
+_ESCAPES = ((rb"\x1b\$\)C", "iso2022_kr"), (rb"\x1b\$[@B(]|\x1b\([IJ]", "iso2022_jp_ext"))
+_HZ = re.compile(rb"~\{(?:[!-w][!-~])+~\}")
 _FEW = 50  # of so many characters beyond ASCII one may be damaged
+_FEWER = 10  # ... of UTF-8, which no other text is like
+_SEVERAL = 6  # bytes beyond ASCII that are UTF-8 by no accident
 _BINARY = re.compile(rb"[\0-\x08\x0e-\x19\x1c-\x1f]")
 
 
@@ -41,20 +40,17 @@ def decode(data: bytes, label: str = "") -> str:
         return _wide(data)
     named = codec_of(label)
     utf8 = _strict(data, "utf-8")
-    for escape, codec in _ESCAPES:
-        if named is None and data.isascii() and re.search(escape, data) and (text := _strict(data, codec)) is not None:
-            return text
-    # Valid UTF-8 is no accident; a page that says windows-1252 may have been converted since, its label not.
-    if utf8 is not None and (named is None or named in _SINGLE):
-        return utf8
-    if named is not None and (text := _strict(data, named)) is not None:
-        return text
-    for codec in filter(None, (named, "utf-8")):
+    if utf8 is not None and data.isascii() and named is None:
+        return _seven_bits(data) or utf8
+    beyond = len(re.findall(rb"[\x80-\xff]", data[: 1 << 20]))
+    if utf8 is not None and (named is None or (beyond and named in _SINGLE) or beyond >= _SEVERAL):
+        return utf8  # whatever it names: it was converted since
+    if named is not None and (strict := _strict(data, named)) is not None:
+        return strict
+    for codec, few in ((named or "utf-8", _FEW), ("utf-8", _FEWER)):
         text = data.decode(codec, "replace")
-        if text.count("\ufffd") * _FEW <= sum(char > "\x7f" for char in text):
+        if text.count("\ufffd") * few <= len(text) - len(text.encode("ascii", "ignore")):
             return text
-    if utf8 is not None:
-        return utf8
     if _BINARY.search(data):
         raise Unreadable(BINARY)
     from phi3mobile.retrieval.guess import guess
@@ -80,11 +76,16 @@ def xml_label(data: bytes) -> str:
     return found[1].decode("ascii") if found else ""
 
 
+def markup(data: bytes, label: str = "") -> str:
+    """The text of a page or an XML document; its references to halves of characters are joined, or U+FFFD, as are others to
+    what is no character. `label` is its encoding where no XML declaration names one.
+    """
+    return valid(_REFERENCE.sub(_referred, decode(data, xml_label(data) or label)))
+
+
 def xml_text(data: bytes) -> str:
-    """The text of an XML document without its declaration, and without characters that XML can't have, be they references."""
-    text = decode(data, xml_label(data) or "utf-8")
-    text = valid(_REFERENCE.sub(_referred, text))
-    return _NO_XML.sub("\ufffd", re.sub(r"^\s*<\?xml.*?\?>", "", text, flags=re.DOTALL))
+    """The text of an XML document without its declaration, which names an encoding, and what XML can't have."""
+    return _NO_XML.sub("\ufffd", re.sub(r"^\s*<\?xml.*?\?>", "", markup(data, "utf-8"), flags=re.DOTALL))
 
 
 _REFERENCE = re.compile(r"&#(?:[xX]0*([0-9A-Fa-f]{1,8})|0*(\d{1,8}));")
@@ -122,6 +123,16 @@ def _strict(data: bytes, codec: str) -> str | None:
         return data.decode(codec)
     except UnicodeDecodeError:
         return None
+
+
+def _seven_bits(data: bytes) -> str | None:
+    """The text if it is in an encoding that switches from ASCII and back."""
+    for escape, codec in _ESCAPES:
+        if re.search(escape, data) and (text := _strict(data, codec)) is not None:
+            return text
+    if b"~{" in data and len(_HZ.findall(data)) == data.count(b"~{"):
+        return _strict(data, "hz")
+    return None
 
 
 def _wide(data: bytes) -> str:

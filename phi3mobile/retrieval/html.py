@@ -7,9 +7,8 @@ from html.entities import html5
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from phi3mobile.retrieval.charsets import decode, need, xml_label
+from phi3mobile.retrieval.charsets import markup, need
 from phi3mobile.retrieval.document import Block, Document, row
-from phi3mobile.unicode import valid
 
 if TYPE_CHECKING:
     from selectolax.lexbor import LexborNode
@@ -34,6 +33,7 @@ _ENTITY = re.compile(r"&([A-Za-z][A-Za-z0-9]*;)")
 _OF_XML = frozenset(("amp;", "lt;", "gt;", "quot;", "apos;"))
 _EMPTY = re.compile(r"<([A-Za-z][\w:-]*)((?:\s[^<>]*)?)/>")
 _NOSCRIPT = re.compile(r"<noscript\b.*?</noscript\s*>", re.IGNORECASE | re.DOTALL)  # browsers have scripts
+_EPUB_CASE = "{http://www.idpf.org/2007/ops}case"
 _HEAD = 1 << 14  # bytes in which a page may name its encoding
 
 
@@ -43,8 +43,7 @@ def read_html(data: bytes, xhtml: bool = False) -> Document:
     With `xhtml` it is XML, as is every page that starts with an XML declaration; what is no XML after all is read as HTML.
     Raises Unreadable: an encoding that can't be told, binary data, a package that is missing.
     """
-    label = xml_label(data)
-    text = valid(decode(data, label or _meta_label(data)))
+    text = markup(data, _meta_label(data))
     return from_html(_as_html(text) if xhtml or text.lstrip().startswith("<?xml") else text)
 
 
@@ -213,7 +212,8 @@ def _as_html(text: str) -> str:
             raise ValueError("entities may grow without end")
         root = ElementTree.fromstring(named.lstrip())
         for element in root.iter():
-            element.tag = element.tag.rpartition("}")[2]
+            # Of an EPUB's alternatives the one that every reader can show.
+            element.tag = "template" if element.tag == _EPUB_CASE else element.tag.rpartition("}")[2]
         return ElementTree.tostring(root, "unicode", method="html")
     except (ElementTree.ParseError, ValueError, AttributeError, RecursionError):
         return _EMPTY.sub(lambda tag: tag[0] if tag[1].lower() in _VOID else f"<{tag[1]}{tag[2]}></{tag[1]}>", text)

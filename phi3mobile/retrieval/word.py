@@ -189,7 +189,7 @@ def _tag(node: Element) -> str:
 
 
 def _has_text(node: Element) -> bool:
-    return any(_tag(inner) in _TEXTS for inner in node.iter())
+    return any(_tag(inner) in _TEXTS or _tag(inner) == "sym" for inner in node.iter())
 
 
 def _attribute(node: Element, name: str) -> str:

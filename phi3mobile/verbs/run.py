@@ -96,7 +96,7 @@ def _guide_grammar(args: argparse.Namespace) -> str | None:
 
 def _file(path: str, what: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(f"can't read the {what} {path}: {reason}; give a text file") from None
@@ -105,6 +105,6 @@ def _file(path: str, what: str) -> str:
 def _stdin() -> str:
     """All of stdin, less the newline that ends its last line."""
     try:
-        return sys.stdin.buffer.read().decode().removesuffix("\n")
+        return sys.stdin.buffer.read().decode("utf-8-sig").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"stdin is not UTF-8 text (byte {error.start}); convert it") from None
