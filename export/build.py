@@ -20,6 +20,7 @@ from phi3mobile.files import new_folder
 from phi3mobile.models.companions import TOKENIZER_FILES
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.progress import Progress, silent
+from phi3mobile.unicode import printable
 
 
 def export(
@@ -60,7 +61,7 @@ def write_bundle(plan: ExportPlan, accept_quality: bool = False, progress: Progr
             written = plan.target.write(packed, partial, plan, progress)
         for pattern in TOKENIZER_FILES:
             for path in filter(Path.is_file, plan.folder.glob(pattern)):
-                shutil.copyfile(path, partial / path.name)
+                shutil.copyfile(path, partial / printable(path.name))
         plan.target.finish(partial, plan)
         progress("hash", 0, 1)
         write_manifest(partial, _manifest(plan, written, partial, quality))
@@ -140,5 +141,5 @@ def memory_section(written: Written, context: int, weights: int) -> dict[str, ob
 def license_of(folder: Path) -> str | None:
     """First line of the checkpoint's licence file, if it came with one."""
     for path in sorted(filter(Path.is_file, folder.glob("LICENSE*"))):
-        return next((line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()), None)
+        return next((line.strip() for line in path.read_text("utf-8", "replace").splitlines() if line.strip()), None)
     return None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from phi3mobile.bundle_v1 import upgraded
 from phi3mobile.errors import InputError
-from phi3mobile.files import cache_folder, sha256, whole_file
+from phi3mobile.files import cache_folder, require_utf8, sha256, whole_file
 from phi3mobile.info import EngineInfo
 
 if TYPE_CHECKING:
@@ -208,6 +208,7 @@ def open_bundle(path: str | Path) -> Bundle:
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist or is not a folder; give a bundle made by `phi3mobile export`")
+    require_utf8(folder)
     manifest = _read_manifest(folder)
     bundle = Bundle(folder, manifest)
     _verify_files(bundle)

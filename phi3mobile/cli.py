@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from phi3mobile.errors import InputError
+from phi3mobile.unicode import printable
 
 VERBS = {
     "demo": ("phi3mobile.bench.demo", "the whole line on a real small model: import, export, answer, measure"),
@@ -35,12 +36,14 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0: done; 2: the input is wrong (one line on stderr); 1: a bug (traceback)."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    if getattr(sys.stdout, "errors", "") == "strict":  # what a terminal can't show is written as \\u4e2d: no traceback
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     verb = argv[0] if argv and argv[0] in VERBS else None
     try:
         args = _parser(verb).parse_args(argv)
         return importlib.import_module(VERBS[args.verb][0]).run(args) or 0
     except InputError as error:
-        print("phi3mobile:", " ".join(str(error).splitlines()), file=sys.stderr)
+        print("phi3mobile:", printable(" ".join(str(error).splitlines())), file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         from phi3mobile.extras import hint

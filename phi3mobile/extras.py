@@ -82,7 +82,7 @@ def command(extra: str, packages: dict[str, str] | None = None) -> str:
         line += f" --extra-index-url {CPU_INDEX}"
     bare = [name + wanted for name, wanted in packages.items() if name in BARE]
     others = [name + wanted for name, wanted in packages.items() if name not in BARE]
-    if bare and len(packages) <= 3:  # the extra is little more than these: each part on its own terms
+    if bare and "torch" not in packages:  # small packages: each part on its own terms
         rest = f"pip install {' '.join(repr(need) for need in others)}" if others else ""
         return " && ".join(part for part in (rest, f"pip install --no-deps {' '.join(bare)}") if part)
     return line

@@ -11,6 +11,7 @@ from glob import escape
 from pathlib import Path
 
 from phi3mobile.errors import InputError
+from phi3mobile.unicode import printable
 
 
 @contextmanager
@@ -48,9 +49,19 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def refuse_existing(path: Path) -> None:
-    """InputError if there is something at `path`, be it a broken link."""
+    """InputError if there is something at `path`, be it a broken link, or if it could not be written (see require_utf8)."""
+    require_utf8(path)
     if os.path.lexists(path):
         raise InputError(f"{path} exists; give another name or remove it")
+
+
+def require_utf8(path: Path) -> None:
+    """InputError if a path is not UTF-8: tokenizers, safetensors and ExecuTorch take no other."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        todo = "the libraries that read and write models can't open it: rename it"
+        raise InputError(f"{printable(path.absolute())} is not UTF-8; {todo}") from None
 
 
 def _alive(pid: str) -> bool:

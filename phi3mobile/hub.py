@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from phi3mobile.errors import InputError
+from phi3mobile.files import require_utf8
 from phi3mobile.models.companions import CHECKPOINT_FILES, WEIGHTS
 from phi3mobile.models.gguf_names import models_among, part_of
 
@@ -25,6 +26,7 @@ def resolve(source: str | Path) -> Path:
     """
     path = Path(source).expanduser()
     if path.exists():
+        require_utf8(path)
         return path
     name = str(source)
     if found := _HUB_FILE.fullmatch(name):

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from phi3mobile.unicode import printable
+
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[str, int, int], None]]:
@@ -38,14 +40,15 @@ def progress_bar(title: str) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def print_card(title: str, rows: Mapping[str, str]) -> None:
-    """A two-column card on stdout."""
+    """A two-column card on stdout, its texts as `printable` shows them: names come from outside."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), show_header=False, title_justify="left", title_style="bold")
+    table = Table(title=Text(printable(title)), show_header=False, title_justify="left", title_style="bold")
     for name, value in rows.items():
-        table.add_row(name, Text(value, overflow="fold"))  # Text: brackets in a value are no markup
+        lines = "\n".join(map(printable, value.split("\n")))
+        table.add_row(name, Text(lines, overflow="fold"))  # Text: brackets in a value are no markup
     console = Console()
     with console.capture() as card:
         console.print(table)

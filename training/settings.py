@@ -26,7 +26,7 @@ _KINDS = {dict: "table", tuple: "array", Path: "path (text)"}  # else the type's
 def read_settings(path: str | Path, cls: type[T]) -> T:
     """The TOML file at `path` as a `cls`. Raises InputError naming file, key and what is allowed."""
     try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"can't read {path} ({error.strerror}); give a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

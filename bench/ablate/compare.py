@@ -103,7 +103,7 @@ def _windows(ids: list[int], count: int, window: int, name: str, checkpoint: Che
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} can't be read ({error}); give a UTF-8 text file") from None
 

@@ -56,7 +56,7 @@ def _shipped(name: str) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"calibration text {path} can't be read ({error}); give a file of UTF-8 text") from None
 

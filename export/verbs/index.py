@@ -20,6 +20,7 @@ def run(args: argparse.Namespace) -> None:
     from phi3mobile.quiet import quiet
     from phi3mobile.retrieval.index import find_documents, index_documents
     from phi3mobile.screen import print_card, print_json, progress_bar, size
+    from phi3mobile.unicode import printable
 
     find_documents(args.documents)  # a typo is told before the embedder is made
     start = time.perf_counter()
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
         }
         | ({"left out": "\n".join(done.damaged)} if done.damaged else {}),
     )
-    print_json({"library": str(args.output), "bytes": bytes_, "seconds": round(seconds, 2)} | asdict(done))
+    print_json({"library": printable(args.output), "bytes": bytes_, "seconds": round(seconds, 2)} | asdict(done))
 
 
 def embedder_files(report) -> tuple[bytes, bytes]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from phi3mobile.errors import InputError
 from phi3mobile.retrieval.library import Passage
+from phi3mobile.unicode import valid
 
 NOTHING_FOUND = "Nothing in your files is about this."
 _RULE = (
@@ -25,15 +26,16 @@ def grounded_messages(
     characters that reorder or hide text are left out. Keep the plain question, not this message, in the stored history.
     Without passages, the model is told to say that nothing was found. Raises InputError for an empty question.
     """
-    if not question.strip():
+    question = valid(question).strip()
+    if not question:
         raise InputError("the question is empty; write some text")
     if not passages:
-        prompt = f'{question.strip()}\n\n(The files were searched. Say: "{NOTHING_FOUND}")'
+        prompt = f'{question}\n\n(The files were searched. Say: "{NOTHING_FOUND}")'
     else:
         sources = "\n\n".join(
             f"[{number}] {_heading(passage)}\n{quoted(passage.text)}" for number, passage in enumerate(passages, 1)
         )
-        prompt = f"{_RULE}\n\n{sources}\n\n{_CITE}\nQuestion: {question.strip()}"
+        prompt = f"{_RULE}\n\n{sources}\n\n{_CITE}\nQuestion: {question}"
     return [*({**message} for message in history), {"role": "user", "content": prompt}]
 
 

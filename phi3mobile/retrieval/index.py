@@ -28,6 +28,7 @@ from phi3mobile.retrieval.library import (
     unpack_embedder,
 )
 from phi3mobile.retrieval.read import kinds, read_document, readable
+from phi3mobile.unicode import printable
 
 
 @dataclass
@@ -76,9 +77,9 @@ def index_documents(
             db.close()
         beside.replace(path)
     except sqlite3.DatabaseError as error:
-        raise InputError(f"{path} is damaged or can't be written ({error}); remove it and index anew") from None
+        raise InputError(f"{printable(path)} is damaged or can't be written ({error}); remove it and index anew") from None
     except OSError as error:
-        raise InputError(f"{path} can't be written ({error.strerror}); write elsewhere") from None
+        raise InputError(f"{printable(path)} can't be written ({error.strerror}); write elsewhere") from None
     finally:
         for suffix in ("", "-journal"):
             beside.with_name(beside.name + suffix).unlink(missing_ok=True)
@@ -86,23 +87,30 @@ def index_documents(
 
 
 def find_documents(sources: Sequence[str | Path]) -> dict[str, Path]:
-    """Name in the library -> file. Raises InputError: a source that is not there or of an unknown kind, two of one name."""
+    """Name in the library, which is printable (see phi3mobile.unicode) and has / for every system -> file.
+
+    Raises InputError: a source that is not there or of an unknown kind, two of one name, no documents.
+    """
     found: dict[str, Path] = {}
     for source in map(Path, sources):
         if source.is_dir():
             files = sorted(file for file in source.rglob("*") if file.is_file() and readable(file))
-            named = {str(file.relative_to(source)): file for file in files}
+            named = [(printable(file.relative_to(source).as_posix()), file) for file in files]
         elif source.is_file():
             if not readable(source):
-                raise InputError(f"{source}: documents of this kind can't be read; allowed are {kinds()}")
-            named = {source.name: source}
+                raise InputError(f"{printable(source)}: documents of this kind can't be read; allowed are {kinds()}")
+            named = [(printable(source.name), source)]
         else:
-            raise InputError(f"{source} does not exist; give files or folders of documents")
-        if both := sorted(found.keys() & named.keys()):
-            raise InputError(f"{found[both[0]]} and {named[both[0]]} would have one name; index the folder above both")
-        found |= named
+            raise InputError(f"{printable(source)} does not exist; give files or folders of documents")
+        for name, file in named:
+            if name in found:
+                both = f"{printable(found[name])} and {printable(file)}"
+                todo = "index the folder above both" if found[name].name == file.name else "rename one of them"
+                raise InputError(f"{both} would have one name; {todo}")
+            found[name] = file
     if not found:
-        raise InputError(f"there are no documents in {', '.join(map(str, sources))}; allowed are {kinds()}")
+        given = ", ".join(map(printable, sources))
+        raise InputError(f"there are no documents in {given}; allowed are {kinds()}")
     return found
 
 
@@ -138,12 +146,11 @@ def _bring_up_to_date(
         report.removed += 1
     for done, (source, file) in enumerate(found.items()):
         progress("index", done, len(found))
-        digest = sha256(file)
         identity, old = known.get(source, (None, None))
-        if digest == old:
-            report.unchanged += 1
-            continue
         try:
+            if (digest := _digest(file)) == old:
+                report.unchanged += 1
+                continue
             document = read_document(file)
         except InputError as error:
             if not skip_damaged:
@@ -157,6 +164,13 @@ def _bring_up_to_date(
             report.added, report.changed = report.added + (identity is None), report.changed + (identity is not None)
     report.passages = db.execute("SELECT count(*) FROM passages").fetchone()[0]
     return report
+
+
+def _digest(file: Path) -> str:
+    try:
+        return sha256(file)
+    except OSError as error:
+        raise InputError(f"{printable(file)} can't be read: {error.strerror or error}; check the file") from None
 
 
 def _add(db: sqlite3.Connection, source: str, digest: str, title: str, chunks: list[Chunk], embedder: Embedder | None) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 
 from phi3mobile.errors import InputError
 from phi3mobile.retrieval.embed import Embedder, open_program
+from phi3mobile.unicode import printable, valid
 
 APPLICATION, VERSION = 0x7033_6C62, 1  # PRAGMA application_id ("p3lb") and user_version
 SCHEMA = """
@@ -61,7 +62,7 @@ def open_library(path: str | Path) -> Library:
     """Open a library for searching. Raises InputError: no such file, not a library, damaged, of a newer version."""
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path} does not exist; make a library with `phi3mobile index DOCS -o {path.name}`")
+        raise InputError(f"{printable(path)} does not exist; make a library with `phi3mobile index DOCS -o {path.name}`")
     return Library(path)
 
 
@@ -84,6 +85,7 @@ class Library:
 
         Raises InputError: an empty question, k below 1, a damaged file.
         """
+        question = valid(question)
         if not question.strip():
             raise InputError("the question is empty; write some text")
         if k < 1:
@@ -174,7 +176,7 @@ class Library:
                    WHERE passages.id = ?"""
         row = self._db.execute(query, (identity,)).fetchone()
         if row is None:
-            raise InputError(f"{self.path} has no passage {identity}; search again: it may have been indexed anew")
+            raise InputError(f"{printable(self.path)} has no passage {identity}; search again: it may have been indexed anew")
         text, title, source, location = row
         return Passage(text, title, source, location, score, identity)
 
@@ -184,16 +186,20 @@ class Library:
         try:
             yield
         except (sqlite3.DatabaseError, ValueError) as error:
-            raise InputError(f"{self.path} is damaged or not a library ({error}); copy it again or index anew") from None
+            raise InputError(
+                f"{printable(self.path)} is damaged or not a library ({error}); copy it again or index anew"
+            ) from None
 
 
 def check_format(db: sqlite3.Connection, path: Path) -> None:
     """Raises InputError unless `db` is a library of this version; sqlite3.DatabaseError if it is no database."""
     application, version = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
     if application != APPLICATION:
-        raise InputError(f"{path} is not a library; make one with `phi3mobile index`")
+        raise InputError(f"{printable(path)} is not a library; make one with `phi3mobile index`")
     if version != VERSION:
-        raise InputError(f"{path} is a library of version {version}, this phi3mobile reads {VERSION}: index anew or upgrade")
+        raise InputError(
+            f"{printable(path)} is a library of version {version}, this phi3mobile reads {VERSION}: index anew or upgrade"
+        )
 
 
 def is_relevant(cosine: float | None, share: float) -> bool:
@@ -239,6 +245,6 @@ def unpack_embedder(db: sqlite3.Connection) -> Embedder:
             beside.write_bytes(data)
             beside.replace(pte)
         except OSError as error:
-            raise InputError(f"{pte} can't be written ({error.strerror}); make room in the cache folder") from None
+            raise InputError(f"{printable(pte)} can't be written ({error.strerror}); make room in the cache folder") from None
     vocab = files[VOCAB][1].decode("utf-8").split("\n")
     return Embedder(open_program(pte, len(vocab)), vocab)

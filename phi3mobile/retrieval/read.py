@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from phi3mobile.errors import InputError
-from phi3mobile.retrieval.archives import read_docx, read_epub
-from phi3mobile.retrieval.document import MAX_BYTES, Block, Document, Unreadable, decode
-from phi3mobile.retrieval.html import from_html
+from phi3mobile.retrieval.archives import read_epub
+from phi3mobile.retrieval.charsets import decode
+from phi3mobile.retrieval.document import MAX_BYTES, Block, Document, Unreadable
+from phi3mobile.retrieval.html import read_html
+from phi3mobile.retrieval.word import read_docx
+from phi3mobile.unicode import printable
 
 
 def readable(path: Path) -> bool:
@@ -24,23 +27,24 @@ def kinds() -> str:
 
 def read_document(path: Path) -> Document:
     """Title and blocks in reading order. Raises InputError: unknown kind, damaged, encrypted, too large, no text in it."""
+    name = printable(path)
     if not readable(path):
-        raise InputError(f"{path}: documents of this kind can't be read; allowed are {kinds()}: convert it to one of these")
+        raise InputError(f"{name}: documents of this kind can't be read; allowed are {kinds()}: convert it to one of these")
     try:
         if path.stat().st_size > MAX_BYTES:
             raise Unreadable(f"it is larger than {MAX_BYTES >> 20} MB")
         document = _READERS[path.suffix.lower()](path)
     except Unreadable as error:
-        raise InputError(f"{path} can't be read: {error}; repair it, or leave it out") from None
+        raise InputError(f"{name} can't be read: {error}; repair it, or leave it out") from None
     except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror or error}; check the file") from None
+        raise InputError(f"{name} can't be read: {error.strerror or error}; check the file") from None
     except Exception as error:  # parsers of damaged files raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        raise InputError(f"{path} is damaged or not what its name says ({reason}); repair it, or leave it out") from None
-    document.blocks = [block for block in document.blocks if block.text.strip()]
+        raise InputError(f"{name} is damaged or not what its name says ({reason}); repair it, or leave it out") from None
+    document = document.cleaned()
     if not document.blocks:
-        raise InputError(f"{path} has no text (is it scanned?); run text recognition on it, or leave it out")
-    document.title = " ".join(document.title.split())[:200] or path.stem
+        raise InputError(f"{name} has no text (is it scanned?); run text recognition on it, or leave it out")
+    document.title = document.title[:200] or printable(path.stem)
     return document
 
 
@@ -112,7 +116,11 @@ def _markdown(path: Path) -> Document:
 
 
 def _html(path: Path) -> Document:
-    return from_html(decode(path.read_bytes()))
+    return read_html(path.read_bytes())
+
+
+def _xhtml(path: Path) -> Document:
+    return read_html(path.read_bytes(), xhtml=True)
 
 
 def _pdf(path: Path) -> Document:
@@ -123,7 +131,7 @@ def _pdf(path: Path) -> Document:
     reader = PdfReader(path)
     if reader.is_encrypted and not reader.decrypt(""):
         raise Unreadable("it is encrypted")
-    document = Document(str((reader.metadata and reader.metadata.title) or ""))
+    document = Document(_pdf_title(reader))
     total = 0
     for number, page in enumerate(reader.pages, 1):
         text = page.extract_text() or ""
@@ -137,6 +145,15 @@ def _pdf(path: Path) -> Document:
     return document
 
 
+def _pdf_title(reader) -> str:
+    try:
+        title = str((reader.metadata and reader.metadata.title) or "")
+    except Exception:  # a document is not refused for its metadata
+        return ""
+    marked = title.startswith(("\xfe\xff", "\xff\xfe"))  # UTF-16 that is damaged, read as something else
+    return title.encode("latin-1", "replace").decode("utf-16", "replace") if marked else title
+
+
 _READERS: dict[str, Callable[[Path], Document]] = {
     ".txt": _text,
     ".text": _text,
@@ -145,7 +162,7 @@ _READERS: dict[str, Callable[[Path], Document]] = {
     ".markdown": _markdown,
     ".html": _html,
     ".htm": _html,
-    ".xhtml": _html,
+    ".xhtml": _xhtml,
     ".pdf": _pdf,
     ".epub": read_epub,
     ".docx": read_docx,

@@ -93,7 +93,7 @@ class Conversation:
     def load(cls, path: str | Path) -> Conversation:
         """Read what save wrote. Raises InputError if it can't be read or is not that."""
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise InputError(f"can't read the conversation {path}: {reason}; give a file saved by a chat") from None

@@ -104,7 +104,7 @@ def guide_grammar(args: argparse.Namespace) -> str | None:
 
 def _file(path: str, what: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(f"can't read the {what} {path}: {reason}; give a text file") from None

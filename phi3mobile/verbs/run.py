@@ -67,6 +67,6 @@ def run(args: argparse.Namespace) -> None:
 def _stdin() -> str:
     """All of stdin, less the newline that ends its last line."""
     try:
-        return sys.stdin.buffer.read().decode().removesuffix("\n")
+        return sys.stdin.buffer.read().decode("utf-8-sig").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"stdin is not UTF-8 text (byte {error.start}); convert it") from None

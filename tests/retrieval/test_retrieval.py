@@ -1,7 +1,11 @@
 """Libraries: made, brought up to date, searched, damaged; and answers that quote their sources as data."""
 
+import json
+import os
 import re
 import sqlite3
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -249,6 +253,98 @@ def test_the_verb(folder, tmp_path, capsys):
         assert message in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["index", str(tmp_path / "empty"), "-o", str(out)]) == 2
+
+
+CAFE = os.fsdecode(b"caf\xe9.txt")
+
+
+def write_odd(folder):
+    """A name that is not UTF-8, or one with controls where the file system has only such."""
+    try:
+        (folder / CAFE).write_text("The café opens at nine.", "utf-8")
+    except (OSError, UnicodeEncodeError):
+        pytest.skip("this file system has no names that are not UTF-8")
+
+
+def test_names_that_are_not_utf8_are_printable(folder, tmp_path, capsys):
+    write_odd(folder)
+    below = folder / os.fsdecode(b"d\xff")
+    below.mkdir()
+    (below / "a\x1b[2J\nb\u202e.txt").write_text("Hidden controls are spelled.")
+    out = tmp_path / os.fsdecode(b"l\xe9.db")
+    assert main(["index", str(folder), "-o", str(out), "--words-only"]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and json.loads(shown.splitlines()[-1])["library"].endswith("l\\xe9.db")
+    with open_library(out) as library:
+        found = library.search("cafe opens nine", always=True)[0]
+        assert (found.source, found.title) == ("caf\\xe9.txt", "caf\\xe9")
+        assert library.search("hidden controls spelled")[0].source == "d\\xff/a\\x1b[2J\\x0ab\\u202e.txt"
+    assert index_documents([folder], out).unchanged == 5
+    assert main(["index", str(folder / "caf"), "-o", str(out)]) == 2
+
+
+def test_two_names_that_look_alike_are_refused(folder, tmp_path):
+    write_odd(folder)
+    (folder / "caf\\xe9.txt").write_text("Another.")
+    with pytest.raises(InputError, match=r"would have one name; rename one of them"):
+        index_documents([folder], tmp_path / "l.db")
+
+
+@pytest.mark.parametrize("name", [CAFE.replace(".txt", ".epub"), CAFE.replace(".txt", ".docx")])
+def test_a_damaged_file_with_such_a_name_is_named(folder, tmp_path, capsys, name):
+    write_odd(folder)
+    (folder / name).write_bytes(b"no archive")
+    out = tmp_path / "l.db"
+    assert main(["index", str(folder), "-o", str(out), "--words-only"]) == 2
+    assert "caf\\xe9." in capsys.readouterr().err and not out.exists()
+    assert main(["index", str(folder), "-o", str(out), "--words-only", "--skip-damaged"]) == 0
+    (left,) = json.loads(capsys.readouterr().out.splitlines()[-1])["damaged"]
+    left.encode()
+    assert "caf\\xe9." in left
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_left_out(folder, tmp_path):
+    (folder / "rent.md").chmod(0)
+    with pytest.raises(InputError, match=r"rent\.md can't be read: Permission denied"):
+        index_documents([folder], tmp_path / "l.db")
+    assert len(index_documents([folder], tmp_path / "l.db", skip_damaged=True).damaged) == 1
+
+
+def test_a_file_that_vanishes_is_left_out(folder, tmp_path, monkeypatch):
+    from phi3mobile.retrieval import index
+
+    def find(sources):
+        found = index.__dict__["_found"](sources)
+        (folder / "rent.md").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(index, "_found", index.find_documents, raising=False)
+    monkeypatch.setattr(index, "find_documents", find)
+    report = index_documents([folder], tmp_path / "l.db", skip_damaged=True)
+    assert report.added == 2 and "rent.md can't be read: No such file" in report.damaged[0]
+
+
+@pytest.mark.parametrize("stream", ["ascii", "cp1252"])
+def test_any_terminal_can_show_what_was_indexed(folder, tmp_path, stream):
+    """Names and sources beyond the terminal's encoding are spelled: no traceback."""
+    (folder / "坏.epub").write_bytes(b"no archive")
+    command = [sys.executable, "-m", "phi3mobile.cli", "index", str(folder), "-o", str(tmp_path / "库.db")]
+    done = subprocess.run(
+        [*command, "--words-only", "--skip-damaged"],
+        env=os.environ | {"PYTHONIOENCODING": stream},
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"\\u5e93.db" in done.stdout and json.loads(done.stdout.decode(stream).splitlines()[-1])["added"] == 3
+
+
+def test_questions_and_passages_are_valid_unicode(library):
+    assert library.search("When is the rent due\ud83d each month?", k=1)[0].source == "rent.md"
+    passages = [Passage("half \ud83d", "t\udc00", "s", "", 1.0, 1)]
+    for messages in (grounded_messages("what\ud83d?", passages), grounded_messages("\ud83d\ude00?", [])):
+        messages[-1]["content"].encode()
 
 
 def test_run_answers_from_a_library(folder, tmp_path, capsys, monkeypatch):

@@ -1,17 +1,28 @@
 """Every kind of document to blocks, blocks to passages; damaged and hostile files to one sentence."""
 
+import json
 import zipfile
+from importlib.util import find_spec
 
 import pytest
-from documents import HTML, write_docx, write_epub, write_pdf
+from documents import HTML, write_docx, write_epub, write_mapped_pdf, write_pdf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from phi3mobile.cli import main
 from phi3mobile.errors import InputError
-from phi3mobile.retrieval import archives, document
+from phi3mobile.retrieval import archives, document, open_library
 from phi3mobile.retrieval.chunk import LONGEST, chunk
 from phi3mobile.retrieval.document import Block, Document
 from phi3mobile.retrieval.read import read_document
+
+needs_html = pytest.mark.skipif(
+    find_spec("selectolax") is None, reason='HTML needs selectolax: pip install "phi3mobile[library]"'
+)
+detects = pytest.mark.skipif(
+    not all(map(find_spec, ("webencodings", "chardetng_py", "py3langid"))),
+    reason='encodings are detected with chardetng-py: pip install "phi3mobile[library]"',
+)
 
 
 def blocks_of(path):
@@ -46,6 +57,7 @@ def test_markdown_keeps_its_structure(tmp_path):
     assert read_document(tmp_path / "a.md").title == "Top"
 
 
+@needs_html
 def test_html_is_what_a_reader_sees(tmp_path):
     (tmp_path / "a.html").write_text(HTML)
     assert read_document(tmp_path / "a.html").title == "House & Rules"
@@ -60,6 +72,7 @@ def test_html_is_what_a_reader_sees(tmp_path):
     ]
 
 
+@needs_html
 def test_epub_is_read_in_the_order_of_its_spine(tmp_path):
     got = read_document(write_epub(tmp_path / "a.epub"))
     assert got.title == "A Book"
@@ -80,9 +93,49 @@ def test_pdf_has_pages(tmp_path):
     assert [(b.text, b.place) for b in got.blocks] == [("The rent is due on the third.", "page 1"), ("Second page.", "page 2")]
 
 
+PLAIN = {char: f"{ord(char):04X}" for char in "The rent is due."}
+
+
+@pytest.mark.parametrize(
+    ("odd", "right"),
+    [
+        ({"1": "D83D"}, "The rent\ufffd is due."),
+        ({"1": "DE00"}, "The rent\ufffd is due."),
+        ({"1": "D83DDE00"}, "The rent😀 is due."),
+        ({"1": "D83D", "2": "DE00"}, "The rent😀 is due."),
+        ({"1": "DE00", "2": "D83D"}, "The rent\ufffd\ufffd is due."),
+        ({"1": "0000", "2": "001B"}, "The rent is due."),
+    ],
+)
+def test_halves_of_characters_in_a_pdf_become_valid(tmp_path, capsys, odd, right):
+    pytest.importorskip("pypdf", reason="PDF needs pypdf")
+    path = write_mapped_pdf(tmp_path / "a.pdf", PLAIN | odd, f"The rent{''.join(odd)} is due.", "<FEFFD83D0041>")
+    got = read_document(path)
+    assert ([block.text for block in got.blocks], got.title) == ([right], "\ufffdA")
+    assert main(["index", str(path), "-o", str(tmp_path / "library.db"), "--words-only"]) == 0
+    with open_library(tmp_path / "library.db") as library:
+        assert library.search("rent due", always=True)[0].text == right
+    json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_a_pdf_is_not_refused_for_its_title(tmp_path, monkeypatch):
+    pypdf = pytest.importorskip("pypdf", reason="PDF needs pypdf")
+
+    def broken(reader):
+        raise ValueError("no metadata")
+
+    monkeypatch.setattr(pypdf.PdfReader, "metadata", property(broken))
+    assert read_document(write_pdf(tmp_path / "a.pdf", [["Text."]])).title == "a"
+
+
 @pytest.mark.parametrize(
     "data",
-    ["naïve – “x”".encode(), "naïve – “x”".encode("utf-16"), "naïve – “x”".encode("cp1252"), "naïve – “x”".encode("utf-8-sig")],
+    [
+        "naïve – “x”".encode(),
+        "naïve – “x”".encode("utf-16"),
+        pytest.param("naïve – “x”".encode("cp1252"), marks=detects),
+        "naïve – “x”".encode("utf-8-sig"),
+    ],
 )
 def test_encodings(tmp_path, data):
     (tmp_path / "a.txt").write_bytes(data)
@@ -127,6 +180,7 @@ def test_hostile_archives_are_refused(tmp_path, monkeypatch):
     assert document.MAX_BYTES > 1 << 20
 
 
+@needs_html
 @settings(max_examples=150, deadline=None)
 @given(st.text("<>/=\"' ahpdivscript!-&;\n", max_size=120))
 def test_any_html_is_read_without_a_traceback(text):

@@ -125,12 +125,38 @@ def test_every_step_removes_what_it_should(built):
     _, statistics = built
     removed = {step["name"]: step["removed"] for step in statistics["steps"]}
     assert statistics["read"] == 9 and statistics["kept"] == statistics["documents"] == 4
+    assert statistics["unreadable"] == 1  # latin.txt
     assert removed == {"language": 1, "gopher_repetition": 1, "gopher_quality": 1, "decontaminate": 1, "deduplicate": 1}
     sample = {name: [entry["id"] for entry in samples] for name, samples in statistics["samples"].items()}
     assert sample["language"] == ["german"] and sample["gopher_quality"] == ["short"]
     assert sample["gopher_repetition"] == ["again"] and sample["decontaminate"] == ["leak"]
     assert sample["deduplicate"] in (["good-0"], ["copy-0"])
     assert statistics["samples"]["gopher_quality"][0]["reason"] == "gopher_short_doc"
+
+
+def test_what_comes_from_outside_is_valid_or_counted(tmp_path):
+    from phi3mobile.training.data.steps import LineReader, TextReader
+
+    lines = [
+        b'\xef\xbb\xbf{"text": "first"}',
+        b'{"text": "half \\ud83d, whole \\ud83d\\ude00"}',
+        b"",
+        b"no json",
+        b"[1]",
+        b'{"text": "caf\xe9"}',
+    ]
+    (tmp_path / "lines").mkdir()
+    (tmp_path / "lines" / os.fsdecode(b"caf\xe9.jsonl")).write_bytes(b"\n".join([*lines, b'{"text": "last"}']))
+    reader = LineReader(str(tmp_path / "lines"))
+    got = list(reader.run())
+    assert [document.text for document in got] == ["first", "half \ufffd, whole \U0001f600", "last"]
+    assert got[0].id == "caf\\xe9.jsonl/0" and reader.stats.stats["unreadable"].total == 3
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / os.fsdecode(b"caf\xe9.txt")).write_bytes("marked".encode("utf-8-sig"))
+    (tmp_path / "texts" / "latin.txt").write_bytes(b"caf\xe9")
+    texts = TextReader(str(tmp_path / "texts"))
+    assert [(document.text, document.id) for document in texts.run()] == [("marked", "caf\\xe9.txt/0")]
+    assert texts.stats.stats["unreadable"].total == 1
 
 
 def test_shards_are_the_documents(built, raw, prose):

@@ -42,6 +42,7 @@ from phi3mobile.training.data.statistics import collect, write_page
 from phi3mobile.training.data.steps import (
     DecontaminationIndex,
     ExtractHtml,
+    LineReader,
     OfflineLID,
     Pack,
     SampleWriter,
@@ -50,7 +51,7 @@ from phi3mobile.training.data.steps import (
     vocabulary,
 )
 
-READERS = {"jsonl": JsonlReader, "parquet": ParquetReader, "text": TextReader, "warc": WarcReader}
+READERS = {"jsonl": LineReader, "parquet": ParquetReader, "text": TextReader, "warc": WarcReader}
 RULES = {
     "gopher_repetition": GopherRepetitionFilter,
     "gopher_quality": GopherQualityFilter,

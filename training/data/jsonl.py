@@ -9,18 +9,22 @@ from typing import Any
 
 from phi3mobile.errors import InputError
 from phi3mobile.files import whole_file
+from phi3mobile.unicode import valid_values
 
 
 def json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and object of every line that is not blank. Raises InputError: no such file, a line that is no object."""
+    """Line number and object, its texts valid Unicode, of every line that is not blank.
+
+    Raises InputError: no such file, a line that is no object.
+    """
     try:
-        lines = Path(path).read_text("utf-8").split("\n")  # not splitlines: U+2028 may stand in a JSON string
+        lines = Path(path).read_text("utf-8-sig").split("\n")  # not splitlines: U+2028 may stand in a JSON string
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} can't be read ({error}); give a jsonl file") from None
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                entry = json.loads(line)
+                entry = valid_values(json.loads(line))
             except ValueError as error:
                 raise InputError(f"{path} line {number} is not JSON ({error}); give one object a line") from None
             if not isinstance(entry, dict):

@@ -22,16 +22,20 @@ _STEPS = {
     "N-grams decontaminate": "decontaminate",
     "MinHash stage 4": "deduplicate",
 }
+UNREADABLE = "unreadable"  # the readers' own count
 _SHOWN = 12
 
 
 def collect(work: Path) -> dict[str, Any]:
-    """{read, kept, steps: [{name, seen, removed, reasons, seconds}], samples} of the stages that have ended in `work`."""
-    steps, read, kept = [], 0, 0
+    """{read, unreadable, kept, steps: [{name, seen, removed, reasons, seconds}], samples} of the stages that have ended in
+    `work`; unreadable: files or lines that are not UTF-8, lines that are not JSON.
+    """
+    steps, read, unreadable, kept = [], 0, 0, 0
     for stage in ("filter", "pack"):
         for name, counts, seconds in _merged(work / "logs" / stage / "stats"):
             if "READER" in name and stage == "filter":
                 read += counts["documents"]
+                unreadable += counts[UNREADABLE]
             key = next((key for mark, key in _STEPS.items() if mark in name), None)
             if key:
                 reasons = {k.removeprefix("dropped_"): n for k, n in counts.items() if k.startswith("dropped_")}
@@ -41,7 +45,7 @@ def collect(work: Path) -> dict[str, Any]:
             if "WRITER" in name or "Packed" in name:
                 kept = counts["total"]
     samples = {step["name"]: _samples(work / "removed" / step["name"]) for step in steps if step["removed"]}
-    return {"read": read, "kept": kept, "steps": steps, "samples": samples}
+    return {"read": read, "unreadable": unreadable, "kept": kept, "steps": steps, "samples": samples}
 
 
 def _merged(folder: Path) -> list[tuple[str, Counter, float]]:
@@ -83,6 +87,7 @@ def write_page(folder: Path, statistics: dict[str, Any]) -> None:
 def page(statistics: dict[str, Any]) -> str:
     """The statistics as HTML."""
     read = max(1, statistics["read"])
+    left_out = f"; {statistics['unreadable']:,} more can't be read (not UTF-8, or no JSON)" if statistics["unreadable"] else ""
     rows = "".join(_row(step, read, statistics["samples"].get(step["name"], [])) for step in statistics["steps"])
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(statistics["out"])}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
@@ -97,7 +102,7 @@ summary {{ cursor: pointer; color: #06c }} small {{ color: #666 }}
  tr + tr td {{ border-color: #333 }} summary {{ color: #6af }} small {{ color: #999 }} }}
 </style><h1>{escape(statistics["out"])}</h1>
 <p><b>{statistics["read"]:,}</b> documents read, <b>{statistics["documents"]:,}</b> kept
-({statistics["documents"] / read:.1%}), <b>{statistics["tokens"]:,}</b> tokens.</p>
+({statistics["documents"] / read:.1%}), <b>{statistics["tokens"]:,}</b> tokens{left_out}.</p>
 <table><tr><th>step<th class="n">seen<th class="n">removed<th style="width:30%">of all read<th>why{rows}</table></html>
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,7 @@ from datatrove.io import get_datafolder
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.decont.n_grams import NGramsDecontConfig
 from datatrove.pipeline.extractors import Trafilatura
+from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.readers.base import BaseDiskReader
 from datatrove.pipeline.writers.jsonl import JsonlWriter
 from datatrove.utils.hashing import create_hash_func
@@ -26,13 +28,15 @@ from phi3mobile.models.companions import vocabulary_file
 from phi3mobile.text.vocabularies import load_tokenizer
 from phi3mobile.training.data.jsonl import read_jsonl
 from phi3mobile.training.data.shards import ShardWriter, Vocabulary
+from phi3mobile.training.data.statistics import UNREADABLE
+from phi3mobile.unicode import printable, valid_values
 
 SAMPLE_CHARACTERS = 1200
 _HTML = re.compile(r"<(!doctype html|html|head|body|div|p)\b", re.IGNORECASE)
 
 
 class TextReader(BaseDiskReader):
-    """One document a file, compressed or not. Files that are not UTF-8 are counted and left out."""
+    """A document a file, compressed or not. Files that are not UTF-8 are counted and left out."""
 
     name = "📄 Text"
 
@@ -40,13 +44,36 @@ class TextReader(BaseDiskReader):
         with self.data_folder.open(filepath, "rb", compression="infer") as file:
             data = file.read()
         try:
-            text = data.decode("utf-8")
+            text = data.decode("utf-8-sig")
         except UnicodeDecodeError:
-            self.stat_update("not_utf8")
+            self.stat_update(UNREADABLE)
             return
-        document = self.get_document_from_dict({"text": text}, filepath, 0)
+        document = self.get_document_from_dict({"text": text}, printable(filepath), 0)
         if document:
             yield document
+
+
+class LineReader(JsonlReader):
+    """A document a line of jsonl, its texts valid Unicode. Lines that are not UTF-8 or no JSON object are counted and left out.
+
+    datatrove's own reader leaves out the rest of a file at its first byte that is not UTF-8, and counts nothing.
+    """
+
+    name = "🐿 Lines"
+
+    def read_file(self, filepath: str) -> DocumentsPipeline:
+        with self.data_folder.open(filepath, "rb", compression=self.compression) as file:
+            for number, line in enumerate(file):
+                try:
+                    entry = valid_values(json.loads(line.decode("utf-8-sig")))
+                except (ValueError, RecursionError):
+                    entry = None
+                if not line.strip():
+                    continue
+                if not isinstance(entry, dict):
+                    self.stat_update(UNREADABLE)
+                elif document := self.get_document_from_dict(entry, printable(filepath), number):
+                    yield document
 
 
 class ExtractHtml(Trafilatura):

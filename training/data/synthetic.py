@@ -147,7 +147,7 @@ def topics_of(config: Generate) -> tuple[str, ...]:
     if config.topics_file is None:
         return config.topics
     try:
-        lines = config.topics_file.read_text("utf-8").splitlines()
+        lines = config.topics_file.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{config.topics_file} can't be read ({error}); give one topic a line") from None
     topics = tuple(line.strip() for line in lines if line.strip())

@@ -15,6 +15,7 @@ from phi3mobile.assistant.ui.parts import Column, Icon, Pressable, TextButton, r
 from phi3mobile.assistant.ui.sheets import Sheet
 from phi3mobile.assistant.ui.theme import Theme
 from phi3mobile.bundle import is_bundle
+from phi3mobile.unicode import printable
 
 VERDICTS = {FITS: "fits", TIGHT: "tight", TOO_LARGE: "too large", DAMAGED: "damaged"}
 DOCUMENTS = (".txt", ".md", ".html", ".htm", ".pdf", ".epub", ".docx")
@@ -23,7 +24,8 @@ DOCUMENTS = (".txt", ".md", ".html", ".htm", ".pdf", ".epub", ".docx")
 def entry(
     theme: Theme, icon: str, title: str, about: str, action: Callable[[], None], note: str = "", bad: bool = False
 ) -> Pressable:
-    """A line of a list: icon, title, a sentence below, a word to the right."""
+    """A line of a list: icon, title, a sentence below, a word to the right. Titles are files' names, which may be any bytes."""
+    title, about = printable(title), printable(about)
     button = Pressable(theme, action, fill="code", radius=dp(12), size_hint_y=None, padding=(dp(8), dp(8)), spacing=dp(6))
     button.caption = title
     button.add_widget(Icon(theme, icon, pos_hint={"center_y": 0.5}))
@@ -116,7 +118,7 @@ class Browser(Sheet):
     def open(self, folder: Path) -> None:
         self.folder = folder
         self.column.clear_widgets()
-        self.column.add_widget(Text(self.theme, str(folder), size=self.theme.small, color="dim", plain=True))
+        self.column.add_widget(Text(self.theme, printable(folder), size=self.theme.small, color="dim", plain=True))
         if self._wanted == "documents":
             button = TextButton(self.theme, "Add this whole folder", lambda: self._pick(folder), strong=True)
             self.column.add_widget(row(self.theme, button, Widget()))

@@ -17,6 +17,7 @@ from phi3mobile.assistant.ui.parts import Bar, Column, IconButton, Surface
 from phi3mobile.assistant.ui.sheets import ProblemCard, Sheet
 from phi3mobile.assistant.ui.sidebar import Sidebar
 from phi3mobile.assistant.ui.theme import Theme
+from phi3mobile.unicode import printable
 
 SIDEBAR = 280  # dp
 
@@ -131,7 +132,7 @@ class Content(FloatLayout):
         if loading is not None:
             self._under.show(f"{loading.stage}…")
         else:
-            library = f" · {state.library.stem}" if state.library else ""
+            library = f" · {printable(state.library.stem)}" if state.library else ""
             self._under.show((state.model.name if state.model else "No model is open") + library)
         self._load_bar.opacity = 0.0 if loading is None else 1.0
         self._load_bar.height = 0 if loading is None else dp(4)
