@@ -31,10 +31,10 @@ def open_files(folder: Path, tied: bool) -> dict[Path, Any]:
     An index may list spare tensors that no file holds. InputError: no weights, a damaged file, a bad or broken index.
     """
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if single.exists():  # before an index, as in transformers: one may be left from other files
+        return {single: _open_file(single)}
     if index.exists():
         return _open_shards(folder, index, tied)
-    if single.exists():
-        return {single: _open_file(single)}
     if any(folder.glob("pytorch_model*.bin")):
         raise InputError(f"{folder} holds pytorch_model.bin only; save it again as safetensors (save_pretrained does)")
     raise InputError(f"{folder} has no model.safetensors and no model.safetensors.index.json: it is not a checkpoint")

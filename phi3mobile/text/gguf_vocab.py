@@ -72,8 +72,7 @@ def write_tokenizer(reader: gguf.GGUFReader, folder: Path) -> None:
     if model not in kinds:
         raise InputError(f"GGUF vocabulary model {model!r} is not supported; allowed: {', '.join(kinds)}")
     tokens, types = _get(reader, "tokens"), _get(reader, "token_type", None)
-    if types is None:
-        types = [_NORMAL] * len(tokens)
+    types = [_NORMAL] * len(tokens) if types is None else types[: len(tokens)]  # llama.cpp, too, leaves what is more unread
     if len(types) != len(tokens) or len(set(tokens)) != len(tokens):
         raise InputError(
             f"GGUF vocabulary has {len(tokens)} tokens ({len(set(tokens))} different) and {len(types)} token types; "
@@ -179,7 +178,9 @@ def _pre_type(reader: gguf.GGUFReader) -> str:
 
 
 def _sentencepiece(reader: gguf.GGUFReader, tokens: list[str], types: list[int]) -> dict[str, Any]:
-    scores = _get(reader, "scores")
+    scores = _get(reader, "scores")[: len(tokens)]
+    if any(score != score for score in scores):
+        raise InputError("GGUF vocabulary has scores that are NaN: no order of merges follows; convert the file again")
     if len(scores) != len(tokens):
         raise InputError(f"GGUF vocabulary has {len(tokens)} tokens and {len(scores)} scores; convert the file again")
     vocab = _model_vocab(tokens, types)

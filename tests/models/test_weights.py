@@ -303,6 +303,14 @@ def test_a_tensor_in_another_shard_than_the_index_says_is_found(tmp_path):
     assert torch.equal(load_model(folder)(tokens), random_model(tiny("tiny-gqa"))(tokens))
 
 
+def test_one_whole_file_counts_before_an_index(tmp_path):
+    """As in transformers: the index is of shards that are gone."""
+    folder = tiny_checkpoint(tmp_path / "c")
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    open_checkpoint(folder).check()
+
+
 @pytest.mark.parametrize("shards", [True, False])
 def test_a_tied_table_may_be_stored_as_the_head(shards, tmp_path):
     import transformers

@@ -313,6 +313,14 @@ def test_without_space_prefix_no_space_is_added_or_dropped(tmp_path):
     assert with_prefix.decode([ids["▁ab"]]) == "ab"
 
 
+def test_types_and_scores_past_the_last_token_are_not_read(tmp_path):
+    more = tiny_llama(tmp_path / "v.gguf", types=[UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * 9, scores=[0.0] * 300)
+    same = tiny_llama(tmp_path / "w.gguf", scores=[0.0] * 264)
+    for path in (more, same):
+        converted(path, tmp_path / path.stem)
+    assert (tmp_path / "v" / "tokenizer.json").read_text() == (tmp_path / "w" / "tokenizer.json").read_text()
+
+
 def test_eot_is_a_stop_id_and_a_template_may_be_absent(tmp_path):
     converted(tiny_llama(tmp_path / "v.gguf", eot_token_id=1), tmp_path)
     assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == [2, 1]
@@ -389,6 +397,7 @@ def test_ids_that_no_token_has_count_as_none_given(outside, tmp_path):
         (tiny_gpt2, {"eos": None}, "names no end"),
         (tiny_llama, {"scores": None}, "no tokenizer.ggml.scores"),
         (tiny_llama, {"scores": [0.0]}, "264 tokens and 1 scores"),
+        (tiny_llama, {"scores": [float("nan")] * 264}, "scores that are NaN"),
         (tiny_llama, {"tokens": ["<s>", "a"], "types": [CONTROL, NORMAL], "scores": [0.0, 0.0]}, "256 byte tokens"),
     ],
 )
