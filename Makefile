@@ -37,7 +37,7 @@ native: phi3mobile/native/.built
 phi3mobile/native/.built: .venv/.installed phi3mobile/core/CMakeLists.txt $(SOURCES)
 	@echo "building the kernels (build/native.log)"
 	@mkdir -p build
-	@{ $(BIN)/cmake -S phi3mobile/core -B build/native -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCMAKE_BUILD_TYPE=Release \
+	@{ $(BIN)/cmake -S phi3mobile/core -B build/native -DPython3_EXECUTABLE="$(CURDIR)/$(BIN)/python" -DCMAKE_BUILD_TYPE=Release \
 	    && $(BIN)/cmake --build build/native --parallel 2 && $(BIN)/cmake --install build/native; } > build/native.log 2>&1 \
 	    || { tail -n 25 build/native.log; echo "the kernels were not built: all of it is in build/native.log"; exit 1; }
 	@touch $@
@@ -82,7 +82,7 @@ lint: setup typed
 # mypy knows the library and export/ by their installed names: build/typed/phi3mobile holds links to both.
 typed: setup
 	rm -rf build/typed && mkdir -p build/typed/phi3mobile
-	ln -s $(CURDIR)/phi3mobile/* $(CURDIR)/export build/typed/phi3mobile/
+	ln -s "$(CURDIR)"/phi3mobile/* "$(CURDIR)/export" build/typed/phi3mobile/
 	$(BIN)/mypy --cache-dir build/mypy
 
 # The API reference, by pdoc, in build/docs/index.html.

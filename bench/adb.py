@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -20,12 +21,24 @@ PIECE = 64 << 20  # bytes of one push: what is sent again after the cable was pu
 _STATES = {
     "unauthorized": "has not allowed this computer: unlock it and accept the dialog (USB debugging)",
     "offline": "is offline: replug it, or run `adb reconnect`",
-    "no": "can't be opened (no permissions): see `adb devices` for the udev rule",
+    "no permissions": "can't be opened (no permissions): see `adb devices` for the udev rule",
     "authorizing": "is still authorizing: accept the dialog on it",
+    "connecting": "is still connecting: wait a moment, or replug it",
     "recovery": "is in recovery: start it normally",
     "sideload": "is in sideload: start it normally",
+    "rescue": "is in rescue: start it normally",
     "bootloader": "is in the bootloader: start it normally",
+    "host": "is another computer's adb, no phone",
+    "detached": "is detached: run `adb attach`",
 }
+# `adb devices -l`: serial, state, perhaps the port, then key:value pairs. A serial may have blanks (a second mDNS service of
+# one name is called "NAME (2)"), and so may the state's text ("no permissions (...); see [...]") and a product's name.
+_KEYS = r"(?:product|model|device|transport_id):"
+_LINE = re.compile(
+    rf"(?P<serial>(?:(?!\s{_KEYS}).)+)\s(?P<state>device|{'|'.join(_STATES)})"
+    rf"(?:\s*\(.*?\)(?:; see \[\S*\])?)?(?P<pairs>(?:\s+(?!{_KEYS})\S+:\S+)*(?:\s+{_KEYS}.*)?)"
+)
+_PAIR = re.compile(rf"\s({_KEYS})(.*?)(?=\s+{_KEYS}|$)")
 
 
 class Unplugged(Exception):
@@ -46,19 +59,25 @@ class Phone:
 
 
 def parse_devices(text: str) -> list[Phone]:
-    """`adb devices -l`: serial, state, then key:value pairs."""
+    """`adb devices -l`. A line without a state that adb is known to print: its second word is taken for one."""
     phones = []
     for line in text.partition("List of devices attached")[2].splitlines():
-        cells = line.split()
-        if len(cells) >= 2:
-            pairs = dict(cell.split(":", 1) for cell in cells[2:] if ":" in cell)
-            phones.append(Phone(cells[0], cells[1], pairs.get("model", "")))
+        if found := _LINE.fullmatch(line.rstrip()):
+            pairs = dict(_PAIR.findall(found["pairs"]))
+            phones.append(Phone(found["serial"].strip(), found["state"], pairs.get("model:", "")))
+        elif len(cells := line.split()) >= 2 and cells[0] != "*":  # * daemon started successfully
+            phones.append(Phone(cells[0], cells[1]))
     return phones
+
+
+def over_network(serial: str) -> bool:
+    """host:port, or the name of an mDNS service: `adb connect` takes both."""
+    return ":" in serial or re.search(r"\._adb(-tls-connect)?\._tcp\.?$", serial) is not None
 
 
 def choose(phones: list[Phone], serial: str | None = None) -> str:
     """The serial of the phone to use. Raises InputError: none, several, not the one asked for, or one that is not ready."""
-    listed = ", ".join(f"adb:{phone.serial}" + (f" ({phone.model})" if phone.model else "") for phone in phones)
+    listed = ", ".join(shlex.quote(f"adb:{phone.serial}") + (f" ({phone.model})" if phone.model else "") for phone in phones)
     if not phones:
         raise InputError("no phone: plug one in, enable USB debugging in its developer options, and see `adb devices`")
     if serial is None:
@@ -153,17 +172,19 @@ class Adb:
                 if time.monotonic() >= until:
                     raise
                 time.sleep(min(0.5, patience / 10))
-                if ":" in self.serial:  # over the network adb looks for it only every ten seconds
+                if over_network(self.serial):  # over the network adb looks for it only every ten seconds
                     self._call("disconnect", self.serial, timeout=20)
                     self._call("connect", self.serial, timeout=20)
 
     def free_bytes(self, folder: str) -> int | None:
-        """Free space where `folder` lies, by df (the line wraps where the device's name is long)."""
-        cells = self.read(f"df -k {shlex.quote(folder)}").partition("\n")[2].split()
-        return int(cells[3]) * 1024 if len(cells) > 3 and cells[3].isdigit() else None
+        """Free space where `folder` lies, by df: its names may have blanks, and a long one wraps the line."""
+        told = self.read(f"df -k {shlex.quote(folder)}").partition("\n")[2]
+        numbers = re.search(r"\s\d+\s+\d+\s+(\d+)\s+(?:\d+%|-)\s", f" {told}")
+        return int(numbers[1]) * 1024 if numbers else None
 
     def _sum(self, remote: str) -> str:
-        return self.read(f"sha256sum {shlex.quote(remote)}", timeout=600).partition(" ")[0]
+        """From its input: beside a name with a backslash sha256sum writes another."""
+        return self.read(f"sha256sum < {shlex.quote(remote)}", timeout=600).partition(" ")[0]
 
     def _send_pieces(self, local: Path, partial: str, total: int, piece: int, patience: float, progress) -> None:
         name, part = shlex.quote(partial), shlex.quote(f"{partial}.piece")

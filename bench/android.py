@@ -126,8 +126,8 @@ class Android:
         self._samples: list[Sample] = []
 
     def describe(self) -> dict[str, Any]:
-        told = self._adb.read("; ".join(f'echo "$(getprop {name})"' for name in _PROPERTIES.values())).splitlines()
-        found = dict(zip(_PROPERTIES, [*told, *[""] * len(_PROPERTIES)], strict=False))
+        told = self._adb.read("; ".join(f"getprop {name}; echo {MARK}" for name in _PROPERTIES.values())).split(f"{MARK}\n")
+        found = dict(zip(_PROPERTIES, (" ".join(one.split()) for one in [*told, *[""] * len(_PROPERTIES)]), strict=False))
         memory = self._adb.read("cat /proc/meminfo").partition("MemTotal:")[2].split()
         governor = self._adb.read("cat /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor 2>/dev/null || true").split()
         cores = self._adb.read("nproc").strip()

@@ -94,7 +94,7 @@ def parse_battery(text: str) -> Battery:
     )
 
 
-_TEMPERATURE = re.compile(r"Temperature\{mValue=([-+.\deE]+|NaN), mType=(-?\d+), mName=([^,}]*), mStatus=(\d+)\}")
+_TEMPERATURE = re.compile(r"Temperature\{mValue=([-+.\deE]+|NaN), mType=(-?\d+), mName=(.*?), mStatus=(\d+)\}")
 
 
 def parse_thermal(text: str) -> Thermal:
@@ -145,7 +145,7 @@ def parse_current_a(text: str) -> float | None:
 
 def parse_rails(text: str) -> dict[str, float]:
     """ODPM's energy_value: rail -> joules since boot."""
-    found = re.findall(r"^CH\d+\(T=\d+\)\[([^\]]*)\],\s*(\d{1,20})\s*$", text, re.M)
+    found = re.findall(r"^CH\d+\(T=\d+\)\[(.*)\],\s*(\d{1,20})\s*$", text, re.M)
     return {rail: int(energy) * 1e-6 for rail, energy in found}
 
 
@@ -155,7 +155,7 @@ MARK = "@@"  # before each part of a sampler block
 def parse_sample(block: str) -> Sample | None:
     """A block of the sampler: parts `@@name`, then what that command printed. None without a readable time."""
     parts: dict[str, str] = {}
-    for part in block.split(MARK)[1:]:
+    for part in re.split(f"^{MARK}", block, flags=re.MULTILINE)[1:]:
         name, _, body = part.partition("\n")
         parts[name.strip()] = parts.get(name.strip(), "") + body
     time = re.match(r"\d{1,12}(\.\d+)?", parts.get("time", "").strip())  # old shells print %N as it is

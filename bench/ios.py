@@ -223,9 +223,12 @@ class Ios:
             command = command_line(arguments, str(answer), self._about["udid"] if device else None)
             try:
                 done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout)
-                document = json.loads(answer.read_text("utf-8"))
             except subprocess.TimeoutExpired:
                 raise InputError(f"devicectl {' '.join(arguments[:3])} gave no answer in {timeout:g} s") from None
+            except OSError as error:
+                raise InputError(f"xcrun can't be run ({error.strerror}): install Xcode 15 or later") from None
+            try:
+                document = json.loads(answer.read_text("utf-8"))
             except (OSError, ValueError):
                 said = (done.stderr.strip().splitlines() or ["no message"])[-1]
                 raise InputError(f"devicectl {' '.join(arguments[:3])}: {said[:200]}") from None

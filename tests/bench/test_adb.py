@@ -39,12 +39,72 @@ QUICK = Plan(
 # Which phone
 
 
+PERMISSIONS = (
+    "no permissions (missing udev rules? user is in the plugdev group); see [http://developer.android.com/tools/device.html]"
+)
+MDNS = "adb-0123 (2)._adb-tls-connect._tcp"
+LINES = {  # as adb prints them, and what they say
+    "R58N                   device usb:1-1 product:a model:Pixel_6 device:b transport_id:1": ("R58N", "device", "Pixel_6"),
+    "R58N                   device product:a model:P": ("R58N", "device", "P"),
+    f"{MDNS} device product:x model:P": (MDNS, "device", "P"),
+    f"{MDNS} device product:x model:P device:b transport_id:12": (MDNS, "device", "P"),
+    "adb-0123-Ab._adb-tls-connect._tcp. offline transport_id:2": ("adb-0123-Ab._adb-tls-connect._tcp.", "offline", ""),
+    "127.0.0.1:5            offline transport_id:2": ("127.0.0.1:5", "offline", ""),
+    f"xyz                    {PERMISSIONS} usb:1-1 transport_id:4": ("xyz", "no permissions", ""),
+    "xyz                    no permissions (user in plugdev group?) usb:1-1": ("xyz", "no permissions", ""),
+    "????????????           no permissions": ("????????????", "no permissions", ""),
+    "(no serial number)     device usb:336592896X": ("(no serial number)", "device", ""),
+    "my device offline      device product:my device model:Q device:no host transport_id:9": (
+        "my device offline",
+        "device",
+        "Q",
+    ),
+    "two  blanks unauthorized usb:1-2 transport_id:3": ("two  blanks", "unauthorized", ""),
+    "abc\tdevice": ("abc", "device", ""),
+    "abc\tno permissions (verify udev rules); see [http://x/y]": ("abc", "no permissions", ""),
+    "abc                    warming product:a": ("abc", "warming", ""),
+}
+STATES = (
+    "device",
+    "offline",
+    "unauthorized",
+    "authorizing",
+    "connecting",
+    "recovery",
+    "sideload",
+    "rescue",
+    "bootloader",
+    "host",
+)
+STATES += ("detached", "no permissions", PERMISSIONS)
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_phone_is_read(line):
+    assert parse_devices(f"* daemon started\nList of devices attached\n* more of it\n{line}\n\n") == [Listed(*LINES[line])]
+
+
 def test_the_list_of_phones_is_read():
-    text = (
-        "* daemon started\nList of devices attached\nR58 device product:a model:Pixel_6 device:b transport_id:1\n"
-        "127.0.0.1:5 offline transport_id:2\nxyz no permissions (user in plugdev group?) usb:1-1\n\n"
+    found = parse_devices("List of devices attached\n" + "\n".join(LINES))
+    assert found == [Listed(*line) for line in LINES.values()] and parse_devices("error: no server\n") == []
+
+
+PART = st.text("abc019_.:-()#é", min_size=1, max_size=6)
+
+
+@given(st.lists(PART, min_size=1, max_size=4), st.sampled_from(STATES), st.integers(1, 30), st.booleans(), st.booleans(), PART)
+def test_any_serial_is_read(words, state, width, usb, known, name):
+    """Words of a serial are anything but keys and states; the rest is as adb prints it."""
+    serial = " ".join(words)
+    line = (
+        f"{serial:<{width}} {state}"
+        + " usb:1-4.2" * usb
+        + f" product:{name} x model:{name} device:{name}" * known
+        + " transport_id:7"
     )
-    assert parse_devices(text) == [Listed("R58", "device", "Pixel_6"), Listed("127.0.0.1:5", "offline"), Listed("xyz", "no")]
+    assert parse_devices(f"List of devices attached\n{line}\n") == [
+        Listed(serial, state.partition(" (")[0], name if known else "")
+    ]
 
 
 @given(st.text())
@@ -60,7 +120,10 @@ def test_any_list_is_read(text):
         ([Listed("a", "device")], "c", "no phone c: adb lists adb:a"),
         ([Listed("a", "unauthorized")], None, "accept the dialog"),
         ([Listed("a", "offline"), Listed("b", "device")], "a", "offline"),
-        ([Listed("a", "no")], None, "permissions"),
+        ([Listed("a", "no permissions")], None, "udev"),
+        ([Listed(MDNS, "device"), Listed("b", "device")], None, r"one of 'adb:adb-0123 \(2\)\._adb-tls-connect\._tcp', adb:b"),
+        ([Listed("a", "dreaming")], None, "in state dreaming"),
+        *(([Listed("a", state)], None, "the phone a (is|has|can)") for state in STATES[1:-1]),
     ],
 )
 def test_what_is_wrong_with_the_phone_is_said(phones, serial, says):
@@ -70,6 +133,33 @@ def test_what_is_wrong_with_the_phone_is_said(phones, serial, says):
 
 def test_the_ready_phone_is_taken():
     assert choose([Listed("a", "offline"), Listed("b", "device")]) == "b"
+
+
+@pytest.mark.parametrize(
+    ("serial", "again"),
+    [(MDNS, True), ("adb-0123-Ab._adb-tls-connect._tcp", True), ("adb-0123._adb._tcp.", True), ("10.0.0.2:5555", True),
+     ("R58N", False), ("adb-0123 tcp", False)],
+)  # fmt: skip
+def test_a_phone_on_the_network_is_connected_again(tmp_path, serial, again):
+    calls, program = tmp_path / "calls", tmp_path / "adb"
+    program.write_text(
+        f"""#!/bin/sh
+if [ "$1" = devices ]; then printf 'List of devices attached\\n%s device product:x model:P\\n' '{serial}'; exit; fi
+printf '%s\\n' "$1" "$2" >> '{calls}'
+"""
+    )
+    program.chmod(0o755)
+    adb, tries = Adb(program=str(program)), []
+
+    def do() -> str:
+        tries.append(1)
+        if len(tries) == 1:
+            raise Unplugged("gone")
+        return "back"
+
+    assert adb.serial == serial and adb.waiting(do, 5) == "back"
+    assert (calls.read_text().splitlines() if again else []) == (["disconnect", serial, "connect", serial] if again else [])
+    assert calls.exists() == again
 
 
 @needs_adb
@@ -163,6 +253,33 @@ def test_full_storage_is_the_users_to_fix(plugged, tmp_path):  # noqa: F811
     phone.room = 100_000
     with pytest.raises(InputError, match=r"can't store.*No space left on device; make room"):
         Adb().push(local, "/data/local/tmp/file")
+
+
+@needs_adb
+@pytest.mark.parametrize("name", ["with blanks (2)", 'it\'s "quoted"', "back\\slash", "$HOME;ls&*"])
+def test_names_on_the_phone_may_be_any(plugged, tmp_path, name):  # noqa: F811
+    phone, local, remote = plugged(), tmp_path / "a file", f"/data/local/tmp/{name}/{name}"
+    local.write_bytes(b"x" * 100_000)
+    adb = Adb()
+    assert adb.push(local, remote, piece=30_000) and not adb.push(local, remote)
+    assert Path(phone.moved(remote)).read_bytes() == local.read_bytes()
+    assert sorted(path.name for path in Path(phone.moved(remote)).parent.iterdir()) == [name]
+    free = adb.free_bytes(str(Path(remote).parent))
+    assert free is not None and free > 0
+
+
+@needs_adb
+def test_free_space_is_read_from_any_table(plugged):  # noqa: F811
+    phone, adb = plugged(), Adb()
+    for row in (
+        "/dev/block/dm-5 113 1 42 3% /data",
+        "/dev/fuse with blanks 113 1 42 3% /mnt/my disk",
+        "/dev/long\n 113 1 42 3% /d",
+    ):
+        phone.script("df", f"printf 'Filesystem 1K-blocks Used Available Use%% Mounted on\\n%s\\n' '{row}'")
+        assert adb.free_bytes("/data") == 42 * 1024
+    phone.script("df", "echo df: no such file >&2; exit 1")
+    assert adb.free_bytes("/data") is None
 
 
 # Whole runs

@@ -134,6 +134,17 @@ def test_a_samplers_block():
     assert parse_sample("@@time\n1800000000.%N\n").t == 1800000000 and parse_sample("@@battery\nlevel: 3") is None
 
 
+def test_names_may_have_what_divides_the_fields():
+    """Sensors and rails are called as their makers like; a value may look like the mark of the next part."""
+    hal = "Current temperatures from HAL:\n\tTemperature{mValue=41.5, mType=3, mName=skin, back} (2), mStatus=0}\n"
+    assert parse_thermal(hal).temperatures == {"skin, back} (2)": 41.5} and parse_thermal(hal).skin_c == 41.5
+    assert parse_rails("CH3(T=9)[S10M_VDD[0], a b], 2000000\n") == {"S10M_VDD[0], a b": 2.0}
+    battery = "  level: 50\n  serial: x@@thermal\n  note: @@time 7\n"
+    block = f"\n@@time\n12.5\n\n@@battery\n{battery}\n@@current\n500000\n"
+    sample = parse_sample(block)
+    assert sample.t == 12.5 and sample.battery.percent == 50 and sample.current_a == 0.5
+
+
 @parsers
 @given(data=st.data())
 def test_any_damage_is_read(parse, text, data):

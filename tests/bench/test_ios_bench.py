@@ -190,3 +190,16 @@ def test_without_xcode(monkeypatch, capsys):
     monkeypatch.setenv("PATH", "/nowhere")
     assert main(["bench", "some.bundle", "--device", "ios"]) == 2
     assert "need a Mac with Xcode 15" in capsys.readouterr().err
+
+
+def test_an_xcrun_that_says_nothing_is_named(xcrun):
+    """It wrote no answer: what it said is shown, if it said something."""
+    (xcrun / "xcrun").write_text("#!/bin/sh\necho 'xcrun: error: no developer tools' >&2\nexit 72\n")
+    with pytest.raises(InputError, match="no developer tools"):
+        Ios()
+    (xcrun / "xcrun").write_text("#!/bin/sh\nexit 72\n")
+    with pytest.raises(InputError, match="no message"):
+        Ios()
+    (xcrun / "xcrun").write_text("no program")
+    with pytest.raises(InputError, match="xcrun"):
+        Ios()
