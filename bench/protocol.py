@@ -20,6 +20,7 @@ from phi3mobile.bench.battery import Sample, energies
 from phi3mobile.bundle import Bundle
 from phi3mobile.errors import InputError
 from phi3mobile.progress import Progress
+from phi3mobile.unicode import valid_values
 
 FORMAT = 1
 
@@ -276,7 +277,7 @@ def read_record(path: Path) -> list[dict[str, Any]]:
         if not row.strip():
             continue
         try:
-            line = json.loads(row)
+            line = valid_values(json.loads(row))
             if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
                 raise ValueError("no object with a kind")
         except (ValueError, RecursionError):

@@ -13,6 +13,7 @@ from phi3mobile.bench.predict import published
 from phi3mobile.bench.report_tables import Cell, Table
 from phi3mobile.errors import InputError
 from phi3mobile.files import whole_file
+from phi3mobile.unicode import valid_values
 
 KIND, FORMAT = "quality", 1
 NEEDED = {"task": str, "metric": str, "score": (int, float), "n": int, "model": dict, "metrics": dict}
@@ -42,7 +43,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     """Lines of `phi3mobile eval --out`. Raises InputError for anything else."""
     try:
         rows = path.read_text("utf-8").split("\n")
-        lines = [json.loads(row) for row in rows if row.strip()]
+        lines = [valid_values(json.loads(row)) for row in rows if row.strip()]
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} can't be read ({error}); give a .jsonl that `phi3mobile eval` wrote") from None
     for number, line in enumerate(lines, 1):

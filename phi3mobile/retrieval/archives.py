@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,18 +28,23 @@ def read_epub(path: Path) -> Document:
         spine = [items[node.get("idref")] for node in package.iter() if node.tag.endswith("}itemref")]
         document = Document(next((node.text or "" for node in package.iter(DC_TITLE)), ""))
         for number, name in enumerate(dict.fromkeys(spine), 1):
-            chapter = read_html(read(posixpath.normpath(posixpath.join(folder, unquote(name)))), xhtml=True)
+            target = posixpath.normpath(posixpath.join(folder, unquote(name.partition("#")[0])))
+            chapter = read_html(read(target), xhtml=True)
             document.blocks += [Block(block.text, block.level, f"section {number}") for block in chapter.blocks]
     return document
 
 
 def unpacker(archive: zipfile.ZipFile) -> Callable[[str], bytes]:
-    """read(name) that stops when all members together pass MAX_BYTES, whatever the archive's directory claims."""
+    """read(name) that stops when all members together pass MAX_BYTES, whatever the archive's directory claims.
+
+    A name in UTF-8 is found though the archive does not say that its names are, and in either form of its accents.
+    """
     left = MAX_BYTES
+    names = {_plain(info): info for info in archive.infolist()}
 
     def read(name: str) -> bytes:
         nonlocal left
-        with archive.open(name) as member:
+        with archive.open(names.get(unicodedata.normalize("NFC", name), name)) as member:
             data = member.read(left + 1)
         left -= len(data)
         if left < 0:
@@ -45,6 +52,15 @@ def unpacker(archive: zipfile.ZipFile) -> Callable[[str], bytes]:
         return data
 
     return read
+
+
+def _plain(member: zipfile.ZipInfo) -> str:
+    """A member's name; without the flag for UTF-8 zipfile takes it for code page 437."""
+    name = member.filename
+    if not member.flag_bits & 0x800:
+        with contextlib.suppress(UnicodeError):
+            name = name.encode("cp437").decode()
+    return unicodedata.normalize("NFC", name)
 
 
 def parsed(data: bytes) -> ElementTree.Element:

@@ -35,7 +35,7 @@ def decode(data: bytes, label: str = "") -> str:
     """
     for mark, codec in _MARKS:
         if data.startswith(mark):
-            return data[len(mark) :].decode(codec, "replace")
+            return _strict(data[len(mark) :], codec) or data[len(mark) :].decode(codec, "replace")
     if b"\0" in data:
         return _wide(data)
     named = codec_of(label)
@@ -60,8 +60,8 @@ def decode(data: bytes, label: str = "") -> str:
 
 def codec_of(label: str) -> str | None:
     """The codec that browsers use for an encoding's name; None for a name they do not know, or none."""
-    if not label:
-        return None
+    if label.lower() in ("", "utf-8"):  # needs no package
+        return label.lower() or None
     encoding = need("webencodings").lookup(label)
     if encoding is None or encoding.name in ("replacement", "x-user-defined"):
         return None
@@ -119,8 +119,9 @@ _SINGLE = frozenset(
 
 
 def _strict(data: bytes, codec: str) -> str | None:
+    """None if there are damaged bytes. Halves of characters, which old programs write as UTF-8, are joined or U+FFFD."""
     try:
-        return data.decode(codec)
+        return valid(data.decode(codec, "surrogatepass" if codec.startswith("utf") else "strict"))
     except UnicodeDecodeError:
         return None
 

@@ -115,11 +115,14 @@ _BONUS = 0.15  # for the detector's choice, and for windows-1252
 _MARGIN = 0.1  # that the best must have before the second
 _SURER = 0.3  # by which another encoding of the same script rules out the detector's
 
-# What stands within a word; what no text is written with; letters where their language never has them.
+# What stands within a word; what no text is written with; letters where their language never has them; more of them in a row
+# than Latin script has beyond ASCII (Polish: żółć).
 _JOINING = "’‘–—…·\u00ad\u2011\u200c\u200d"
 _UNUSED = "¤¦¬¸¨´¯ˇ˘˙˛˝ˆ˜‡ƒ"
 _INVISIBLE = "\u00ad\u200c\u200d\u200e\u200f"
 _MISPLACED = re.compile("[ךםןףץ]\\w|ς[^\\W\\d_]|(?<!\\w)[ъьЪЬ]|[ةى][ء-ي]|(?<![\u0e01-\u0e4e])[\u0e30-\u0e3a\u0e47-\u0e4e]")
+
+_TOO_MANY = re.compile(r"[^\W\d_\x00-\x7f]{5}")
 
 
 def guess(data: bytes) -> str:
@@ -232,7 +235,7 @@ def _reading(sample: bytes, codec: str, family: tuple[str, ...]) -> _Reading | N
     if text is None or not (latin or re.search(r"[^\W\d_\x00-\x7f]{2}", text)):
         return None
     text = unicodedata.normalize("NFC", text) if family is _VIETNAMESE else text
-    language, sure = _language(text)
+    language, sure = _language(text if latin else re.sub("[A-Za-z]+", " ", text))  # of other scripts the script's own words
     letters = _LETTERS[family].get(language)
     if codec != "cp1252" and letters is None:
         return None
@@ -262,7 +265,7 @@ def _share_off(text: str, letters: str, latin: bool) -> float:
 
 
 def _is_off(word: str, letters: frozenset[str], latin: bool) -> bool:
-    if not latin and _MISPLACED.search(word):
+    if (_TOO_MANY if latin else _MISPLACED).search(word):
         return True
     padded = f" {word} "
     return any(char > "\x7f" and _is_strange(*padded[at : at + 3], letters, latin) for at, char in enumerate(word))

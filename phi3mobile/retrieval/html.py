@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 from phi3mobile.retrieval.charsets import markup, need
 from phi3mobile.retrieval.document import Block, Document, row
+from phi3mobile.unicode import valid
 
 if TYPE_CHECKING:
     from selectolax.lexbor import LexborNode
@@ -51,7 +52,7 @@ def from_html(text: str) -> Document:
     """Blocks of a page, headings with their level. What no reader sees (programs, hidden elements) is left out; so are
     navigation and controls. Elements with aria-hidden are seen, so they are in. Of styles the style attribute counts.
     """
-    tree = need("selectolax.lexbor").LexborHTMLParser(_NOSCRIPT.sub("", text))
+    tree = need("selectolax.lexbor").LexborHTMLParser(_NOSCRIPT.sub("", valid(text)))
     reader = _Reader()
     stack = [(tree.root, False)] if tree.root is not None else []
     while stack:  # no recursion: pages nest as deep as they like

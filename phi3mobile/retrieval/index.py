@@ -27,7 +27,7 @@ from phi3mobile.retrieval.library import (
     spaced,
     unpack_embedder,
 )
-from phi3mobile.retrieval.read import kinds, read_document, readable
+from phi3mobile.retrieval.read import READERS, kinds, read_document, readable
 from phi3mobile.unicode import printable
 
 
@@ -54,9 +54,9 @@ def index_documents(
 ) -> Report:
     """Index the documents in `sources` (files, or folders with all below) into the library `path`, made or brought up to date.
 
-    A document that is no longer there is removed; one with the same SHA-256 is left alone. `embedder_files` gives the
-    program and vocabulary of a new library's embedder (None: no vectors); `embedder` stands in for running them. The library
-    is written beside and renamed: it is whole, the old or the new.
+    A document that is no longer there is removed; one that is as it was, and would be read as it was, is left alone.
+    `embedder_files` gives the program and vocabulary of a new library's embedder (None: no vectors); `embedder` stands in for
+    running them. The library is written beside and renamed: it is whole, the old or the new.
     Raises InputError: nothing to index, a document that can't be read (unless skip_damaged), a file that is no library.
     """
     path, found = Path(path), find_documents(sources)
@@ -167,8 +167,9 @@ def _bring_up_to_date(
 
 
 def _digest(file: Path) -> str:
+    """Differs where what is read of the file may differ: its SHA-256 and the version of the readers."""
     try:
-        return sha256(file)
+        return f"{sha256(file)}.{READERS}"
     except OSError as error:
         raise InputError(f"{printable(file)} can't be read: {error.strerror or error}; check the file") from None
 

@@ -14,6 +14,8 @@ from phi3mobile.retrieval.html import read_html
 from phi3mobile.retrieval.word import read_docx
 from phi3mobile.unicode import printable
 
+READERS = 2  # version of what read_document makes of a file: with another, a library's documents are read again
+
 
 def readable(path: Path) -> bool:
     """Whether this kind of document is known, by its name."""

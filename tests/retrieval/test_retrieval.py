@@ -121,6 +121,14 @@ def test_only_what_changed_is_embedded_again(folder, tmp_path):
             assert one.execute(query).fetchall() == other.execute(query).fetchall()
 
 
+def test_a_library_of_older_readers_is_read_again(folder, tmp_path, monkeypatch):
+    path = tmp_path / "library.db"
+    index_documents([folder], path)
+    assert index_documents([folder], path).unchanged == 3
+    monkeypatch.setattr("phi3mobile.retrieval.index.READERS", 99)
+    assert index_documents([folder], path).changed == 3
+
+
 def test_a_failed_run_leaves_the_library_as_it_was(folder, tmp_path):
     path = tmp_path / "library.db"
     index_documents([folder], path)
@@ -312,17 +320,14 @@ def test_a_file_that_may_not_be_read_is_left_out(folder, tmp_path):
 
 
 def test_a_file_that_vanishes_is_left_out(folder, tmp_path, monkeypatch):
-    from phi3mobile.retrieval import index
+    def gone(path):
+        raise FileNotFoundError(2, "No such file or directory")
 
-    def find(sources):
-        found = index.__dict__["_found"](sources)
-        (folder / "rent.md").unlink(missing_ok=True)
-        return found
-
-    monkeypatch.setattr(index, "_found", index.find_documents, raising=False)
-    monkeypatch.setattr(index, "find_documents", find)
+    monkeypatch.setattr("phi3mobile.retrieval.index.sha256", gone)
+    with pytest.raises(InputError, match=r"can't be read: No such file or directory; check the file"):
+        index_documents([folder], tmp_path / "l.db")
     report = index_documents([folder], tmp_path / "l.db", skip_damaged=True)
-    assert report.added == 2 and "rent.md can't be read: No such file" in report.damaged[0]
+    assert report.added == 0 and len(report.damaged) == 3
 
 
 @pytest.mark.parametrize("stream", ["ascii", "cp1252"])

@@ -1,8 +1,11 @@
 """Every kind of document to blocks, blocks to passages; damaged and hostile files to one sentence."""
 
+import io
 import json
+import unicodedata
 import zipfile
 from importlib.util import find_spec
+from urllib.parse import quote
 
 import pytest
 from documents import HTML, write_docx, write_epub, write_mapped_pdf, write_pdf
@@ -81,6 +84,26 @@ def test_epub_is_read_in_the_order_of_its_spine(tmp_path):
         ("Alpha.", "section 1"),
         ("Rules", "section 2"),
     ]
+
+
+@needs_html
+@pytest.mark.parametrize("name", ["kapitel-ä.xhtml", "kapitel-ä.xhtml", "章.xhtml"])
+@pytest.mark.parametrize("flagged", [True, False])
+def test_chapters_are_found_whatever_the_archive_says_of_their_names(tmp_path, name, flagged):
+    data = write_epub(tmp_path / "a.epub").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.epub", "w") as archive, zipfile.ZipFile(io.BytesIO(data)) as source:
+        for part in ("META-INF/container.xml", "OPS/book.opf", "OPS/text/two.xhtml"):
+            text = source.read(part).decode()
+            archive.writestr(part, text.replace("one%20x.xhtml", quote(unicodedata.normalize("NFC", name)) + "#start"))
+        archive.writestr(f"OPS/{name}", "<html><body><p>Alpha.</p></body></html>")
+    if not flagged:  # as old programs write it: UTF-8 that does not say so
+        raw = bytearray((tmp_path / "a.epub").read_bytes())
+        for mark, at in ((b"PK\x03\x04", 7), (b"PK\x01\x02", 9)):
+            start = -1
+            while (start := raw.find(mark, start + 1)) >= 0:
+                raw[start + at] &= 0xF7
+        (tmp_path / "a.epub").write_bytes(raw)
+    assert blocks_of(tmp_path / "a.epub")[0] == ("Alpha.", 0)
 
 
 def test_word_documents_have_headings_and_tables(tmp_path):

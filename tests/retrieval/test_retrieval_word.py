@@ -199,6 +199,10 @@ def test_the_strict_format_and_other_part_names_are_read(tmp_path):
 
 def test_halves_of_characters_become_valid(tmp_path):
     assert texts(tmp_path, word_paragraph("a&#xD83D;&#xDE00;b&#xD83D;c&#1;d")) == ["a😀b\ufffdc\ufffdd"]
+
+
+def test_a_part_may_be_in_any_encoding_that_it_names(tmp_path):
+    pytest.importorskip("webencodings", reason='names of encodings need webencodings: pip install "phi3mobile[library]"')
     declared = f'<?xml version="1.0" encoding="shift_jis"?><w:document xmlns:w="{W}">'
     with zipfile.ZipFile(tmp_path / "b.docx", "w") as archive:
         xml = f"{declared}<w:body>{word_paragraph('日本')}</w:body></w:document>"
