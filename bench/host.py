@@ -7,11 +7,9 @@ given as a share of the bandwidth that this machine showed in the same round.
 from __future__ import annotations
 
 import os
-import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from tempfile import TemporaryDirectory
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from phi3mobile.bench.measure import ReadBandwidth, median, paired_ratio, percen
 from phi3mobile.bench.peers import Entry, decode_bytes
 from phi3mobile.bench.worker import SETTLE_S, Worker, WorkerDied
 from phi3mobile.errors import InputError
-from phi3mobile.files import cache_folder
+from phi3mobile.files import cache_folder, scratch_folder
 from phi3mobile.progress import Progress, silent
 
 __all__ = ["compare", "decode_bytes", "depths_for"]
@@ -51,7 +49,7 @@ def compare(
     depths, threads = depths_for(context, depths, count), usable_cores()
     with ExitStack() as stack:
         # A cache of packed weights of its own: the first load has to pack, the second finds them.
-        packed = stack.enter_context(_scratch_folder())
+        packed = str(stack.enter_context(scratch_folder(cache_folder(), "bench")))
         run = _Run(entries, {"XDG_CACHE_HOME": packed}, progress)
         stack.callback(run.close)
         arguments = {"context": context, "threads": threads}
@@ -79,16 +77,6 @@ def others_cpu_percent() -> float:
     """CPU that is busy while all our workers wait: other programs, which make the figures worse than they are."""
     time.sleep(SETTLE_S)
     return psutil.cpu_percent(0.2)
-
-
-@contextmanager
-def _scratch_folder() -> Iterator[str]:
-    """A folder that goes afterwards. It may hold gigabytes, so what a killed run left goes too."""
-    for old in cache_folder().glob("bench-*-*"):
-        if not psutil.pid_exists(int(old.name.split("-")[1])):
-            shutil.rmtree(old, ignore_errors=True)
-    with TemporaryDirectory(dir=cache_folder(), prefix=f"bench-{os.getpid()}-") as folder:
-        yield folder
 
 
 def _prompts(context: int) -> list[int]:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from phi3mobile.bench.battery import Battery, Sample, Thermal, parse_current_a
 from phi3mobile.bench.measure import usable_cores
 from phi3mobile.bench.protocol import Plan, Run, RunFailed
 from phi3mobile.bundle import Bundle
-from phi3mobile.files import cache_folder
+from phi3mobile.files import cache_folder, scratch_folder
 from phi3mobile.progress import Progress
 
 STEPS = "phi3mobile.bench.steps"
@@ -28,7 +29,7 @@ class Local:
     """Implements protocol.Device. Its packed weights are its own, so that a cold run packs them."""
 
     def __init__(self, power: Path = Path("/sys/class/power_supply"), thermal: Path = Path("/sys/class/thermal")) -> None:
-        self._power, self._thermal, self._cache = power, thermal, ""
+        self._power, self._thermal, self._cache, self._stack = power, thermal, "", ExitStack()
         self._samples: list[Sample] = []
 
     def describe(self) -> dict[str, Any]:
@@ -49,7 +50,7 @@ class Local:
 
     def install(self, bundle: Bundle, progress: Progress) -> None:
         self._bundle = bundle
-        self._cache = tempfile.mkdtemp(dir=cache_folder(), prefix=f"bench-{os.getpid()}-")
+        self._cache = str(self._stack.enter_context(scratch_folder(cache_folder(), "bench")))
 
     def launch(self, run: Run, plan: Plan) -> Iterator[dict[str, Any]]:
         if run.cold:
@@ -106,7 +107,7 @@ class Local:
         return found
 
     def clean(self) -> None:
-        shutil.rmtree(self._cache, ignore_errors=True)
+        self._stack.close()
 
     def _note(self) -> None:
         if sample := self.sample():

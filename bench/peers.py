@@ -9,13 +9,12 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from phi3mobile.bench.worker import Worker, WorkerDied
 from phi3mobile.bundle import Bundle, open_bundle
 from phi3mobile.errors import InputError
-from phi3mobile.files import new_folder
+from phi3mobile.files import cache_folder, new_folder, scratch_folder
 from phi3mobile.models.pieces import pieces
 from phi3mobile.progress import Progress
 
@@ -128,7 +127,7 @@ def _genai_entry(checkpoint: Checkpoint, bundle: Bundle, progress: Progress) -> 
     if not path.exists():
         progress(GENAI, 0, 1)
         options = ["block_size=32", "algo_config=rtn"] + ["matmul_mixed_precision=last_matmul:int8"] * (bits == 8)
-        with TemporaryDirectory() as cache, new_folder(path) as partial:
+        with scratch_folder(cache_folder(), "builder") as cache, new_folder(path) as partial:
             built = subprocess.run(
                 [
                     sys.executable,
@@ -141,7 +140,7 @@ def _genai_entry(checkpoint: Checkpoint, bundle: Bundle, progress: Progress) -> 
                     "-o",
                     str(partial),
                     "-c",
-                    cache,
+                    str(cache),
                     "-p",
                     "int4",
                     "-e",

@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 
 from phi3mobile.bench.measure import usable_cores
+from phi3mobile.files import whole_file
 from phi3mobile.models.checkpoint import Checkpoint
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.tensors import ATTENTION_NORM, DOWN, EMBED, FINAL_NORM, GATE_UP, HEAD, MLP_NORM, QKV, O
@@ -30,14 +31,14 @@ def write_gguf(
     Written under the architecture "llama", whose graph is the same where there is no LongRoPE and no partial rotary, and
     without a tokenizer's vocabulary. One tensor at a time is in memory. A file that is there is replaced when all is done.
     """
-    config, partial = checkpoint.config, path.with_name(f".{path.name}.partial")
+    config = checkpoint.config
     shapes = _shapes(config)
     kinds = {
         name: Kind.F32 if len(shape) == 1 else (table_kind or kind) if name in TABLES else kind
         for name, shape in shapes.items()
     }
-    writer = gguf.GGUFWriter(partial, "llama")
-    try:
+    with whole_file(path) as partial:
+        writer = gguf.GGUFWriter(partial, "llama")
         _add_keys(writer, config)
         for name, shape in shapes.items():
             stored = _stored_shape(shape, kinds[name])
@@ -51,9 +52,6 @@ def write_gguf(
                 progress("gguf", done, len(shapes))
                 writer.write_tensor_data(_quantized(tensor, kinds[name], pool))
         writer.close()
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 TABLES = ("token_embd.weight", "output.weight")

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from phi3mobile.errors import InputError
+from phi3mobile.files import whole_file
 from phi3mobile.models.finite import require_finite
 from phi3mobile.retrieval.embed import LONGEST
 
@@ -130,6 +131,5 @@ def export_embedder(folder: Path, pte: Path) -> None:
     program = to_edge_transform_and_lower(
         exported, partitioner=[XnnpackPartitioner()], compile_config=EdgeCompileConfig(_check_ir_validity=False)
     ).to_executorch()
-    beside = pte.with_name(f".{pte.name}.partial")
-    beside.write_bytes(program.buffer)
-    beside.replace(pte)
+    with whole_file(pte) as partial:
+        partial.write_bytes(program.buffer)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
-from glob import escape
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from phi3mobile.errors import InputError
+from phi3mobile.partial import beside
 from phi3mobile.unicode import printable
 
 
@@ -18,34 +20,59 @@ from phi3mobile.unicode import printable
 def new_folder(path: Path) -> Iterator[Path]:
     """A scratch folder beside `path` that becomes `path` when the block ends well, and vanishes when it does not.
 
-    What a killed process left of an earlier try is removed. Raises InputError if `path` exists or can't be made.
+    What killed processes left beside `path` is removed. Raises InputError if `path` exists or can't be made.
     """
     refuse_existing(path)
-    partial = path.absolute().with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        for old in partial.parent.glob(f".{escape(path.name)}.partial-*"):
-            if old == partial or not _alive(old.name.rpartition("-")[2]):  # its id may be ours by now
-                shutil.rmtree(old, ignore_errors=True)
-        partial.mkdir()
-    except OSError as error:
-        raise InputError(f"{path} can't be made ({error.filename}: {error.strerror}); write elsewhere") from None
-    try:
+    path = path.absolute()
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = stack.enter_context(beside(path))
+            partial.mkdir()
+            with suppress(FileNotFoundError):
+                path.lstat()  # a name that is too long
+        except OSError as error:
+            raise InputError(f"{path} can't be made ({error.filename}: {error.strerror}); write elsewhere") from None
         yield partial
+        refuse_existing(path)  # another run was faster
         partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to: it replaces `path` when the block ends well, and vanishes when it does not."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
+    """A name to write to: what is there replaces `path` when the block ends well, and vanishes when it does not.
+
+    Where `path` leads to a device, a pipe or a socket, the bytes are written into that. Raises OSError.
+    """
+    if is_special(path):
+        with TemporaryDirectory(prefix="phi3mobile-") as folder:
+            partial = Path(folder) / (path.name or "out")
+            yield partial
+            with partial.open("rb") as source, path.open("wb") as target:
+                shutil.copyfileobj(source, target)
+        return
+    path = path.resolve() if path.is_symlink() else path.absolute()  # what a link leads to is replaced, not the link
+    with beside(path) as partial:
         yield partial
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A hidden folder in `parent` that goes with the block; what killed processes left there goes before. Raises OSError."""
+    with beside(parent / name) as folder:
+        folder.mkdir()
+        yield folder
+
+
+def is_special(path: Path) -> bool:
+    """Whether `path` leads to what is neither file nor folder, or a name of an open file such as /dev/stdout."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    named = path.absolute().parts[:2] in (("/", "dev"), ("/", "proc"))
+    return not stat.S_ISDIR(mode) and (named or not stat.S_ISREG(mode))
 
 
 def refuse_existing(path: Path) -> None:
@@ -62,12 +89,6 @@ def require_utf8(path: Path) -> None:
     except UnicodeEncodeError:
         todo = "the libraries that read and write models can't open it: rename it"
         raise InputError(f"{printable(path.absolute())} is not UTF-8; {todo}") from None
-
-
-def _alive(pid: str) -> bool:
-    import psutil
-
-    return pid.isdigit() and psutil.pid_exists(int(pid))
 
 
 def require_space(path: Path, needed: int) -> None:

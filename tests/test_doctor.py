@@ -3,17 +3,16 @@
 import fcntl
 import importlib.metadata
 import json
-import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from phi3mobile import extras
+from phi3mobile import extras, partial
 from phi3mobile.cli import main
 from phi3mobile.engines import packed_cache
 from phi3mobile.engines.native import native_library
-from phi3mobile.files import cache_root
+from phi3mobile.files import cache_root, scratch_folder, whole_file
 
 
 def doctor(capsys, *arguments: str) -> tuple[str, dict]:
@@ -72,11 +71,16 @@ def test_clearing_leaves_what_is_in_use_and_what_links_lead_to(cache, capsys, tm
     marks = [write(file.with_name(file.name + ".json"), 2) for file in (held, free)]
     write(cache / "demo" / "model.pte", 1000)
     (cache / "link").symlink_to(outside.parent)
-    running = write(cache / f"bench-{os.getppid()}-x" / "steps", 4)
-    with held.open("rb") as file:
+    left = write(cache / ".bench.partial-0123456789ab" / "steps", 4)
+    left.parent.with_name(left.parent.name + ".lock").write_text(partial._kernel())
+    packing = cache / "packed" / "new.packed"
+    with held.open("rb") as file, scratch_folder(cache, "bench") as running, whole_file(packing) as writing:
         fcntl.flock(file, fcntl.LOCK_SH)
+        writing.write_bytes(b"x")
         _, report = doctor(capsys, "--clear-cache")
-    assert held.exists() and marks[0].exists() and running.exists() and outside.exists()
+        assert running.is_dir() and writing.exists()
+    assert held.exists() and marks[0].exists() and packing.exists() and outside.exists() and not left.parent.exists()
+    assert str(running) in report["cleared"]["kept"] and not any(one.endswith(".lock") for one in report["cleared"]["kept"])
     assert not free.exists() and not marks[1].exists() and not (cache / "demo").exists() and not (cache / "link").is_symlink()
     assert report["cleared"]["bytes"] >= 1200 and str(held) in report["cleared"]["kept"]
 

@@ -6,27 +6,23 @@ import logging
 import os
 import pty
 import shutil
+import stat
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
 import pytest
 
 from phi3mobile.errors import InputError
-from phi3mobile.files import cache_folder, new_folder, refuse_existing, require_space, sha256
+from phi3mobile.files import cache_folder, new_folder, refuse_existing, require_space, sha256, whole_file
 from phi3mobile.quiet import quiet
 from phi3mobile.screen import print_card, print_json, size
 
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
-
-
-def dead_pid():
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
 
 
 def test_a_new_folder_appears_whole(tmp_path):
@@ -52,18 +48,6 @@ def test_a_failed_folder_vanishes(tmp_path, error):
     assert not names(tmp_path)
 
 
-def test_leftovers_of_killed_processes_are_removed_and_only_those(tmp_path):
-    name = "a[1]*"
-    gone = [f".{name}.partial-{dead_pid()}", f".{name}.partial-{os.getpid()}", f".{name}.partial-x"]
-    kept = [f".{name}.partial-{os.getppid()}", f".other.partial-{dead_pid()}", ".a1b.partial-1"]
-    for leftover in (*gone, *kept):
-        (tmp_path / leftover).mkdir()
-        (tmp_path / leftover / "file").write_text("x")
-    with new_folder(tmp_path / name):
-        pass
-    assert names(tmp_path) == sorted([*kept, name])
-
-
 def test_what_exists_or_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
@@ -76,6 +60,121 @@ def test_what_exists_or_cannot_be_made_is_named(tmp_path):
         with pytest.raises(InputError, match=r"can't be made \(.*; write elsewhere"), new_folder(path):
             pytest.fail("must not run")
     assert names(tmp_path) == ["file", "link"]
+
+
+def test_the_slower_of_two_with_one_name_is_told(tmp_path):
+    with pytest.raises(InputError, match="exists; give another name"), new_folder(tmp_path / "made") as slow:
+        with new_folder(tmp_path / "made") as fast:
+            (fast / "file").write_text("fast")
+        (slow / "file").write_text("slow")
+    assert (tmp_path / "made" / "file").read_text() == "fast" and names(tmp_path) == ["made"]
+
+
+def test_a_whole_file_replaces_what_was_there_or_nothing(tmp_path):
+    target = tmp_path / "out.txt"
+    for text in ("one", "two"):
+        with whole_file(target) as partial:
+            partial.write_text(text)
+        assert target.read_text() == text and names(tmp_path) == ["out.txt"]
+    for error in (ValueError, KeyboardInterrupt):
+        with pytest.raises(error), whole_file(target) as partial:
+            partial.write_text("half")
+            raise error("no")
+    assert target.read_text() == "two" and names(tmp_path) == ["out.txt"]
+    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "none" / "out.txt"):
+        pytest.fail("must not run")
+
+
+def test_the_longest_names_are_written(tmp_path):
+    for name in ("n" * 255, "é" * 127, "n" * 230 + ".txt"):
+        with whole_file(tmp_path / name) as partial:
+            partial.write_text("x")
+        with new_folder(tmp_path / name[:-1]):
+            pass
+    assert len(names(tmp_path)) == 6
+
+
+def test_a_link_stays_and_leads_to_the_new_file(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "link").symlink_to("deep/file")
+    for text in ("new", "newer"):  # the file is not there yet, and is
+        with whole_file(tmp_path / "link") as partial:
+            partial.write_text(text)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "deep" / "file").read_text() == text
+    assert names(tmp_path) == ["deep", "link"] and names(tmp_path / "deep") == ["file"]
+
+
+def read_fifo(path, found):
+    with path.open("rb") as pipe:
+        found.append(pipe.read())
+
+
+def test_a_pipe_is_written_into_and_stays_one(tmp_path):
+    pipe, found = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=read_fifo, args=(pipe, found))
+    reader.start()
+    with whole_file(pipe) as partial:
+        partial.write_bytes(b"x" * 200_000)
+        assert partial.parent != tmp_path
+    reader.join(20)
+    assert found == [b"x" * 200_000] and stat.S_ISFIFO(pipe.stat().st_mode) and names(tmp_path) == ["pipe"]
+    with pytest.raises(ValueError, match="no"), whole_file(pipe):
+        raise ValueError("no")  # nothing is written where it did not end well: this would wait for a reader
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_a_device_is_written_into_and_stays_one(tmp_path):
+    device = tmp_path / "null"
+    try:
+        os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        device.write_bytes(b"")
+    except OSError:
+        pytest.skip("only root makes devices, where the file system has them")
+    (tmp_path / "link").symlink_to(device)
+    for path in (device, tmp_path / "link"):
+        with whole_file(path) as partial:
+            partial.write_text("x")
+    assert stat.S_ISCHR(device.stat().st_mode) and names(tmp_path) == ["link", "null"]
+
+
+@pytest.mark.parametrize("verb", ["report", "index", "eval"])
+def test_verbs_write_into_what_is_no_file(verb, tmp_path, capsys):
+    """A stand-in for /dev/null, which a verb that root ran would replace with a file."""
+    from phi3mobile.bench.evaluate.results import append_result
+    from phi3mobile.cli import main
+
+    pipe, found = tmp_path / "pipe.md", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=read_fifo, args=(pipe, found), daemon=True)
+    reader.start()
+    if verb == "report":
+        record = tmp_path / "record.jsonl"
+        line = {"kind": "quality", "format": 1, "t": 1.0, "tool": "0", "task": "a", "metric": "acc", "score": 0.5, "n": 2}
+        record.write_text(json.dumps(line | {"model": {"hash": "a", "name": "m"}, "metrics": {}}) + "\n")
+        assert main(["report", str(record), "-o", str(pipe)]) == 0
+    elif verb == "index":
+        (tmp_path / "a.txt").write_text("some text")
+        assert main(["index", str(tmp_path / "a.txt"), "-o", str(pipe), "--words-only"]) == 2
+        assert "is no file, and a library is one" in capsys.readouterr().err
+        pipe.open("wb").close()  # ends the reader
+    else:
+        append_result(pipe, {"kind": "quality"})
+    reader.join(20)
+    assert stat.S_ISFIFO(pipe.stat().st_mode) and found and (verb == "index" or found[0])
+    assert [name for name in names(tmp_path) if name.startswith(".")] == []
+
+
+def test_dev_stdout_is_written_into(tmp_path):
+    """A name of an open file is no place to put another file, even where it leads to one."""
+    code = "from pathlib import Path\nfrom phi3mobile.files import whole_file\n"
+    code += "with whole_file(Path('/dev/stdout')) as partial:\n    partial.write_text('told')\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("told", "")
+    with (tmp_path / "out").open("w") as out:
+        assert subprocess.run([sys.executable, "-c", code], stdout=out, check=False).returncode == 0
+    assert (tmp_path / "out").read_text() == "told" and names(tmp_path) == ["out"]
+    assert stat.S_ISLNK(Path("/dev/stdout").lstat().st_mode)
 
 
 def test_space_is_asked_for_where_the_file_will_be(tmp_path, monkeypatch):

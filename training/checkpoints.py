@@ -37,7 +37,8 @@ def save_checkpoint(
     final = out / "checkpoints" / f"step-{step:08}"
     partial = final.with_name(f".{final.name}.partial")
     if place.rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in final.parent.glob(".step-*.partial"):  # of a run that was killed: only one writes here
+            shutil.rmtree(left, ignore_errors=True)
         partial.mkdir(parents=True)
     place.barrier()
     with _disk_errors(out):

@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 
 from phi3mobile.errors import InputError
+from phi3mobile.files import whole_file
 from phi3mobile.training.config import Search
 
 Factors = tuple[float, ...]
@@ -121,15 +122,6 @@ def _child(parents: list[Factors], crossing: bool, known: set[Factors], settings
 
 def _save(state: Path, key: dict, rng: Random, scored: dict[Factors, float], history: list[float]) -> None:
     state.parent.mkdir(parents=True, exist_ok=True)
-    partial = state.with_suffix(".partial")
-    partial.write_text(
-        json.dumps(
-            {
-                "of": key,
-                "random": rng.getstate(),
-                "history": history,
-                "scored": [[list(f), score] for f, score in scored.items()],
-            }
-        )
-    )
-    partial.rename(state)
+    found = [[list(factors), score] for factors, score in scored.items()]
+    with whole_file(state) as partial:
+        partial.write_text(json.dumps({"of": key, "random": rng.getstate(), "history": history, "scored": found}))

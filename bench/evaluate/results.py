@@ -12,7 +12,7 @@ from typing import Any
 from phi3mobile.bench.predict import published
 from phi3mobile.bench.report_tables import Cell, Table
 from phi3mobile.errors import InputError
-from phi3mobile.files import whole_file
+from phi3mobile.files import is_special, whole_file
 from phi3mobile.unicode import valid_values
 
 KIND, FORMAT = "quality", 1
@@ -31,7 +31,7 @@ def result_line(task: str, found: dict[str, Any], model: dict[str, Any], identit
 
 def append_result(path: Path, line: dict[str, Any]) -> None:
     """Add a line to the results in `path`, which need not exist. Raises InputError if it can't be written or holds others."""
-    lines = read_results(path) if path.exists() else []
+    lines = read_results(path) if path.exists() and not is_special(path) else []
     try:
         with whole_file(path) as partial:
             partial.write_text("".join(json.dumps(one) + "\n" for one in [*lines, line]), "utf-8")

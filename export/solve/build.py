@@ -6,6 +6,8 @@ import hashlib
 import json
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +28,7 @@ from phi3mobile.hub import resolve
 from phi3mobile.models.checkpoint import Checkpoint, open_checkpoint
 from phi3mobile.models.companions import companion_files
 from phi3mobile.models.form import Form
+from phi3mobile.partial import alone, remove
 from phi3mobile.progress import Progress, silent
 from phi3mobile.text.vocabularies import load_tokenizer
 
@@ -63,13 +66,15 @@ def quantize_checkpoint(
     floats.check_values(progress)
     partial = out.absolute().with_name(f".{out.name}.unfinished")
     settings = [checkpoint.source_hash(), asdict(chosen), text.sha256, bits, rotate, version("phi3mobile")]
-    _begin(partial, hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest())
-    forms = forms_for(checkpoint, chosen, text, bits, progress)
-    solve_into(partial, checkpoint, chosen, text, progress, forms, str(source))
-    for path in companion_files(folder):
-        shutil.copyfile(path, partial / path.name)
-    (partial / _SETTINGS).unlink()
-    partial.rename(out)
+    with _alone(partial, out):
+        _begin(partial, hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest())
+        forms = forms_for(checkpoint, chosen, text, bits, progress)
+        solve_into(partial, checkpoint, chosen, text, progress, forms, str(source))
+        for path in companion_files(folder):
+            shutil.copyfile(path, partial / path.name)
+        refuse_existing(out)
+        partial.rename(out)
+        (out / _SETTINGS).unlink()  # after: without it hours of work would be taken for another's
     return out
 
 
@@ -138,13 +143,24 @@ def refuse_loss(quality: dict[str, Any], vocab: int) -> None:
 _SETTINGS = "unfinished.txt"
 
 
+@contextmanager
+def _alone(partial: Path, out: Path) -> Iterator[None]:
+    """Two runs would write into one unfinished folder."""
+    with ExitStack() as stack:
+        try:
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            first = stack.enter_context(alone(partial))
+        except OSError as error:
+            raise InputError(f"{partial} can't be made ({error.strerror}); write elsewhere") from None
+        if not first:
+            raise InputError(f"another run is making {out}: wait for it, or give another name")
+        yield
+
+
 def _begin(partial: Path, settings: str) -> None:
     """An empty folder, or what a run with the same settings left."""
     mark = partial / _SETTINGS
     if partial.exists() and not (mark.is_file() and mark.read_text() == settings):
-        shutil.rmtree(partial)
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{partial} can't be made ({error.strerror}); write elsewhere") from None
+        remove(partial)
+    partial.mkdir(exist_ok=True)
     mark.write_text(settings)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from phi3mobile.errors import InputError
-from phi3mobile.files import sha256
+from phi3mobile.files import is_special, sha256
+from phi3mobile.partial import beside
 from phi3mobile.retrieval.chunk import Chunk, chunk
 from phi3mobile.retrieval.embed import Embedder
 from phi3mobile.retrieval.library import (
@@ -60,10 +61,12 @@ def index_documents(
     Raises InputError: nothing to index, a document that can't be read (unless skip_damaged), a file that is no library.
     """
     path, found = Path(path), find_documents(sources)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    if is_special(path):
+        raise InputError(f"{path} is no file, and a library is one; write elsewhere")
+    path = path.resolve() if path.is_symlink() else path
     try:
-        db = _open(path, beside, embedder_files)
-        try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside(path) as partial, closing(_open(path, partial, embedder_files)) as db:
             if embedder is None and db.execute("SELECT 1 FROM files").fetchone():
                 embedder = unpack_embedder(db)
             report = _bring_up_to_date(db, found, embedder, skip_damaged, progress)
@@ -73,16 +76,12 @@ def index_documents(
             db.execute("INSERT INTO words(words) VALUES('optimize')")
             db.commit()
             db.execute("VACUUM")
-        finally:
             db.close()
-        beside.replace(path)
+            partial.replace(path)
     except sqlite3.DatabaseError as error:
         raise InputError(f"{printable(path)} is damaged or can't be written ({error}); remove it and index anew") from None
     except OSError as error:
         raise InputError(f"{printable(path)} can't be written ({error.strerror}); write elsewhere") from None
-    finally:
-        for suffix in ("", "-journal"):
-            beside.with_name(beside.name + suffix).unlink(missing_ok=True)
     return report
 
 
@@ -114,15 +113,16 @@ def find_documents(sources: Sequence[str | Path]) -> dict[str, Path]:
     return found
 
 
-def _open(path: Path, beside: Path, embedder_files: Callable[[], tuple[bytes, bytes]] | None) -> sqlite3.Connection:
-    """A copy of the library at `path`, or a new one, at `beside`."""
+def _open(path: Path, partial: Path, embedder_files: Callable[[], tuple[bytes, bytes]] | None) -> sqlite3.Connection:
+    """A copy of the library at `path`, or a new one, at `partial`, without a journal beside it: it is renamed when whole."""
     if path.exists():
-        shutil.copyfile(path, beside)
-        db = sqlite3.connect(beside)
+        shutil.copyfile(path, partial)
+        db = sqlite3.connect(partial)
+        db.execute("PRAGMA journal_mode=MEMORY")
         check_format(db, path)
         return db
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    db = sqlite3.connect(beside)
+    db = sqlite3.connect(partial)
+    db.execute("PRAGMA journal_mode=MEMORY")
     db.executescript(f"PRAGMA application_id={APPLICATION}; PRAGMA user_version={VERSION};{SCHEMA}")
     if embedder_files:
         rows = zip((PROGRAM, VOCAB), embedder_files(), strict=True)

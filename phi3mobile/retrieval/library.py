@@ -6,7 +6,6 @@ both ranks are joined by reciprocal rank fusion (Cormack et al. 2009). The embed
 
 from __future__ import annotations
 
-import os
 import re
 import sqlite3
 import threading
@@ -232,7 +231,7 @@ def spaced(text: str) -> str:
 
 def unpack_embedder(db: sqlite3.Connection) -> Embedder:
     """The embedder in a library. Raises InputError if there is none or the cache can't be written."""
-    from phi3mobile.files import cache_folder
+    from phi3mobile.files import cache_folder, whole_file
 
     files = {name: (sha, data) for name, sha, data in db.execute("SELECT name, sha256, data FROM files")}
     if set(files) != {PROGRAM, VOCAB}:
@@ -240,10 +239,9 @@ def unpack_embedder(db: sqlite3.Connection) -> Embedder:
     sha, data = files[PROGRAM]
     pte = cache_folder() / f"embedder-{sha[:16]}.pte"
     if not pte.is_file() or pte.stat().st_size != len(data):
-        beside = pte.with_name(f".{pte.name}.{os.getpid()}")
         try:
-            beside.write_bytes(data)
-            beside.replace(pte)
+            with whole_file(pte) as partial:
+                partial.write_bytes(data)
         except OSError as error:
             raise InputError(f"{printable(pte)} can't be written ({error.strerror}); make room in the cache folder") from None
     vocab = files[VOCAB][1].decode("utf-8").split("\n")

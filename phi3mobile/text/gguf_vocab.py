@@ -6,12 +6,12 @@ Sources: GGUF specification (tokenizer.ggml.* keys); llama.cpp's src/llama-vocab
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phi3mobile.errors import InputError
+from phi3mobile.files import whole_file
 from phi3mobile.models.gguf_names import special_id
 
 if TYPE_CHECKING:
@@ -119,10 +119,9 @@ def write_tokenizer(reader: gguf.GGUFReader, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     files = {"tokenizer.json": tokenizer, "tokenizer_config.json": config, "generation_config.json": generation}
     for name, content in files.items():
-        beside = folder / f".{name}.{os.getpid()}"
         indent = None if name == "tokenizer.json" else 2
-        beside.write_text(json.dumps(content, ensure_ascii=False, indent=indent), "utf-8")
-        beside.replace(folder / name)
+        with whole_file(folder / name) as partial:
+            partial.write_text(json.dumps(content, ensure_ascii=False, indent=indent), "utf-8")
 
 
 def _added_tokens(reader: gguf.GGUFReader, model: str, tokens: list[str], types: list[int]) -> list[dict[str, Any]]:

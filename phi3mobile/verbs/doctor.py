@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import shutil
 import sys
@@ -130,17 +129,19 @@ def clear_cache() -> dict[str, Any]:
     """Deletes what lies in the cache folder, but packed weights that a process has mapped. Raises InputError."""
     from phi3mobile.engines import packed_cache
     from phi3mobile.files import cache_root
+    from phi3mobile.partial import is_partial, sweep
 
     root, kept = cache_root(), []
     before = _cache()
     if "error" in before:
         raise InputError(f"the cache folder {root} {before['error']}; set XDG_CACHE_HOME to a folder of yours")
     try:
+        sweep(root)
         for child in sorted(root.iterdir()) if root.is_dir() else ():
-            if child == packed_cache.folder() and child.is_dir() and not child.is_symlink():
+            if is_partial(child):  # of a run that still writes there
+                kept += [str(child)] if child.suffix != ".lock" else []
+            elif child == packed_cache.folder() and child.is_dir() and not child.is_symlink():
                 kept += _clear_packed(child)
-            elif _in_use(child):
-                kept.append(str(child))
             elif child.is_dir() and not child.is_symlink():
                 shutil.rmtree(child)
             else:
@@ -153,21 +154,14 @@ def clear_cache() -> dict[str, Any]:
 def _clear_packed(folder: Path) -> list[str]:
     """What is kept: files that a running process has mapped, with the marks beside them."""
     from phi3mobile.engines import packed_cache
+    from phi3mobile.partial import is_partial, sweep
 
+    sweep(folder)
     held = {file for file in folder.glob(f"*{packed_cache.SUFFIX}") if packed_cache.is_locked(file)}
     for file in folder.iterdir():
-        if file not in held and file.with_suffix("") not in held:
+        if file not in held and file.with_suffix("") not in held and not is_partial(file):
             shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink()
     return sorted(map(str, held))
-
-
-def _in_use(child: Path) -> bool:
-    """Whether a `bench` that still runs works in this folder: it is named bench-PID-..."""
-    import psutil
-
-    kind, _, rest = child.name.partition("-")
-    pid = rest.partition("-")[0]
-    return kind == "bench" and pid.isdigit() and int(pid) != os.getpid() and psutil.pid_exists(int(pid))
 
 
 def _show(report: dict[str, Any]) -> None:

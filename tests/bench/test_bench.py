@@ -215,19 +215,6 @@ def test_a_peer_that_dies_leaves_the_others(bundle_of, tmp_path):
     assert document["failed"]["broken"].startswith("load: ValueError")
 
 
-def test_what_a_killed_run_left_is_removed(own_cache):
-    from phi3mobile.bench.host import _scratch_folder
-
-    left = own_cache / "phi3mobile" / f"bench-{2**22 + 1}-x"  # above Linux's highest process id
-    running = left.with_name(f"bench-{os.getpid()}-x")
-    for folder in (left, running):
-        folder.mkdir(parents=True)
-    with _scratch_folder() as scratch:
-        assert Path(scratch).is_dir() and not left.exists() and running.exists()
-    assert not Path(scratch).exists()
-    running.rmdir()
-
-
 # The verb
 
 

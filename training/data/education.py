@@ -17,6 +17,7 @@ from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from phi3mobile.errors import InputError
+from phi3mobile.files import whole_file
 from phi3mobile.training.data.config import Education
 from phi3mobile.training.data.jsonl import read_texts
 
@@ -71,10 +72,9 @@ class Classifier:
 
     def save(self, path: Path) -> None:
         """One .npz without pickles, written whole or not at all."""
-        partial = path.with_name(f".{path.name}.partial.npz")
         about = json.dumps({"embeddings": self.embeddings, "metrics": self.metrics})
-        np.savez(partial, weights=self.weights, bias=self.bias, about=about)
-        partial.rename(path)
+        with whole_file(path) as partial, partial.open("wb") as file:
+            np.savez(file, weights=self.weights, bias=self.bias, about=about)
 
 
 def load_classifier(path: Path) -> Classifier:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from phi3mobile.errors import InputError
-from phi3mobile.files import sha256
+from phi3mobile.files import sha256, whole_file
 
 FORMAT = 1
 SHARD_TOKENS = 1 << 27
@@ -213,6 +213,6 @@ def _map(path: Path, dtype: str) -> np.ndarray:
 
 
 def _rename_into(path: Path, data: bytes) -> Path:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(data)
-    return partial.rename(path)
+    with whole_file(path) as partial:
+        partial.write_bytes(data)
+    return path

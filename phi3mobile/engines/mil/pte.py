@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 import weakref
+from contextlib import ExitStack
 from pathlib import Path
 
 from phi3mobile.engines.mil.program import Program, load
 from phi3mobile.errors import InputError
+from phi3mobile.files import scratch_folder
 
 _BACKEND = "CoreMLBackend"
 _REFERENCE = b"CMJR"  # before JSON that names where in the program's named data the package is
@@ -59,16 +60,13 @@ def _blobs(path: Path) -> list[bytes]:
 def _unpacked(blob: bytes, path: Path) -> Program:
     from executorch.backends.apple.coreml import executorchcoreml
 
-    folder = tempfile.mkdtemp(prefix="phi3mobile-coreml-")
-    try:
-        if not executorchcoreml.unflatten_directory_contents(blob, folder):
+    with ExitStack() as stack:
+        folder = stack.enter_context(scratch_folder(Path(tempfile.gettempdir()), "phi3mobile-coreml"))
+        if not executorchcoreml.unflatten_directory_contents(blob, str(folder)):
             raise InputError(f"{path}: the Core ML package in it can't be unpacked; export it again")
-        packages = [*Path(folder).glob(f"**/{_PACKAGE}")]
+        packages = [*folder.glob(f"**/{_PACKAGE}")]
         if not packages:
             raise InputError(f"{path} holds a compiled Core ML model; export with CoreMLBackend.MODEL_TYPE.MODEL")
         program = load(packages[0])
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    weakref.finalize(program, shutil.rmtree, folder, ignore_errors=True)
-    return program
+        weakref.finalize(program, stack.pop_all().close)
+        return program
