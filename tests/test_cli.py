@@ -405,7 +405,7 @@ class Terminal:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
 
-    def wait_for(self, *texts, seconds=1800):
+    def wait_for(self, *texts, seconds=600):
         """Read on until one of `texts` is shown; returns what came up to its end."""
         deadline = time.monotonic() + seconds
         while not (ends := [self.shown.index(text) + len(text) for text in texts if text in self.shown]):
@@ -424,8 +424,8 @@ class Terminal:
         raise AssertionError(f"{text} did not come: {self.shown!r}")
 
     def wait_for_more(self):
-        """Until there is something that nobody waited for."""
-        while not self.shown.strip():
+        """Until there is something that nobody waited for; readline's switches of bracketed paste are not."""
+        while not self.shown.replace("\x1b[?2004h", "").replace("\x1b[?2004l", "").strip():
             self.shown += os.read(self.end, 4096).decode(errors="replace")
 
     def type(self, text):

@@ -17,7 +17,6 @@ from phi3mobile.assistant.device import open_engine
 from phi3mobile.assistant.meters import Metered
 from phi3mobile.assistant.problems import Problem
 from phi3mobile.errors import InputError
-from phi3mobile.retrieval.answer import NOTHING_FOUND
 from phi3mobile.session.sampling import GREEDY, Sampling
 
 PASSAGES = 4  # given to the model with a question
@@ -213,6 +212,8 @@ class Worker:
             return
         given = self._with_sources(messages) if self._library is not None else messages
         if given is None:
+            from phi3mobile.retrieval.answer import NOTHING_FOUND
+
             self.events.put(Piece(NOTHING_FOUND))
             self.events.put(Finished(None))
             return

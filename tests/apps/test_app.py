@@ -149,7 +149,7 @@ def test_settings_from_anything(values):
 def test_settings_come_back(make_state, tmp_path):
     make_state("x").change(theme="dark", temperature=0.0)
     assert Settings.from_dict(Store(tmp_path / "chats.db").setting("settings")) == Settings(
-        theme="dark", temperature=0.0, bundle="model"
+        theme="dark", temperature=0.0, own_sampling=True, bundle="model"
     )
 
 
@@ -304,11 +304,12 @@ def test_sources_are_given_shown_and_kept(make_state, tmp_path):
 
 
 def test_nothing_found_is_said(make_state):
-    state = make_state("I don't know.", library=FakeLibrary([]))
+    """By the app itself: the model, asked all the same, would invent."""
+    state = make_state("Love is a river.", library=FakeLibrary([]))
     state.open_library("lease.db")
     state.send("What is love?")
     answered(state)
-    assert state.notice == "Nothing in your documents is about this." and state.messages[-1].sources == ()
+    assert state.messages[-1].content == "Nothing in your files is about this." and state.messages[-1].sources == ()
 
 
 def test_a_search_that_fails_does_not_stop_the_answer(make_state):

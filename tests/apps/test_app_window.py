@@ -89,7 +89,7 @@ def test_models_documents_sources_and_settings_by_touch(play, size):
     assert seen["model"] == "scripted model"
     assert seen["asked"][-1]["content"].endswith("When is the rent due?") and "[1] The rent" in seen["asked"][-1]["content"]
     assert {"Lease 2026", "Documents/lease.pdf · page 4"} <= set(seen["passage"])
-    assert seen["dark"] is True and seen["temperature"] == [0.7, 1.0] and seen["system prompt"] == "Answer briefly."
+    assert seen["dark"] is True and seen["temperature"] == [0.0, 1.0] and seen["system prompt"] == "Answer briefly."
     assert {name: seen[name] for name in seen if name.endswith("cut")} == {
         "models cut": [],
         "sources cut": [],
