@@ -9,6 +9,8 @@ import codecs
 import re
 
 from phi3mobile.retrieval.document import Unreadable
+from phi3mobile.retrieval.guess import guess
+from phi3mobile.retrieval.labels import codec_of
 from phi3mobile.unicode import valid
 
 BINARY = "it is binary data, not text"
@@ -53,21 +55,7 @@ def decode(data: bytes, label: str = "") -> str:
             return text
     if _BINARY.search(data):
         raise Unreadable(BINARY)
-    from phi3mobile.retrieval.guess import guess
-
     return guess(data)
-
-
-def codec_of(label: str) -> str | None:
-    """The codec that browsers use for an encoding's name; None for a name they do not know, or none."""
-    if label.lower() in ("", "utf-8"):  # needs no package
-        return label.lower() or None
-    encoding = need("webencodings").lookup(label)
-    if encoding is None or encoding.name in ("replacement", "x-user-defined"):
-        return None
-    # A name that can be read as bytes is not in UTF-16, whatever it says.
-    other = {"gbk": "gb18030", "utf-16le": "utf-8", "utf-16be": "utf-8"}
-    return other.get(encoding.name) or encoding.codec_info.name
 
 
 def xml_label(data: bytes) -> str:
@@ -97,17 +85,6 @@ def _referred(found: re.Match[str]) -> str:
     if 0xD800 <= code <= 0xDFFF:  # written as in UTF-16: a pair is one character
         return chr(code)
     return "\ufffd" if code > 0x10FFFF or _NO_XML.match(chr(code)) else found[0]
-
-
-def need(module: str):
-    """A module of the extra [library]. Raises Unreadable if it is not installed."""
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        package = module.partition(".")[0].replace("_", "-")
-        raise Unreadable(f'this needs the package {package} (pip install "phi3mobile[library]")') from None
 
 
 _SINGLE = frozenset(

@@ -14,8 +14,8 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
-from phi3mobile.retrieval.charsets import codec_of, need
 from phi3mobile.retrieval.document import Unreadable
+from phi3mobile.retrieval.labels import codec_of, need
 
 _WEST = ("cp1252", "iso8859-15", "mac-roman", "cp850", "cp437")
 _CENTRAL = ("cp1250", "iso8859-2", "cp852", "mac-latin2", "iso8859-16")

@@ -7,8 +7,9 @@ from html.entities import html5
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from phi3mobile.retrieval.charsets import markup, need
+from phi3mobile.retrieval.charsets import markup
 from phi3mobile.retrieval.document import Block, Document, row
+from phi3mobile.retrieval.labels import need
 from phi3mobile.unicode import valid
 
 if TYPE_CHECKING:
