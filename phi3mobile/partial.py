@@ -8,6 +8,7 @@ shared disk, where locks may not reach) is taken for left only when it lay untou
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import platform
 import re
@@ -18,11 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # Windows, where nobody can delete a file that a process has open
-    fcntl = None  # type: ignore[assignment]
+fcntl: Any = None
+with contextlib.suppress(ImportError):  # Windows has none, and there nobody can delete a file that a process has open
+    fcntl = importlib.import_module("fcntl")
 
 _LOCK = ".lock"
 _NAME = re.compile(r"\..+\.partial-(?:[0-9a-f]{12}|\d+)(?:\.lock)?", re.DOTALL)  # digits: of earlier versions
