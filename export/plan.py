@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from phi3mobile.export.solve.folder import Solved, is_solved
 from phi3mobile.export.solve.rotate import Rotated
 from phi3mobile.export.target import Target
 from phi3mobile.export.targets import recipes, target_of
-from phi3mobile.files import refuse_existing, require_space
+from phi3mobile.files import read_object, refuse_existing, require_space
 from phi3mobile.hub import resolve
 from phi3mobile.models.checkpoint import Checkpoint, open_checkpoint
 from phi3mobile.models.config import DecoderConfig
@@ -115,7 +114,7 @@ def plan_export(
         eos=eos,
         tokenizer=tokenizer,
         chat=chat,
-        generation=generation_section(_read_object(folder / "generation_config.json")),
+        generation=generation_section(read_object(folder / "generation_config.json")),
         notes=notes,
         space=space,
     )
@@ -179,7 +178,7 @@ def _as_made(
 def stop_ids(folder: Path, config: DecoderConfig) -> list[int]:
     """The ids that end an answer: generation_config.json's (mini: 32000, 32001, 32007), else the config's."""
     path = folder / "generation_config.json"
-    eos = _read_object(path).get("eos_token_id")
+    eos = read_object(path).get("eos_token_id")
     ids: list[Any] = list(config.eos_token_ids) if eos is None else eos if isinstance(eos, list) else [eos]
     wrong = [token for token in ids if type(token) is not int or not 0 <= token < config.vocab_size]
     if wrong or not ids:
@@ -216,19 +215,8 @@ def packed_bytes(config: DecoderConfig, recipe: Recipe) -> int:
 
 def chat_section(folder: Path) -> dict[str, object]:
     """The chat template as Jinja and, where regular, as plain segments; all null for a model without one."""
-    in_config = _read_object(folder / "tokenizer_config.json").get("chat_template") is not None
+    in_config = read_object(folder / "tokenizer_config.json").get("chat_template") is not None
     if not in_config and not (folder / "chat_template.jinja").exists():
         return {"template": None, "bos": "", "eos": "", "segments": None}
     chat = load_chat(folder)
     return {"template": chat.template, "bos": chat.bos, "eos": chat.eos, "segments": chat.segments()}
-
-
-def _read_object(path: Path) -> dict[str, object]:
-    """A JSON object; empty if there is no such file."""
-    try:
-        value = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} can't be read ({error}); download the folder again") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} must hold a JSON object; download the folder again")
-    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import stat
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from phi3mobile.errors import InputError
 from phi3mobile.partial import beside
@@ -89,6 +91,17 @@ def require_utf8(path: Path) -> None:
     except UnicodeEncodeError:
         todo = "the libraries that read and write models can't open it: rename it"
         raise InputError(f"{printable(path.absolute())} is not UTF-8; {todo}") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a checkpoint's file; empty if there is no such file. InputError for anything else."""
+    try:
+        value = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} can't be read ({error}); download the folder again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} must hold a JSON object; download the folder again")
+    return value
 
 
 def require_space(path: Path, needed: int) -> None:

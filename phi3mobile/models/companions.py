@@ -6,8 +6,10 @@ from pathlib import Path
 
 # What load_tokenizer reads ids from; the first that is there counts.
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "*.tiktoken")
+# Which tokens a vocabulary calls its bos, eos, ...: control tokens.
+NAMES_OF_TOKENS = ("tokenizer_config.json", "special_tokens_map.json")
 # What text and tokenizer need on a phone: a bundle holds these.
-TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json", "added_tokens.json")
+TOKENIZER_FILES = (*VOCABULARIES, *NAMES_OF_TOKENS, "added_tokens.json")
 # What belongs beside the weights of a checkpoint, whoever writes them again.
 COMPANIONS = (
     "tokenizer*",

@@ -13,6 +13,8 @@ from types import ModuleType
 from typing import Any
 
 from phi3mobile.errors import InputError
+from phi3mobile.files import read_object
+from phi3mobile.models.companions import NAMES_OF_TOKENS
 from phi3mobile.text.byte_level import byte_level_alphabet
 from phi3mobile.text.pure_tokenizer import PureTokenizer
 from phi3mobile.text.tokenizer import AddedToken, Tokenizer, any_of
@@ -58,10 +60,11 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _load_json(path: Path) -> Tokenizer:
+    named = named_tokens(path.parent)
     try:
         config = json.loads(path.read_text("utf-8"))
         vocab = config["model"]["vocab"]
-        entries = config["added_tokens"] = _with_named(config.get("added_tokens") or [], named_tokens(path.parent), vocab)
+        entries = config["added_tokens"] = _with_named(config.get("added_tokens") or [], named, vocab)
         backend = _native(config) or PureTokenizer(config)
         added = {t["content"]: _added_token(t, backend.id_to_token(t["id"]) or "") for t in entries}
     except InputError as error:
@@ -230,8 +233,7 @@ def _around(
     folder: Path, id_of: Callable[[str], int | None], own: tuple[list[int], list[int]], bos: str | None = None
 ) -> tuple[str | None, tuple[list[int], list[int]]]:
     """(bos, ids around a text): `own` and `bos` unless tokenizer_config.json says more (transformers' rule)."""
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    config = read_object(folder / "tokenizer_config.json")
     texts: dict[str, str | None] = {}
     for name in ("bos", "eos"):
         token = config.get(f"{name}_token", bos if name == "bos" else None)
@@ -246,17 +248,15 @@ def _around(
 def named_tokens(folder: Path) -> set[str]:
     """Texts that tokenizer_config.json or special_tokens_map.json calls its bos, eos, ... token: control tokens, as in HF."""
     named: set[str] = set()
-    for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
-        if not path.is_file():
-            continue
+    for path in (folder / name for name in NAMES_OF_TOKENS):
+        config = read_object(path)
         try:
-            config = json.loads(path.read_text("utf-8"))
             lists = (config.get("additional_special_tokens"), config.get("extra_special_tokens"))
             several = [text for some in lists for text in (some.values() if isinstance(some, dict) else some or ())]
             for token in (*(config.get(f"{name}_token") for name in _NAMES), *several):
                 text = token["content"] if isinstance(token, dict) else token
                 named |= {text} if isinstance(text, str) and text else set()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError) as error:
             raise _damaged(path, error) from error
     return named
 
@@ -311,14 +311,12 @@ def _read_added_tokens(folder: Path) -> dict[str, AddedToken]:
 
     try:
         path = folder / "added_tokens.json"
-        if path.is_file():
-            for text, index in json.loads(path.read_text("utf-8")).items():
-                token(text, index, special=text.startswith("<|") and text.endswith("|>"))
+        for text, index in (json.loads(path.read_text("utf-8")) if path.is_file() else {}).items():
+            token(text, index, special=text.startswith("<|") and text.endswith("|>"))
         path = folder / "tokenizer_config.json"
-        if path.is_file():
-            for index, entry in json.loads(path.read_text("utf-8")).get("added_tokens_decoder", {}).items():
-                flags = (bool(entry.get(name)) for name in ("special", "lstrip", "rstrip"))
-                token(entry["content"], index, *flags)
+        for index, entry in read_object(path).get("added_tokens_decoder", {}).items():
+            flags = (bool(entry.get(name)) for name in ("special", "lstrip", "rstrip"))
+            token(entry["content"], index, *flags)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, error) from error
     return added
