@@ -98,7 +98,7 @@ class Decoder:
                 if self.guide and sampled not in self.eos_ids:
                     token = self._guided(self.guide, sampled)
                 if token is None or token in self.eos_ids:
-                    self.finish_reason = "length" if self.guide and self.guide.closing else "stop"
+                    self._end()
                     return
                 right = matched < len(proposed) and token == proposed[matched]
                 matched += right
@@ -114,7 +114,7 @@ class Decoder:
                 if self.cancelled():
                     return
                 if self.guide and self.guide.finished:
-                    self.finish_reason = "length" if self.guide.closing else "stop"
+                    self._end()
                     return
                 if self.repetition and self.repetition.push(token):
                     self.on_event(f"the answer repeats itself and is ended after {self.generated_tokens} tokens")
@@ -150,6 +150,10 @@ class Decoder:
         if guide.closing and not was_closing:
             self.on_event(f"the answer is closed after {self.generated_tokens} tokens: no more would fit the limit")
         return token
+
+    def _end(self) -> None:
+        """The answer is whole; where the guide had to close it, the limit ended it."""
+        self.finish_reason = "length" if self.guide and self.guide.closing else "stop"
 
     def _cut(self, reason: str) -> None:
         if self.guide and not self.guide.complete:

@@ -133,8 +133,16 @@ class Session:
                 raise self._too_long(len(window.smallest()), "the system message and the last turn alone have")
             tokens = kept
         sliding = window if overflow == "slide" else None
-        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
-        chosen = self._sampling(sampling, guide, given | {"repetition_penalty": repetition_penalty})
+        chosen = self._sampling(
+            sampling,
+            guide,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
         return self._start(tokens, chosen, max_tokens, stop, lookup, sliding, guide, repetition, at_start=True)
 
     def complete(
@@ -161,8 +169,16 @@ class Session:
         if not prompt:
             raise InputError("the prompt is empty; write some text")
         tokens = self.parts.tokenizer.encode(prompt)
-        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
-        chosen = self._sampling(sampling, guide, given | {"repetition_penalty": repetition_penalty})
+        chosen = self._sampling(
+            sampling,
+            guide,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
         return self._start(tokens, chosen, max_tokens, stop, lookup, None, guide, repetition, at_start=False)
 
     def cancel(self) -> None:
@@ -186,7 +202,7 @@ class Session:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _sampling(self, sampling: Sampling | None, guide: Guide | None, given: dict[str, Any]) -> Sampling:
+    def _sampling(self, sampling: Sampling | None, guide: Guide | None, **given: float | None) -> Sampling:
         return chosen_sampling(GREEDY if guide else getattr(self.parts, "sampling", GREEDY), sampling, given)
 
     def _start(

@@ -79,6 +79,15 @@ def look_up(path: Path | None, question: str) -> list[Passage]:
         return library.search(question, k=3)
 
 
+def source_lines(passages: list[Passage]) -> list[str]:
+    return [f"{passage.source}: {passage.location}" for passage in passages]
+
+
+def print_sources(passages: list[Passage]) -> None:
+    for number, line in enumerate(source_lines(passages), 1):
+        print(f"[{number}] {line}", file=sys.stderr)
+
+
 def messages_of(prompt: str, passages: list[Passage], system: list[dict[str, str]]) -> list[dict[str, str]]:
     if not passages:
         return [*system, {"role": "user", "content": prompt}]
@@ -100,6 +109,15 @@ def guide_grammar(args: argparse.Namespace) -> str | None:
     if args.grammar is not None:
         return lark_grammar(_file(args.grammar, "grammar"))
     return json_grammar(_file(args.json_schema, "JSON schema"))
+
+
+def guided(grammar: str | None, session: Session) -> dict[str, Any]:
+    """The argument of Session.generate and .complete that makes an answer follow `grammar`."""
+    if grammar is None:
+        return {}
+    from phi3mobile.session.guidance import Guide
+
+    return {"guide": Guide(grammar, session.parts.tokenizer)}
 
 
 def _file(path: str, what: str) -> str:

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from phi3mobile.session.conversation import Conversation
-    from phi3mobile.verbs.answering import guide_grammar, open_session, options_from
+    from phi3mobile.verbs.answering import guide_grammar, guided, open_session, options_from
 
     conversation = Conversation()
     if args.system:
@@ -44,10 +44,7 @@ def run(args: argparse.Namespace) -> None:
         readline.parse_and_bind("set enable-bracketed-paste on")  # Python turns it off: a pasted text is one message
     with open_session(args.bundle) as session:
         session.parts.chat  # noqa: B018  a bundle without a chat template says so here, not at the first message
-        if grammar:
-            from phi3mobile.session.guidance import Guide
-
-            options["guide"] = Guide(grammar, session.parts.tokenizer)
+        options |= guided(grammar, session)
         print(HELP, file=sys.stderr)
         while True:
             try:
@@ -112,7 +109,7 @@ def _keep(conversation: Conversation, command: str, path: str) -> None:
 def _turn(session: Session, conversation: Conversation, line: str, library: Path | None, options: dict) -> None:
     """One question and its answer; a stopped answer stays in the history as far as it went."""
     from phi3mobile.retrieval.answer import NOTHING_FOUND
-    from phi3mobile.verbs.answering import look_up, messages_of, show
+    from phi3mobile.verbs.answering import look_up, messages_of, print_sources, show
 
     asked = len(conversation.messages)
     try:
@@ -127,8 +124,7 @@ def _turn(session: Session, conversation: Conversation, line: str, library: Path
         print(f"phi3mobile: {error}", file=sys.stderr)
         return
     conversation.say("assistant", answer)
-    for number, passage in enumerate(passages, 1):
-        print(f"[{number}] {passage.source}: {passage.location}", file=sys.stderr)
+    print_sources(passages)
     reason = session.statistics.finish_reason if session.statistics is not None else "cancelled"
     ends = {"cancelled": "stopped", "length": "cut: --max-tokens 0 lets it go on", "repetition": "ended: it repeated itself"}
     if reason in ends:

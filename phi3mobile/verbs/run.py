@@ -24,12 +24,15 @@ def run(args: argparse.Namespace) -> None:
     from phi3mobile.screen import print_json
     from phi3mobile.verbs.answering import (
         guide_grammar,
+        guided,
         look_up,
         messages_of,
         numbers,
         open_session,
         options_from,
+        print_sources,
         show,
+        source_lines,
         summary,
     )
 
@@ -44,23 +47,18 @@ def run(args: argparse.Namespace) -> None:
         print_json({"text": NOTHING_FOUND, "sources": [], "statistics": {}}) if args.json else print(NOTHING_FOUND)
         return
     with open_session(args.bundle) as session:
-        if grammar:
-            from phi3mobile.session.guidance import Guide
-
-            options["guide"] = Guide(grammar, session.parts.tokenizer)
+        options |= guided(grammar, session)
         if args.raw:
             pieces = session.complete(prompt, **options)
         else:
             system = [{"role": "system", "content": args.system}] if args.system else []
             pieces = session.generate(messages_of(prompt, passages, system), **options)
-        sources = [f"{passage.source}: {passage.location}" for passage in passages]
         if args.json:
             text = "".join(pieces)
-            print_json({"text": text, "sources": sources, "statistics": numbers(session.statistics)})
+            print_json({"text": text, "sources": source_lines(passages), "statistics": numbers(session.statistics)})
             return
         show(pieces)
-        for number, source in enumerate(sources, 1):
-            print(f"[{number}] {source}", file=sys.stderr)
+        print_sources(passages)
         print(summary(session.statistics), file=sys.stderr)
 
 

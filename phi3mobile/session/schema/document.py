@@ -24,10 +24,10 @@ _LACKS: dict[str, tuple[Any, ...]] = {
 _EXACT = 1 << 53  # llguidance counts in float64
 _LARGE = 1 << 16  # what "at most" is lowered to
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
-_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+NUMBER_KEYS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _PLAIN = (
     *("type", "properties", "patternProperties", "additionalProperties", "required", "items", "prefixItems"),
-    *("additionalItems", "pattern", "format", *_COUNTS, *_NUMBERS),
+    *("additionalItems", "pattern", "format", *_COUNTS, *NUMBER_KEYS),
 )
 _LEVELS = 400  # schemas within schemas, through references: llguidance's recursion has no limit but the stack
 

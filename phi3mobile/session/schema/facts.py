@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
-from phi3mobile.session.schema.document import Schema
+from phi3mobile.session.schema.document import NUMBER_KEYS, Schema
 from phi3mobile.session.schema.engine import matches
 
 Node = dict[str, Any]
@@ -18,7 +18,6 @@ Bound = tuple[Fraction | float, bool]  # the number, and whether it is left out 
 NUMBERS = frozenset(("integer", "fraction"))  # a number is an integer or has a fraction
 _KINDS = frozenset(("null", "boolean", "string", "array", "object")) | NUMBERS
 _STRING = ("minLength", "maxLength", "pattern", "format")
-_NUMBER = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _APPLIED = ("allOf", "anyOf", "$ref")
 
 
@@ -71,7 +70,7 @@ def _exact(value: float) -> Fraction:
 
 def leaf(plain: Iterable[Node]) -> Node | None:
     """The schema of a text or number whose parts could exclude each other; None: llguidance sees for itself."""
-    parts = [{key: node[key] for key in ("type", "const", "enum", *_STRING, *_NUMBER) if key in node} for node in plain]
+    parts = [{key: node[key] for key in ("type", "const", "enum", *_STRING, *NUMBER_KEYS) if key in node} for node in plain]
     if not any(key in part for part in parts for key in ("pattern", "format", "multipleOf")):
         return None
     return {"allOf": [part for part in parts if part]}
