@@ -100,7 +100,7 @@ def _take(lock: Path, flags: int) -> int | None:
         file = os.open(lock, os.O_RDWR | flags, 0o600)
         if os.fstat(file).st_size == 0:
             os.write(file, _kernel().encode())
-        locked = _flock(file)
+        locked = flock(file)
         if locked is not False and _is(file, lock):
             return file
         os.close(file)
@@ -139,7 +139,7 @@ def _dead(partial: Path) -> Iterator[bool]:
         else:
             yield True
         return
-    locked, dead = _flock(file), False
+    locked, dead = flock(file), False
     try:
         if locked is not False and _is(file, lock):
             ours = os.pread(file, 200, 0).decode(errors="replace") == _kernel()
@@ -156,8 +156,8 @@ def _lock_of(path: Path) -> Path:
     return path.with_name(path.name + _LOCK)
 
 
-def _flock(file: int) -> bool | None:
-    """None: this file system has no locks."""
+def flock(file: int) -> bool | None:
+    """Lock an open file against other processes. False: one has it; None: this file system has no locks."""
     if fcntl is None:
         return None
     try:

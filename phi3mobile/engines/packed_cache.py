@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from phi3mobile.files import cache_root
+from phi3mobile.partial import flock
 
 SUFFIX = ".packed"
 HELD = "another process has this model open"
@@ -120,8 +121,6 @@ def _mark_path(file: Path) -> Path:
 def _lock(file: Path) -> tuple[BinaryIO | None, str]:
     if sys.platform == "win32":
         return None, "packed weights can't be mapped from a file on Windows"
-    import fcntl
-
     if len(os.fsencode(file)) > LONGEST_PATH:
         return None, f"the path {file} is longer than {LONGEST_PATH} bytes"
     try:
@@ -129,9 +128,7 @@ def _lock(file: Path) -> tuple[BinaryIO | None, str]:
         mark = os.fdopen(os.open(_mark_path(file), os.O_RDWR | os.O_CREAT, 0o600), "r+b")
     except OSError as error:
         return None, f"can't write in {file.parent}: {error.strerror}"
-    try:
-        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not flock(mark.fileno()):
         mark.close()
         return None, "another process is opening this model"
     return mark, ""
@@ -141,16 +138,13 @@ def is_locked(file: Path) -> bool:
     """Whether a running process has the file mapped by XNNPACK, which locks it."""
     if sys.platform == "win32":
         return False
-    import fcntl
-
     try:
         with file.open("rb") as f:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return not flock(f.fileno())
     except FileNotFoundError:
         return False
     except OSError:
         return True
-    return False
 
 
 def _mark_of(file: Path) -> dict:
