@@ -26,14 +26,14 @@ def run(args: argparse.Namespace) -> None:
     size = _size(args.size)
     if missing := [name for name in ("kivy", "bidi", "arabic_reshaper") if importlib.util.find_spec(name) is None]:
         raise InputError(f"the app needs {', '.join(missing)}; run: {extras.command('app')}")
+    if args.library is not None and not args.library.is_file():
+        raise InputError(f"{args.library} does not exist or is not a file; make a library with `phi3mobile index`")
     if not _display():
         raise InputError("there is no display for the app's window; log in on a desktop, or talk to it by `phi3mobile chat`")
     from phi3mobile.assistant.launch import launch
     from phi3mobile.assistant.places import desktop
 
     where = desktop()
-    if args.library is not None and not args.library.is_file():
-        raise InputError(f"{args.library} does not exist or is not a file; make a library with `phi3mobile index`")
     bundle = args.bundle.absolute() if args.bundle else None
     launch(bundle or (None if _opened_before(where.store) else _demo()), args.library, where, size=size)
 
