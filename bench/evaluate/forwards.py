@@ -66,10 +66,14 @@ class Reader:
         sampling: Sampling,
         max_tokens: int,
         stop: Sequence[str] = (),
+        at_start: bool = True,
     ) -> str:
-        """The text after `prompt`, up to an eos id, a stop string (left out), max_tokens or the end of the context."""
+        """The text after `prompt`, up to an eos id, a stop string (left out), max_tokens or the end of the context.
+
+        at_start: as a text of its own (see Tokenizer.stream), which is how lm-eval decodes; else as the prompt's continuation.
+        """
         decoder = Decoder(self.rows, list(prompt), eos_ids, sampling, max_tokens)
-        text, gate, parts = tokenizer.stream(at_start=True), StopGate(tuple(stop)), []
+        text, gate, parts = tokenizer.stream(at_start=at_start), StopGate(tuple(stop)), []
         tokens = decoder.run()
         try:
             for token in tokens:

@@ -95,7 +95,7 @@ def measure_programs(
         key = ["program", tokens, most]
         answer = answers.get(key)
         if answer is None:
-            answer = reader.generate(tokens, tokenizer, model.eos_ids, GREEDY, most, () if chat else STOPS)
+            answer = reader.generate(tokens, tokenizer, model.eos_ids, GREEDY, most, () if chat else STOPS, at_start=chat)
             answers.put(key, answer)
         outcome = run_program(program(problem, answer, chat), unguarded=unguarded)
         outcomes[problem["task_id"]] = "passed" if outcome.passed else outcome.reason

@@ -99,7 +99,7 @@ class ChatFormat:
         risky = {i: c for i, m in enumerate(messages) for c in control if c in m["content"]}
         # Where every content can be told apart, halves of control texts are harmless, too.
         for marked in (range(len(messages)), risky):
-            if spans := self._spans(messages, text, marked):
+            if spans := self._told_apart(messages, text, marked):
                 return spans
         index, found = min(risky.items())
         raise InputError(
@@ -131,7 +131,7 @@ class ChatFormat:
             raise InputError("this chat template shows a content not at all or twice: name another one with data.template")
         return before, after
 
-    def _spans(self, messages: Messages, text: str, marked: Iterable[int]) -> list[tuple[str, bool]] | None:
+    def _told_apart(self, messages: Messages, text: str, marked: Iterable[int]) -> list[tuple[str, bool]] | None:
         """`text`, the rendered messages, as (part, trusted): the contents of the `marked` messages are not trusted.
 
         None if the template does not show these contents as they are, or trimmed.

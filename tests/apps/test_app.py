@@ -27,6 +27,11 @@ from phi3mobile.errors import InputError
 PASSAGE = FakePassage("The rent is due on Monday.", "Lease", "lease.pdf", "page 4", 0.8)
 
 
+def counted(words: int) -> str:
+    """A long answer that does not repeat itself: such a one would be ended."""
+    return "".join(f"{number:04} " for number in range(words))
+
+
 @pytest.fixture
 def make_state(tmp_path):
     """State over a model that says `texts`, with the model open; closed at the end."""
@@ -183,7 +188,7 @@ def test_the_model_is_given_the_conversation_and_the_system_prompt(make_state):
 
 
 def test_stop_keeps_what_was_said(make_state):
-    state = make_state("word " * 400, pause_s=0.001)
+    state = make_state(counted(400), pause_s=0.001)
     state.send("Go")
     until(state, lambda: len(state.messages[-1].content) > 20)
     state.stop()
@@ -193,7 +198,7 @@ def test_stop_keeps_what_was_said(make_state):
 
 
 def test_stop_before_the_first_token_is_not_forgotten(make_state):
-    state = make_state("word " * 400, prefill_s=0.2)
+    state = make_state(counted(400), prefill_s=0.2)
     state.send("Go")
     state.stop()
     answered(state)
@@ -232,7 +237,7 @@ def test_nothing_is_sent_twice_empty_or_without_a_model(make_state):
 
 
 def test_another_chat_while_an_answer_runs(make_state):
-    state = make_state("one " * 60, pause_s=0.001)
+    state = make_state(counted(60), pause_s=0.001)
     state.send("first")
     first = state.chat
     until(state, lambda: state.messages[-1].content)
@@ -244,11 +249,11 @@ def test_another_chat_while_an_answer_runs(make_state):
     answered(state)
     assert state.messages == []
     state.open_chat(first)
-    assert contents(state) == ["first", "one " * 60]
+    assert contents(state) == ["first", counted(60)]
 
 
 def test_deleting_the_chat_that_is_being_answered(make_state):
-    state = make_state("one " * 100, pause_s=0.001)
+    state = make_state(counted(100), pause_s=0.001)
     state.send("first")
     until(state, lambda: state.messages[-1].content)
     state.delete_chat(state.chat)
@@ -428,7 +433,7 @@ def test_a_conversation_that_does_not_fit(make_state):
 
 
 def test_an_engine_that_fails_in_the_middle(make_state):
-    state = make_state("word " * 50)
+    state = make_state(counted(50))
     forward = state.worker.engine.engine.forward
 
     def fail(tokens, position, long=False):
@@ -570,7 +575,7 @@ def test_frames_and_memory():
 
 
 def test_the_live_numbers(make_state):
-    state = make_state("word " * 100, pause_s=0.002)
+    state = make_state(counted(100), pause_s=0.002)
     assert state.live()["tokens_per_s"] == 0
     state.send("Go")
     until(state, lambda: len(state.speed.history) > 2)
@@ -582,7 +587,7 @@ def test_the_live_numbers(make_state):
 
 
 def test_closing_ends_a_running_answer_well(make_state, tmp_path):
-    state = make_state("word " * 400, pause_s=0.001)
+    state = make_state(counted(400), pause_s=0.001)
     state.send("Go")
     until(state, lambda: state.messages[-1].content)
     chat, engine = state.chat, state.parts.engine
