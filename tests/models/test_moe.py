@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import reference_phimoe
 import torch
-from tiny import random_model, random_tensors, random_tokens, write_folder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import random_model, random_tensors, random_tokens, stored, write_folder
 
 from phi3mobile.errors import InputError
 from phi3mobile.export.checkpoint import import_checkpoint
@@ -17,25 +19,10 @@ from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.models.gguf_checkpoint import open_gguf
 from phi3mobile.models.loading import load_model
 from phi3mobile.models.presets import PRESETS, SHAPES
-from phi3mobile.models.registry import families, read_config, stored_parts
+from phi3mobile.models.registry import families, read_config
 
 NAMES = ["moe-tiny", "moe-tiny-longrope", "moe-tiny-window", "mixtral-tiny", "mixtral-tiny-window"]
 Q = gguf.GGMLQuantizationType
-
-
-def stored(config, tensors: dict[str, torch.Tensor], layout: str) -> dict[str, torch.Tensor]:
-    """The same weights in a source layout: "phimoe", "mixtral-fused", ..."""
-    config = replace(config, source_model_type=layout)
-    found: dict[str, torch.Tensor] = {}
-    stacks: dict[str, list[torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        parts = stored_parts(config, name)
-        for part, value in zip(parts, tensor.split([shape[0] for shape in parts.values()]), strict=True):
-            if part.endswith("]"):
-                stacks.setdefault(part.partition("[")[0], []).append(value)
-            else:
-                found[part] = value.contiguous()
-    return found | {name: torch.stack(values) for name, values in stacks.items()}
 
 
 def near_ties(config) -> dict[str, torch.Tensor]:
@@ -188,6 +175,24 @@ def test_bad_mixtral_configs_are_named():
     ):
         with pytest.raises(InputError, match=message):
             read_config(hf | change)
+
+
+json_values = st.none() | st.booleans() | st.integers(-3, 300) | st.floats(allow_nan=False) | st.text(max_size=3)
+
+
+@settings(deadline=None)
+@given(
+    hf=st.sampled_from([HUB_35, HUB_TINY, PRESETS["mixtral-tiny"].to_hf()]),
+    key=st.sampled_from(sorted(HUB_35)),
+    value=json_values | st.lists(json_values, max_size=2) | st.just({}),
+)
+def test_any_value_reads_or_is_refused_in_one_line(hf: dict, key: str, value: object):
+    try:
+        config = read_config({**hf, key: value})
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:
+        assert replace(read_config(config.to_hf()), source_model_type="") == replace(config, source_model_type="")
 
 
 def _without(name):

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 PROGRAM = "model.pte"
 PIECES = (
     *("rmsnorm", "layernorm", "swiglu", "gegelu", "bias", "multiplier"),
-    *("window", "blocksparse", "longrope", "masked_ids", "row_order"),
+    *("window", "blocksparse", "longrope", "masked_ids", "row_order", "head_bias"),
 )
+EXPERTS = ("experts", "sparsemixer", "softmax_topk")  # by an operator of ours: the prebuilt packages have none that fits
 
 
 class ExecutorchTarget(Target):
@@ -52,7 +53,7 @@ class ExecutorchTarget(Target):
     )
 
     def pieces(self, recipe: Recipe) -> tuple[str, ...]:
-        return PIECES
+        return (*PIECES, *EXPERTS) if _is_native(recipe) else PIECES
 
     def engine(self, recipe: Recipe) -> str:
         return "native" if _is_native(recipe) else "executorch"

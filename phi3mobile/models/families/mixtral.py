@@ -87,13 +87,15 @@ def read(hf: dict[str, Any]) -> MixtralConfig:
     refuse_unknown(hf, _FIXED, _HARMLESS | _READ)
     mixture_values(hf, _NEEDED, hf["model_type"])
     values = {**_DEFAULTS, **hf}
+    if values.get("head_dim") is None:
+        values["head_dim"] = head_size(values["hidden_size"], values["num_attention_heads"])
     rope = rope_parameters(values)
     if rope["rope_type"] != "default":
         raise InputError(f"config: rope type {rope['rope_type']} in rope_scaling; mixtral has plain RoPE")
     given, vocab = ("max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"), values["vocab_size"]
     return MixtralConfig(
         **{key: values[key] for key in (*_NEEDED, *given)},
-        head_dim=first(values.get("head_dim"), head_size(values["hidden_size"], 1) // values["num_attention_heads"]),
+        head_dim=values["head_dim"],
         rope_theta=first(agreed(hf, rope, "rope_theta"), values["rope_theta"]),
         original_max_position_embeddings=values["max_position_embeddings"],
         sliding_window=sliding_window(values),

@@ -116,13 +116,15 @@ def read(hf: dict[str, Any]) -> PhimoeConfig:
     refuse_unknown(hf, _FIXED, _HARMLESS | _READ)
     mixture_values(hf, _NEEDED, hf["model_type"])
     values = {**_DEFAULTS, **hf}
+    if values.get("head_dim") is None:
+        values["head_dim"] = head_size(values["hidden_size"], values["num_attention_heads"])
     rope = rope_parameters(values)
     if rope["rope_type"] not in ("default", "longrope"):
         raise InputError(f"config: rope type {rope['rope_type']} in rope_scaling; this family knows longrope and su")
     given, vocab = ("max_position_embeddings", "rms_norm_eps"), values["vocab_size"]
     shape = PhimoeConfig(
         **{key: values[key] for key in (*_NEEDED, *given, "tie_word_embeddings", "attention_bias", "lm_head_bias")},
-        head_dim=first(values.get("head_dim"), head_size(values["hidden_size"], 1) // values["num_attention_heads"]),
+        head_dim=values["head_dim"],
         rope_theta=first(agreed(hf, rope, "rope_theta"), values["rope_theta"]),
         original_max_position_embeddings=original_context(values, rope),
         sliding_window=sliding_window(values),
