@@ -93,7 +93,8 @@ def _tensors(config: MixtureConfig) -> dict[str, Tensor]:
         found += with_bias(Tensor(f"{base}input_layernorm.weight", (hidden,), ATTENTION_NORM, layer), config.norm_bias)
         qkv = Tensor(f"{attention}qkv_proj.weight", (queries + 2 * keys, hidden), QKV, layer, ATTENTION_NORM, rows=q_k_v)
         found += with_bias(qkv, config.attention_bias)
-        found += with_bias(Tensor(f"{attention}o_proj.weight", (hidden, queries), O, layer, QKV), config.attention_bias)
+        through = None if config.attention_bias else QKV  # a factor would have to pass through v's bias
+        found += with_bias(Tensor(f"{attention}o_proj.weight", (hidden, queries), O, layer, through), config.attention_bias)
         found += with_bias(Tensor(f"{base}post_attention_layernorm.weight", (hidden,), MLP_NORM, layer), config.norm_bias)
         gate = f"{base}block_sparse_moe.gate.weight"
         found.append(Tensor(gate, (config.num_local_experts, hidden), ROUTER, layer, MLP_NORM))

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     if args.library and not passages:
         print_json({"text": NOTHING_FOUND, "sources": [], "statistics": {}}) if args.json else print(NOTHING_FOUND)
         return
-    with open_session(args.bundle) as session:
+    with open_session(args.bundle, args.experts_memory) as session:
         if grammar:
             from phi3mobile.session.guidance import Guide
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
         sources = [f"{passage.source}: {passage.location}" for passage in passages]
         if args.json:
             text = "".join(pieces)
-            print_json({"text": text, "sources": sources, "statistics": numbers(session.statistics)})
+            print_json({"text": text, "sources": sources, "statistics": numbers(session.statistics, session.experts)})
             return
         show(pieces)
         for number, source in enumerate(sources, 1):

@@ -244,8 +244,10 @@ def to_executorch(
     operators = {f"{operator.name}.{operator.overload}" if operator.overload else operator.name for operator in plan.operators}
     experts: dict[str, object] = {}
     if is_mixture(packed.config):
-        shape = write_experts(packed, path.with_name(EXPERTS_FILE), progress)
-        experts = {"experts": {"file": EXPERTS_FILE, "used": mixtures[0].used, **vars(shape)}}
+        routing = packed.config.block(0).routing
+        assert routing is not None
+        shape, used = write_experts(packed, path.with_name(EXPERTS_FILE), progress), routing.used
+        experts = {"experts": {"file": EXPERTS_FILE, "used": used, "bytes": shape.size, **vars(shape)}}
     row = kv_row_bytes(packed.config, recipe)
     planned = row * sum(cache.rows if cache else context for cache in caches)
 
