@@ -102,9 +102,9 @@ def packed_file(library: ctypes.CDLL, plain: Path, sha256: str, runtime_version:
         raise InputError(f"{path.parent} can't be written ({error.strerror}): packed experts lie there") from None
     partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
-        error = ctypes.create_string_buffer(2000)
-        if library.p3m_pack_experts(bytes(plain), bytes(partial), threads, error, len(error)):
-            raise InputError(error.value.decode(errors="replace"))
+        said = ctypes.create_string_buffer(2000)
+        if library.p3m_pack_experts(bytes(plain), bytes(partial), threads, said, len(said)):
+            raise InputError(said.value.decode(errors="replace"))
         partial.rename(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ namespace {
 
 constexpr int64_t kSpare = 16;        // values past the end that XNNPACK may read
 constexpr int64_t kWorthThreads = 1 << 14;  // elements of an elementwise loop below which threads save nothing
+constexpr int64_t kWorthWaking = 1 << 18;   // multiply-adds of a product below which threads save nothing
 constexpr int64_t kLanes = 16;
 
 template <class Work>
@@ -165,7 +166,9 @@ bool Experts::round_rows(const float* x, int64_t count, int64_t width, int8_t* c
 bool Experts::multiply(
     int which, const void* weights, const int8_t* codes, const xnn_quantization_params* params, int64_t rows, float* out) {
   weights_ = weights;
-  pthreadpool* threads = executorch::extension::threadpool::get_pthreadpool();
+  const ExpertHeader& h = file_->header();
+  const bool alone = rows * int64_t(h.hidden) * h.inner < kWorthWaking;
+  pthreadpool* threads = alone ? nullptr : executorch::extension::threadpool::get_pthreadpool();
   size_t workspace = 0;
   return xnn_reshape_fully_connected_nc_qd8_f32_qb4w(products_[which], size_t(rows), &workspace, threads) == 0 &&
          workspace == 0 && xnn_setup_fully_connected_nc_qd8_f32_qb4w(products_[which], codes, out, nullptr, params) == 0 &&
