@@ -224,4 +224,5 @@ def test_run_tells_of_the_experts(bundle, capsys):
     memory = 4 * one_of(bundle)
     assert main(["run", str(bundle.folder), "hello", "--max-tokens", "4", "--experts-memory", str(memory), "--json"]) == 0
     said = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    assert said["experts"]["slots"] == 4 and said["experts"]["bytes_read"] > 0
+    experts = said["statistics"]["experts"]
+    assert experts["slots"] == 4 and experts["bytes_read"] > 0
