@@ -32,7 +32,7 @@ def sparsemixer(logits: torch.Tensor, jitter: float) -> tuple[torch.Tensor, torc
     """Logits float32 [T, E] -> the two experts int64 [T, 2] and their weights float32 [T, 2], each in (1/E, 1].
 
     A round takes the largest logit m and gives it the softmax over those with (m - s) / max(|s|, m) <= 2 jitter; the second
-    round goes without the first one's expert. Reference: sparsemixer of transformers' modeling_phimoe, in inference. Raises
+    round goes without the first one's expert. Reference: transformers' function of the same name, in inference. Raises
     ValueError for logits that are not finite: nothing sensible follows from them.
     """
     if not torch.isfinite(logits).all():
