@@ -32,7 +32,7 @@ from phi3mobile.files import require_space
 from phi3mobile.models.checkpoint import Checkpoint
 from phi3mobile.models.config import DecoderConfig, RopeScaling
 from phi3mobile.models.presets import PRESETS, preset
-from phi3mobile.text.tokenizer import load_tokenizer
+from phi3mobile.text.vocabularies import load_tokenizer
 
 
 class RandomCheckpoint(Checkpoint):
@@ -54,8 +54,11 @@ class RandomCheckpoint(Checkpoint):
         shape = self._tensors[name].shape
         if len(shape) == 1:
             return torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
-        start, count = self._order[name] * 7919 % POOL, shape[0] * shape[1]
-        values = torch.cat([self._pool[start:], *[self._pool] * (count // POOL + 1)])[:count]
+        count = shape[0] * shape[1]
+        start = self._order[name] * 7919 % max(1, POOL - count)
+        values = self._pool[start : start + count]
+        if count > POOL:
+            values = torch.cat([self._pool] * (count // POOL + 1))[:count]
         return (values * shape[1] ** -0.5).view(shape)
 
     def source_hash(self) -> str:
@@ -88,6 +91,8 @@ def make(name: str, out: Path, recipe_name: str, context: int) -> dict[str, Any]
         eos=[2],
         tokenizer=load_tokenizer(scratch),
         chat={"template": None, "bos": "", "eos": "", "segments": None},
+        generation={},
+        notes=[],
         space=space,
     )
     write_bundle(plan)

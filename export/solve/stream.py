@@ -198,6 +198,7 @@ def solve_layer(
         solving[full] = Solving(full, linear, seen, solve, power, weights)
         setattr(layer.get_submodule(owner), attribute, solving[full])
     if mixture is not None:
+        assert chosen is not None, f"layer {index}: nothing says where its tokens go"
         routing, mixture[1].routing = mixture[1].routing, chosen
     x = run_layer(config, layer, index, x)
     if mixture is not None:

@@ -7,7 +7,6 @@ that). The function takes (bundle, threads) and returns the engine.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -42,7 +41,8 @@ def open_engine(bundle: Bundle, threads: int = 0, experts_memory: int | None = N
     if "experts" in bundle.manifest["runtime"]:  # only programs with our operator have such a file
         if name in PTE and phone_engine():
             raise InputError(f"{bundle.folder} is a mixture of experts, which this phone's own engine has no operator for")
-        return partial(find_engine(name, str(bundle.folder)), experts_memory=experts_memory)(bundle, threads)
+        opened: Callable[..., Engine] = find_engine(name, str(bundle.folder))
+        return opened(bundle, threads, experts_memory=experts_memory)
     if experts_memory is not None:
         raise InputError(f"{bundle.folder} has no experts: leave out the memory for them")
     if name in PTE and (phone := phone_engine()):

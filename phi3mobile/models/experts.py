@@ -6,7 +6,7 @@ transformers 5 may store all experts of a layer stacked, as `mlp.experts.gate_up
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -180,7 +180,7 @@ class Mixture(nn.Module):
 
     def __init__(self, config: MixtureConfig, routing: Routing) -> None:
         super().__init__()
-        self.routing = routing
+        self.routing: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = routing
         self.gate = Router(config.hidden_size, routing.experts)
         self.experts = nn.ModuleList(Expert(config.hidden_size, config.intermediate_size) for _ in range(routing.experts))
 
