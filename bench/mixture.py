@@ -21,7 +21,6 @@ import torch
 
 from phi3mobile.bench.shape import POOL, write_byte_tokenizer
 from phi3mobile.bundle import open_bundle
-from phi3mobile.engines.expert_file import parse_memory
 from phi3mobile.engines.registry import open_engine
 from phi3mobile.errors import InputError
 from phi3mobile.export.build import write_bundle
@@ -29,6 +28,7 @@ from phi3mobile.export.plan import ExportPlan
 from phi3mobile.export.recipe import find_recipe
 from phi3mobile.export.targets import target_of
 from phi3mobile.files import require_space
+from phi3mobile.memory import parse_memory
 from phi3mobile.models.checkpoint import Checkpoint
 from phi3mobile.models.config import DecoderConfig, RopeScaling
 from phi3mobile.models.presets import PRESETS, preset

@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from phi3mobile.bundle import open_bundle
-    from phi3mobile.engines.expert_file import parse_memory
     from phi3mobile.export.cards import bundle_card
+    from phi3mobile.memory import parse_memory
     from phi3mobile.quiet import quiet
     from phi3mobile.screen import print_card, print_json, progress_bar
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 import struct
 import threading
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ SUFFIX = ".experts"
 LIMIT = 64 << 30  # bytes all packed files together may take; the longest unused go first
 HEADER = struct.Struct("<4s9I3Q")
 MAGIC, VERSION = b"P3ME", 1
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
 
 @dataclass(frozen=True)
@@ -69,15 +67,6 @@ class ExpertShape:
 def padded(size: int) -> int:
     """Up to the next multiple of ALIGN."""
     return -(-size // ALIGN) * ALIGN
-
-
-def parse_memory(text: str | int) -> int:
-    """Bytes of "4GB", "512MiB" or a number. InputError for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
-    factor = _UNITS.get(match[2].upper()) if match else None
-    if match is None or factor is None or float(match[1]) * factor < 1:
-        raise InputError(f"experts memory {text!r}: give bytes above 0, such as 4GB, 1.5GB, 512MiB or 2000000000")
-    return int(float(match[1]) * factor)
 
 
 def packed_path(sha256: str, runtime_version: str) -> Path:

@@ -57,7 +57,7 @@ def open_session(path: str, experts_memory: str | None = None) -> Session:
 
     memory = None
     if experts_memory is not None:
-        from phi3mobile.engines.expert_file import parse_memory
+        from phi3mobile.memory import parse_memory
 
         memory = parse_memory(experts_memory)
     with quiet():
