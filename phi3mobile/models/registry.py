@@ -36,9 +36,9 @@ class Family(Protocol):
 
 @cache
 def families() -> dict[str, Family]:
-    """By the name of the file."""
+    """By the name of the file; the one that a shape without a model_type is of comes first."""
     found: dict[str, ModuleType] = {}
-    for module in pkgutil.iter_modules(rooms.__path__):
+    for module in sorted(pkgutil.iter_modules(rooms.__path__), key=lambda module: (module.name != rooms.DEFAULT, module.name)):
         found[module.name] = importlib.import_module(f"{rooms.__name__}.{module.name}")
     return cast("dict[str, Family]", found)
 

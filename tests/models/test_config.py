@@ -144,7 +144,7 @@ def test_longrope_factor_and_attention_factor():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (hf(model_type="gpt2"), "model_type is 'gpt2'; known are "),
+        (hf(model_type="gpt2"), "model_type is 'gpt2'; known are phi3, llama, mistral"),
         (hf(model_type=...), "model_type is None"),
         (hf(hidden_act="gelu"), "hidden_act is 'gelu'.*'silu' only"),
         (hf(attention_bias=True), "attention_bias is True"),

@@ -170,7 +170,7 @@ def test_bad_mixtral_configs_are_named():
     for change, message in (
         ({"num_experts_per_tok": 5}, "num_experts_per_tok 5 is more than num_local_experts 4"),
         ({"num_local_experts": None}, "num_local_experts missing; a mixtral config"),
-        ({"attention_bias": True}, "attention_bias is True; this graph allows False only"),
+        ({"attention_bias": True}, "attention_bias is True; this graph allows False or None only"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "mixtral has plain RoPE"),
     ):
         with pytest.raises(InputError, match=message):
