@@ -32,6 +32,7 @@ from phi3mobile.memory import parse_memory
 from phi3mobile.models.checkpoint import Checkpoint
 from phi3mobile.models.config import DecoderConfig, RopeScaling
 from phi3mobile.models.presets import PRESETS, preset
+from phi3mobile.progress import Progress, silent
 from phi3mobile.text.vocabularies import load_tokenizer
 
 
@@ -60,6 +61,9 @@ class RandomCheckpoint(Checkpoint):
         if count > POOL:
             values = torch.cat([self._pool] * (count // POOL + 1))[:count]
         return (values * shape[1] ** -0.5).view(shape)
+
+    def check_values(self, progress: Progress = silent) -> None:
+        """They are finite as they are made."""
 
     def source_hash(self) -> str:
         return "random weights"
