@@ -11,6 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from phi3mobile.bench import experts
     from phi3mobile.bench.predict import card_rows
     from phi3mobile.bundle import is_bundle, open_bundle
     from phi3mobile.export.cards import bundle_card, checkpoint_card, placement
@@ -21,7 +22,13 @@ def run(args: argparse.Namespace) -> None:
         bundle = open_bundle(path)
         placed = placement(bundle)
         main = next(iter(placed.values()), None)
-        print_card(str(path), bundle_card(bundle) | (main.rows() if main else {}) | card_rows(bundle.manifest))
+        print_card(
+            str(path),
+            bundle_card(bundle)
+            | (main.rows() if main else {})
+            | experts.card_rows(bundle.manifest)
+            | card_rows(bundle.manifest),
+        )
         shown = ("name", "engine", "runtime", "recipe", "model", "tokens", "memory", "license")
         quality = {"quality": bundle.manifest.get("quality")}
         reports = {"placement": {name: found.report() for name, found in placed.items()}} if placed else {}

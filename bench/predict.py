@@ -105,7 +105,12 @@ def predict(manifest: Mapping[str, Any], phone: Mapping[str, Any], depth: int | 
     rows = published()["peer"]
     table = model["vocab"] * model["hidden"] * recipe.get("embedding_bits", 8) / 8
     read = memory["weights"] - table + memory["kv_per_token"] * min(depth, model.get("sliding_window") or depth)
-    ops = 2 * (model["parameters"] - model["vocab"] * model["hidden"])
+    values = model["parameters"] - model["vocab"] * model["hidden"]
+    if (mixture := manifest["runtime"].get("experts")) is not None:  # a token reads and multiplies by some of them
+        idle = 1 - mixture["used"] / mixture["experts"]
+        read -= mixture["bytes"] * idle
+        values -= int(3 * mixture["hidden"] * mixture["inner"] * mixture["layers"] * mixture["experts"] * idle)
+    ops = 2 * values
     loaded = 0 if manifest["weights_mapped"] else memory["weights"]
     needs = memory["kv_per_token"] * model["context"] + memory["activations"] + loaded
     return Prediction(

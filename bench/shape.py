@@ -28,7 +28,7 @@ def random_checkpoint(name: str) -> Path:
     config = preset(name)
     folder = cache_folder() / "shapes" / name
     if not folder.exists():
-        write_checkpoint(folder, config, _tensors(config), torch.float16, finish=_write_tokenizer)
+        write_checkpoint(folder, config, _tensors(config), torch.float16, finish=write_byte_tokenizer)
     return folder
 
 
@@ -57,7 +57,8 @@ def shape_bundle(
         worker.close()
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_byte_tokenizer(folder: Path) -> None:
+    """A tokenizer that knows the 256 bytes and no more."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -34,16 +34,28 @@ def export(
     bits: float | None = None,
     rotate: bool = False,
     accept_quality: bool = False,
+    experts_memory: int | None = None,
     progress: Progress = silent,
 ) -> Path:
     """Make a bundle at `out` from a checkpoint folder, a folder of `quantize`, or hub id.
 
     `context`: positions of the KV cache, default min(2048, what the model takes). `method`: "gptq" or "rtn", default the
     recipe's; a quantized folder has had its own. `calibration`, `bits`, `rotate`: see export.solve.build.quantize_checkpoint.
+    `experts_memory`: bytes that a mixture's experts take by default where it runs; None: all that they need.
     `accept_quality`: ship it even if the quality card shows more loss than MOST_LOSS there. Nothing is left if it fails.
     Raises InputError for a source that is no checkpoint, an unknown recipe, an existing `out`, a disk too small, too much loss.
     """
-    plan = plan_export(source, out, recipe, context, method=method, calibration=calibration, bits=bits, rotate=rotate)
+    plan = plan_export(
+        source,
+        out,
+        recipe,
+        context,
+        method=method,
+        calibration=calibration,
+        bits=bits,
+        rotate=rotate,
+        experts_memory=experts_memory,
+    )
     return write_bundle(plan, accept_quality, progress)
 
 
@@ -85,6 +97,9 @@ def _manifest(plan: ExportPlan, written: Written, folder: Path, quality: dict[st
     program = folder / written.runtime["program"]
     weights = sum(path.stat().st_size for path in (program, *program.rglob("*")) if path.is_file())
     config = plan.config
+    if (experts := written.runtime.get("experts")) is not None:
+        weights += experts["bytes"]
+        experts["memory"] = plan.experts_memory
     return {
         "name": Path(plan.source).resolve().name,
         "family": config.family,

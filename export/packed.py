@@ -16,7 +16,7 @@ from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.decoder import Decoder
 from phi3mobile.models.form import Form
 from phi3mobile.models.quantized import Packed, QuantizedEmbedding, QuantizedLinear
-from phi3mobile.models.tensors import BIAS, LINEARS, NORMS
+from phi3mobile.models.tensors import BIAS, LINEARS, NORMS, ROUTER
 
 if TYPE_CHECKING:
     from phi3mobile.export.solve.rotate import Rotated
@@ -37,11 +37,11 @@ class PackedModel:
         return self.checkpoint.config
 
     def form_of(self, name: str) -> Form | None:
-        """How the tensor `name` is packed; None for norms and biases, which stay float32. 8 bit's group is the whole row."""
+        """How the tensor `name` is packed; None for norms, biases and routers, which stay float32. 8 bit's group is the row."""
         if isinstance(self.checkpoint, Solved):
             return self.checkpoint.form_of(name)
         found = self.config.tensors().get(name)  # a tied head has none
-        if found and found.role in (*NORMS, BIAS):
+        if found and found.role in (*NORMS, BIAS, ROUTER):
             return None
         return self._forms.get(name) or self.recipe.form_of(self.config.role(name), self.shape(name)[1])
 
@@ -64,9 +64,9 @@ class PackedModel:
         return replace(weight if isinstance(weight, Packed) else quantize(weight, *form), bias=self._bias(name))
 
     def vector(self, name: str) -> torch.Tensor:
-        """The vector `name`, a norm's weight or bias or a linear's bias, in float32."""
+        """The vector `name`, a norm's weight or bias or a linear's bias, or a router, in float32."""
         values = self.checkpoint.tensor(self._source(name))
-        assert isinstance(values, torch.Tensor) and self.form_of(name) is None, f"{name} is a matrix"
+        assert isinstance(values, torch.Tensor) and self.form_of(name) is None, f"{name} is a packed matrix"
         return values.float()
 
     def bits_per_weight(self) -> float:
@@ -81,15 +81,15 @@ class PackedModel:
 
     def has_bias(self, name: str) -> bool:
         """Whether the matrix `name` has a bias. A head whose model masks ids does: the mask."""
-        return bool(self.config.masked_ids) if name == HEAD else _bias_name(name) in self._names
+        return (name == HEAD and bool(self.config.masked_ids)) or _bias_name(name) in self._names
 
     def _bias(self, name: str) -> torch.Tensor | None:
         if not self.has_bias(name):
             return None
-        if name != HEAD:
-            return self.vector(_bias_name(name))
-        bias = torch.zeros(self.config.vocab_size)  # float32's least swallows the logit it is added to: the sum is exact
-        bias[list(self.config.masked_ids)] = torch.finfo(torch.float32).min
+        stored = _bias_name(name) in self._names
+        bias = self.vector(_bias_name(name)) if stored else torch.zeros(self.config.vocab_size)
+        if name == HEAD:  # float32's least swallows the logit it is added to: the sum is exact
+            bias[list(self.config.masked_ids)] = torch.finfo(torch.float32).min
         return bias
 
     def _source(self, name: str) -> str:
@@ -112,7 +112,7 @@ def load_packed(packed: PackedModel, context: int | None = None) -> Decoder:
         if tensor.role in LINEARS:
             owner, _, own = module.rpartition(".")
             setattr(model.get_submodule(owner), own, QuantizedLinear(packed.matrix(name)))
-        elif (tensor.of or tensor.role) in NORMS:
+        elif (tensor.of or tensor.role) in (*NORMS, ROUTER):
             vector = torch.nn.Parameter(packed.vector(name), requires_grad=False)
             setattr(model.get_submodule(module), attribute, vector)
     model.allocate()

@@ -52,6 +52,7 @@ class ExportPlan:
     generation: dict[str, Any]  # the manifest's section
     notes: list[str]  # what was decided that a user should know
     space: int  # bytes of disk that it takes at most
+    experts_memory: int | None = None  # bytes, the bundle's default for a mixture's experts; None: all that they need
 
     @property
     def config(self) -> DecoderConfig:
@@ -68,6 +69,7 @@ def plan_export(
     calibration: str | Path | None = None,
     bits: float | None = None,
     rotate: bool = False,
+    experts_memory: int | None = None,
 ) -> ExportPlan:
     """The plan of `export` (see build.py for what it takes). Writes nothing. Raises InputError for what can't be done."""
     chosen, out = find_recipe(recipe), Path(out)
@@ -87,6 +89,7 @@ def plan_export(
     context = _context(config, chosen, context)
     check_pieces(config, chosen, target)
     chosen.check(config)
+    _check_experts(config, bits, experts_memory)
     target.requires(chosen)
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size > config.vocab_size:
@@ -117,7 +120,15 @@ def plan_export(
         generation=generation_section(read_object(folder / "generation_config.json")),
         notes=notes,
         space=space,
+        experts_memory=experts_memory,
     )
+
+
+def _check_experts(config: DecoderConfig, bits: float | None, experts_memory: int | None) -> None:
+    if config.block(0).routing is None and experts_memory is not None:
+        raise InputError("this model has no experts: leave out --experts-memory")
+    if config.block(0).routing is not None and bits is not None:
+        raise InputError("the experts of a mixture share one form: leave out --bits")
 
 
 def check_pieces(config: DecoderConfig, recipe: Recipe, target: Target) -> None:

@@ -125,6 +125,12 @@ LATER: dict[str, Callable[[Any], bool]] = {
     "model.back": _or_null(_whole(0)),
     "quality": _or_null(_quality),
     "generation": lambda value: isinstance(value, dict),
+    "runtime.experts.file": _path_inside,  # of a mixture: its experts (engines/expert_file.py)
+    **{
+        f"runtime.experts.{key}": _whole(1)
+        for key in ("used", "layers", "experts", "hidden", "inner", "group13", "group2", "bytes")
+    },
+    "runtime.experts.memory": _or_null(_whole(1)),  # bytes for them where nothing else is asked for
 }
 
 
@@ -153,8 +159,9 @@ class Bundle:
     @property
     def program_bytes(self) -> int:
         name = self.manifest["runtime"]["program"]
+        experts = self.manifest["runtime"].get("experts", {}).get("file")
         files = self.manifest["files"].items()
-        return sum(listed["bytes"] for path, listed in files if path == name or path.startswith(f"{name}/"))
+        return sum(listed["bytes"] for path, listed in files if path in (name, experts) or path.startswith(f"{name}/"))
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -245,6 +252,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     for name, fits in (SCHEMA | LATER).items():
         if values[name] is not _ABSENT and not fits(values[name]):
             raise InputError(f"{path}: {name} can't be {values[name]!r:.80}; export the bundle again")
+    experts = manifest["runtime"].get("experts")
+    if experts is not None and (not isinstance(experts, dict) or experts.get("file") not in manifest["files"]):
+        raise InputError(f"{path}: runtime.experts names no file of the bundle; export the bundle again")
     for key, program in (("runtime.program", manifest["runtime"]["program"]), *(("programs", p) for p in manifest["programs"])):
         if not any(name == program or name.startswith(f"{program}/") for name in manifest["files"]):
             raise InputError(f"{path}: {key} is not among its files; export the bundle again")

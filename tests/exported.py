@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from tiny import random_tensors, tiny, write_folder
+from tiny import random_tensors, stored, tiny, write_folder
 
 VOCAB = 304
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # ids 0, 1, 2
@@ -44,7 +44,7 @@ def write_tokenizer(folder: Path, vocab: int = VOCAB) -> None:
 def talking_checkpoint(folder: Path, name: str = "tiny-gqa", **changes) -> Path:
     """A random phi3 checkpoint of a tiny preset with tokenizer, template and generation config, written to `folder`."""
     config = tiny(name, vocab_size=VOCAB, **changes)
-    write_folder(folder, config.to_hf(), random_tensors(config))
+    write_folder(folder, config.to_hf(), stored(config, random_tensors(config), config.family))
     write_tokenizer(folder)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0]}))
     return folder

@@ -11,6 +11,7 @@ import torch
 from phi3mobile.models.decoder import Decoder
 from phi3mobile.models.families.phi3 import Phi3Config
 from phi3mobile.models.presets import PRESETS
+from phi3mobile.models.registry import stored_parts
 
 TINY = [name for name in PRESETS if name.startswith("tiny-")]
 
@@ -49,6 +50,21 @@ def random_tensors(config: Phi3Config, seed: int = 0) -> dict[str, torch.Tensor]
 def random_tokens(config: Phi3Config, length: int, seed: int = 1) -> torch.Tensor:
     """int64 [1, length]."""
     return torch.randint(config.vocab_size, (1, length), generator=torch.Generator().manual_seed(seed))
+
+
+def stored(config, tensors: dict[str, torch.Tensor], layout: str) -> dict[str, torch.Tensor]:
+    """The same weights as a folder of a source layout holds them: a family's own, "llama", ..."""
+    config = replace(config, source_model_type=layout)
+    found: dict[str, torch.Tensor] = {}
+    stacks: dict[str, list[torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        parts = stored_parts(config, name)
+        for part, value in zip(parts, tensor.split([shape[0] for shape in parts.values()]), strict=True):
+            if part.endswith("]"):
+                stacks.setdefault(part.partition("[")[0], []).append(value)
+            else:
+                found[part] = value.contiguous()
+    return found | {name: torch.stack(values) for name, values in stacks.items()}
 
 
 def transformers_model(config: Phi3Config, tensors: dict[str, torch.Tensor]):

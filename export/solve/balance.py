@@ -59,7 +59,8 @@ def balance(config: DecoderConfig, layer: Halves, index: int, inputs: dict[str, 
         linear.weight = _times(linear.weight, factors[:, None])
 
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    for role in (QKV, GATE_UP, DOWN, O):
+    mixed = config.block(index).routing is not None  # experts share a norm with their router: they stay as they are
+    for role in (QKV, O) if mixed else (QKV, GATE_UP, DOWN, O):
         before = config.tensor(role, index).reads
         if before in NORMS:
             divide(module(before), scaled(role))

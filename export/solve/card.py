@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from phi3mobile.errors import InputError
+from phi3mobile.export.solve.mixture import FEWEST, Recorded
 from phi3mobile.export.solve.stream import rounded, run_layer
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.modules import Halves
@@ -26,6 +27,16 @@ class Card:
         self.config, self.tokens = config, tokens
         self.exact, self.quantized = exact * config.embedding_multiplier, quantized * config.embedding_multiplier
         self.layers_db: list[float] = []
+        self._experts: dict[str, int] = {}
+
+    def count_experts(self, chosen: Recorded, config: DecoderConfig) -> None:
+        """Of one layer's mixture on the calibration text: how many experts saw enough tokens to be solved on."""
+        routing = config.block(0).routing
+        assert routing is not None
+        seen = chosen.experts.flatten().bincount(minlength=routing.experts)
+        counts = {"experts": routing.experts, "experts_solved": int((seen >= FEWEST).sum())}
+        self._experts = {key: self._experts.get(key, 0) + value for key, value in counts.items()}
+        self._experts["fewest_tokens"] = min(int(seen.min()), self._experts.get("fewest_tokens", int(seen.min())))
 
     def through_float(self, layer: Halves, index: int) -> None:
         self.exact = run_layer(self.config, layer, index, self.exact)
@@ -37,14 +48,16 @@ class Card:
             raise InputError(f"what layer {index} makes is not finite (NaN or infinity): no quality card")
         self.layers_db.append(round(decibels, 2))
 
-    def finish(self, norm: nn.Module, head: torch.Tensor, packed_norm: nn.Module, packed: Packed) -> dict[str, Any]:
+    def finish(
+        self, norm: nn.Module, head: torch.Tensor, packed_norm: nn.Module, packed: Packed, bias: torch.Tensor | None = None
+    ) -> dict[str, Any]:
         """Perplexity of both, mean KL divergence (nats) of the quantized from the float model, how often both have the same
         most likely next token, and for each layer the median token's signal-to-noise ratio of its hidden state in dB.
 
-        norm, head: the float model's; packed_norm, packed: the quantized one's.
+        norm, head: the float model's; packed_norm, packed: the quantized one's; bias: the head's, in both.
         """
         exact, quantized = norm(self.exact), rounded(packed_norm(self.quantized))
-        found = compare(self.config, self.tokens, exact, head, quantized, packed.dequantized())
+        found = compare(self.config, self.tokens, exact, head, quantized, packed.dequantized(), bias)
         return {
             "tokens": self.tokens[:, 1:].numel(),
             "perplexity_float": round(found["perplexity_float"], 4),
@@ -53,6 +66,7 @@ class Card:
             "kl": round(found["kl"], 5),
             "top1": round(found["top1"], 4),
             "layers_db": self.layers_db,
+            **({"calibrated": self._experts} if self._experts else {}),
         }
 
 
@@ -63,6 +77,7 @@ def compare(
     head: torch.Tensor,
     other: torch.Tensor,
     table: torch.Tensor,
+    bias: torch.Tensor | None = None,
 ) -> dict[str, float]:
     """A float model's final states `exact` [B, T, D] with its `head` [V, D] against another one's with `table`.
 
@@ -74,7 +89,7 @@ def compare(
     float_nll = nll = kl = same = 0.0
     parts = zip(*(x[:, :-1].flatten(0, 1).split(_TOKENS) for x in (exact, other)), following.split(_TOKENS), strict=True)
     for x, y, target in parts:
-        told, tells = log_probabilities(config, x, head), log_probabilities(config, y, table)
+        told, tells = log_probabilities(config, x, head, bias), log_probabilities(config, y, table, bias)
         float_nll -= told.gather(1, target).double().sum().item()
         nll -= tells.gather(1, target).double().sum().item()
         kl += functional.kl_div(tells, told, reduction="none", log_target=True).double().sum().item()
@@ -90,9 +105,11 @@ def compare(
     }
 
 
-def log_probabilities(config: DecoderConfig, x: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+def log_probabilities(
+    config: DecoderConfig, x: torch.Tensor, head: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """Of the next token, behind the final norm: x [..., D], head [V, D] -> [..., V]."""
-    logits = functional.linear(x, head) / config.logit_divisor
+    logits = functional.linear(x, head, bias) / config.logit_divisor
     logits[..., list(config.masked_ids)] = torch.finfo(torch.float32).min / 2
     return logits.log_softmax(-1)
 

@@ -16,6 +16,7 @@ from phi3mobile.export.solve.balance import FormOf, balance, best_sizes, divide
 from phi3mobile.export.solve.card import Card
 from phi3mobile.export.solve.folder import HEAD, matrix_of, read_part, vector_of, write_part
 from phi3mobile.export.solve.gptq import solve
+from phi3mobile.export.solve.mixture import router_weights
 from phi3mobile.export.solve.stream import (
     Weights,
     load_layer,
@@ -66,7 +67,9 @@ def solve_checkpoint(
         progress("solve", index, layers + 1)
         layer, path = load_layer(config, index, weights), folder / f"packed-layer-{index:03}.safetensors"
         card.through_float(layer, index)
-        exact, inputs = run_watched(config, layer, index, exact)
+        exact, inputs, chosen = run_watched(config, layer, index, exact)
+        if chosen is not None:
+            card.count_experts(chosen, config)
         if not path.exists() and (trained := on_grid(layer, index, form_of)):
             write_part(path, _vectors(layer, index) | trained)
         if path.exists():
@@ -76,7 +79,14 @@ def solve_checkpoint(
             balance(config, layer, index, inputs, form_of)
             vectors = _vectors(layer, index)  # before the linears, whose biases are among them, are replaced
             matrices, x = solve_layer(
-                config, layer, index, x, inputs, lambda name, weight, hessian: solve(weight, hessian, *form_of(name))
+                config,
+                layer,
+                index,
+                x,
+                inputs,
+                lambda name, weight, hessian: solve(weight, hessian, *form_of(name)),
+                chosen,
+                lambda name, weight: quantize(weight, *form_of(name)),
             )
             write_part(path, vectors | matrices)
         card.through_quantized(layer, index)
@@ -84,7 +94,8 @@ def solve_checkpoint(
     head = weights(HEAD)
     packed = _kept(folder / "packed-end.safetensors", lambda: _end(config, x, weights, head, form_of(HEAD)))
     packed_norm = load_norm(config, partial(vector_of, packed))
-    return card.finish(load_norm(config, weights), head, packed_norm, matrix_of(packed, HEAD))
+    bias = None if config.head_bias is None else weights(config.head_bias)
+    return card.finish(load_norm(config, weights), head, packed_norm, matrix_of(packed, HEAD), bias)
 
 
 def _end(
@@ -103,7 +114,10 @@ def _end(
             packed = solve(head * sizes, products(seen, seen, torch.ones(1)), *bits)
         else:
             packed = quantize(head * sizes, *bits)
-    return {f"{config.tensor(FINAL_NORM).module}.{key}": value.data for key, value in norm.named_parameters()} | {HEAD: packed}
+    found: dict[str, Packed | torch.Tensor] = {
+        f"{config.tensor(FINAL_NORM).module}.{key}": value.data for key, value in norm.named_parameters()
+    }
+    return found | {HEAD: packed} | ({} if config.head_bias is None else {config.head_bias: weights(config.head_bias)})
 
 
 def _kept(path: Path, make: Callable[[], dict[str, Packed | torch.Tensor]]) -> dict[str, Packed | torch.Tensor]:
@@ -113,8 +127,14 @@ def _kept(path: Path, make: Callable[[], dict[str, Packed | torch.Tensor]]) -> d
     return read_part(path)
 
 
+def _kept_float(layer: Halves) -> dict[str, nn.Parameter]:
+    """By name: norms, biases, routers."""
+    routers = router_weights(layer)
+    return {key: value for key, value in layer.named_parameters() if value.dim() == 1 or key in routers}
+
+
 def _vectors(layer: Halves, index: int) -> dict[str, torch.Tensor]:
-    return {f"model.layers.{index}.{key}": value.data for key, value in layer.named_parameters() if value.dim() == 1}
+    return {f"model.layers.{index}.{key}": value.data for key, value in _kept_float(layer).items()}
 
 
 def on_grid(layer: Halves, index: int, form_of: FormOf) -> dict[str, Packed]:
@@ -137,9 +157,8 @@ def _rounds_to(packed: Packed, weight: torch.Tensor) -> bool:
 
 def take_over(layer: Halves, index: int, packed: dict[str, Packed | torch.Tensor]) -> None:
     """Give a float layer the integers of an earlier run, and the norms that go with them."""
-    for name, vector in list(layer.named_parameters()):
-        if vector.dim() == 1:
-            vector.data = vector_of(packed, f"model.layers.{index}.{name}")
+    for name, vector in _kept_float(layer).items():
+        vector.data = vector_of(packed, f"model.layers.{index}.{name}")
     for name, linear in list(layer.named_modules()):
         if isinstance(linear, nn.Linear):
             owner, _, attribute = name.rpartition(".")

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
 
 from phi3mobile.errors import InputError
 from phi3mobile.export.solve.gptq import matched
+from phi3mobile.export.solve.mixture import FEWEST, Recorded, expert_number, mixture_of, watch
 from phi3mobile.models.attend import attend
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.finite import is_finite
@@ -37,17 +39,28 @@ class Solving(nn.Module):
     `exact` [B, T, K]: what it sees in the float model.
     """
 
-    def __init__(self, name: str, linear: nn.Linear, exact: torch.Tensor, solve: Solve, power: Power) -> None:
+    def __init__(
+        self,
+        name: str,
+        linear: nn.Linear,
+        exact: torch.Tensor,
+        solve: Solve,
+        power: Power,
+        weights: Callable[[], torch.Tensor] | None = None,
+    ) -> None:
+        """weights: of its own tokens [B, T], where it does not see all."""
         super().__init__()
         self.name, self.linear, self.exact, self.solve, self.power = name, linear, exact, solve, power
+        self.weights = weights or (lambda: power.weights)
         self.packed: Packed | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         require_finite(f"what {self.name} multiplies", x)
         x = rounded(x)
         if self.packed is None:
-            hessian = products(x, x, self.power.weights)
-            weight = matched(self.linear.weight, hessian, products(x, self.exact - x, self.power.weights))
+            weights, seen = self.weights(), x.view(-1, *x.shape[-2:])  # an expert's tokens are [n, K]
+            hessian = products(seen, seen, weights)
+            weight = matched(self.linear.weight, hessian, products(seen, self.exact.view_as(seen) - seen, weights))
             self.packed = self.solve(self.name, weight, hessian)
             self.quantized = QuantizedLinear(replace(self.packed, bias=self.linear.bias))
             del self.linear.weight, self.exact  # nobody reads them again
@@ -126,43 +139,77 @@ def _attend(config: DecoderConfig, index: int, q: torch.Tensor, k: torch.Tensor,
 
 def run_watched(
     config: DecoderConfig, layer: Halves, index: int, x: torch.Tensor
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """As run_layer, and what each linear of the layer sees, by name. InputError if that is not finite."""
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], Recorded | None]:
+    """As run_layer; what each linear sees, by name (an expert its own tokens [n, K], if it has any); what a mixture chose.
+
+    InputError if that is not finite.
+    """
     inputs: dict[str, torch.Tensor] = {}
     linears = [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
     hooks = [
         linear.register_forward_pre_hook(lambda module, given, name=name: inputs.update({name: given[0]}))
         for name, linear in linears
     ]
+    chosen = watch(layer)
     x = run_layer(config, layer, index, x)
     for hook in hooks:
         hook.remove()
     for name, seen in inputs.items():
         require_finite(f"what model.layers.{index}.{name}.weight multiplies", seen)
-    return x, inputs
+    return x, inputs, chosen()
 
 
 def solve_layer(
-    config: DecoderConfig, layer: Halves, index: int, x: torch.Tensor, exact: dict[str, torch.Tensor], solve: Solve
+    config: DecoderConfig,
+    layer: Halves,
+    index: int,
+    x: torch.Tensor,
+    exact: dict[str, torch.Tensor],
+    solve: Solve,
+    chosen: Recorded | None = None,
+    round_only: Callable[[str, torch.Tensor], Packed] | None = None,
 ) -> tuple[dict[str, Packed], torch.Tensor]:
     """Solve a float layer in place on hidden states x [B, T, D]: its matrices by name, and the hidden states behind it.
 
-    `exact`: what its linears see in the float model. The layer computes with its integers from then on.
+    `exact`: what its linears see in the float model. The layer computes with its integers from then on. `chosen`: where a
+    mixture sends the tokens; experts with too few of them are left to `round_only` (name, weight).
     """
     power = Power()
     for role in (ATTENTION_NORM, MLP_NORM):
         layer.get_submodule(in_layer(config.tensor(role, index))).register_forward_pre_hook(power)
-    solving = {}
+    solving: dict[str, Solving] = {}
+    solved: dict[str, Packed] = {}
+    mixture = mixture_of(layer)
     for name, linear in list(layer.named_modules()):
-        if isinstance(linear, nn.Linear):
-            full = f"model.layers.{index}.{name}.weight"
-            owner, _, attribute = name.rpartition(".")
-            solving[full] = Solving(full, linear, exact.pop(name), solve, power)
-            setattr(layer.get_submodule(owner), attribute, solving[full])
+        if not isinstance(linear, nn.Linear):
+            continue
+        full, seen = f"model.layers.{index}.{name}.weight", exact.pop(name, None)
+        owner, _, attribute = name.rpartition(".")
+        weights, expert = None, expert_number(layer, name)
+        if expert is not None:
+            assert chosen is not None and round_only is not None, full
+            rows = chosen.rows(expert)
+            if seen is None or len(rows) < FEWEST:
+                solved[full] = round_only(full, linear.weight)
+                setattr(layer.get_submodule(owner), attribute, QuantizedLinear(solved[full]))
+                continue
+            weights = partial(_of_rows, power, rows)
+        assert seen is not None, f"{full} saw no tokens"
+        solving[full] = Solving(full, linear, seen, solve, power, weights)
+        setattr(layer.get_submodule(owner), attribute, solving[full])
+    if mixture is not None:
+        assert chosen is not None, f"layer {index}: nothing says where its tokens go"
+        routing, mixture[1].routing = mixture[1].routing, chosen
     x = run_layer(config, layer, index, x)
+    if mixture is not None:
+        mixture[1].routing = routing
     require_finite(f"what layer {index} makes", x)
-    solved = {}
     for name, module in solving.items():
         assert module.packed is not None, f"{name} saw no tokens"
         solved[name] = module.packed
     return solved, x
+
+
+def _of_rows(power: Power, rows: torch.Tensor) -> torch.Tensor:
+    """The weights of some tokens, [1, n]."""
+    return power.weights.flatten()[rows][None]

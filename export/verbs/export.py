@@ -19,12 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibration", type=Path, help="UTF-8 text that gptq solves on (default: one that ships)")
     parser.add_argument("--bits", type=float, help="per layer weight, at most: the most sensitive matrices get more")
     parser.add_argument("--rotate", action="store_true", help="turn the hidden states so that no channel sticks out (QuaRot)")
+    parser.add_argument("--experts-memory", metavar="BYTES", help="a mixture's default for its experts: 4GB (default: all)")
     parser.add_argument("--accept-quality", action="store_true", help="make the bundle even if its quality card is bad")
 
 
 def run(args: argparse.Namespace) -> None:
     from phi3mobile.bundle import open_bundle
     from phi3mobile.export.cards import bundle_card
+    from phi3mobile.memory import parse_memory
     from phi3mobile.quiet import quiet
     from phi3mobile.screen import print_card, print_json, progress_bar
 
@@ -43,6 +45,7 @@ def run(args: argparse.Namespace) -> None:
             bits=args.bits,
             rotate=args.rotate,
             accept_quality=args.accept_quality,
+            experts_memory=None if args.experts_memory is None else parse_memory(args.experts_memory),
             progress=report,
         )
     seconds = time.perf_counter() - start

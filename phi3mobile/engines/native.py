@@ -9,11 +9,11 @@ import ctypes
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phi3mobile.engines import packed_cache
+from phi3mobile.engines import expert_file, packed_cache
 from phi3mobile.engines.base import BaseEngine, check_bundle, marked
 from phi3mobile.errors import InputError
 from phi3mobile.info import EngineInfo
@@ -56,6 +56,9 @@ def load_library() -> ctypes.CDLL:
         ("p3m_isa", text, []),
         ("p3m_has_operator", ctypes.c_int, [text]),
         ("p3m_runtime_version", text, []),
+        ("p3m_pack_experts", ctypes.c_int, [text, text, ctypes.c_int, text, ctypes.c_size_t]),
+        ("p3m_open_experts", ctypes.c_int, [pointer, text, ctypes.c_uint64, ctypes.c_int, text, ctypes.c_size_t]),
+        ("p3m_expert_statistics", size, [pointer, ctypes.POINTER(size), size]),
         ("p3m_close", None, [pointer]),
     ):
         function = getattr(library, name, None)
@@ -75,14 +78,26 @@ def instruction_set() -> str:
     return load_library().p3m_isa().decode()
 
 
-def open_native(bundle: Bundle, threads: int = 0) -> NativeEngine:
-    """The engine of a bundle, its packed weights in the user's cache; `load_s` on it is the time this took."""
+def open_native(bundle: Bundle, threads: int = 0, experts_memory: int | None = None) -> NativeEngine:
+    """The engine of a bundle, its packed weights in the user's cache; `load_s` on it is the time this took.
+
+    experts_memory: bytes for a mixture's experts; None: the manifest's default, else as much as they need. Raises InputError.
+    """
     start = time.perf_counter()
     library, needed = load_library(), bundle.manifest["runtime"]["operators"]
     check_bundle(bundle, runtime_version(), [name for name in needed if library.p3m_has_operator(name.encode())])
     program = bundle.manifest["files"][bundle.manifest["runtime"]["program"]]
     file = packed_cache.file_for(program["sha256"], runtime_version())
     engine = NativeEngine(bundle.program, bundle.info, file, threads)
+    if (about := bundle.manifest["runtime"].get("experts")) is not None:
+        try:
+            plain, sha256 = bundle.folder / about["file"], bundle.manifest["files"][about["file"]]["sha256"]
+            experts = expert_file.packed_file(library, plain, sha256, runtime_version(), threads)
+            memory = experts_memory if experts_memory is not None else about.get("memory")
+            engine.open_experts(experts, memory or 0, about["used"])
+        except BaseException:
+            engine.close()
+            raise
     engine.load_s = time.perf_counter() - start
     return engine
 
@@ -140,11 +155,24 @@ class NativeEngine(BaseEngine):
 
     def _run(self, tokens: np.ndarray, position: int, long: bool) -> np.ndarray:
         if self._library.p3m_forward(self._model, tokens.ctypes.data, len(tokens), marked(position, long), None):
-            raise RuntimeError(self._library.p3m_error(self._model).decode(errors="replace"))
+            message = self._library.p3m_error(self._model).decode(errors="replace")
+            raise InputError(message) if message.startswith("experts: ") else RuntimeError(message)
         count, vocab = ctypes.c_int64(), ctypes.c_int64()
         logits = self._library.p3m_logits(self._model, ctypes.byref(count), ctypes.byref(vocab))
         values = (ctypes.c_float * (count.value * vocab.value)).from_address(logits)
         return np.ctypeslib.as_array(values).reshape(count.value, vocab.value)
+
+    def open_experts(self, packed: Path, memory: int, used: int) -> None:
+        """Give the model its experts, packed for this machine, `memory` bytes for them (0: all of them, mapped), of which a
+        token goes to `used`. InputError: a damaged file, or memory for less than a token needs."""
+        error = ctypes.create_string_buffer(_ERROR_SIZE)
+        if self._library.p3m_open_experts(self._model, bytes(packed), memory, used, error, _ERROR_SIZE):
+            raise InputError(error.value.decode(errors="replace"))
+
+    @property
+    def experts(self) -> dict[str, Any] | None:
+        """What was counted of the experts since they were opened (expert_file.statistics); None: a model without."""
+        return None if self._model is None else expert_file.statistics(self._library, self._model)
 
     def metadata(self, name: str) -> list[int]:
         """The integers of a metadata method, such as get_eos_ids; empty if there is none."""

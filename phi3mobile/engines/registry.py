@@ -31,12 +31,20 @@ PTE = {"executorch", "native", "coreml-delegate"}  # a phone's own engine runs t
 _HOME = "phi3mobile."  # a manifest may come from anywhere: it names no code but ours
 
 
-def open_engine(bundle: Bundle, threads: int = 0) -> Engine:
+def open_engine(bundle: Bundle, threads: int = 0, experts_memory: int | None = None) -> Engine:
     """The bundle's engine on this device, loaded. InputError if it can't run here.
 
     threads: 0 leaves the number to the engine, as do engines that have no such setting.
+    experts_memory: bytes for the experts of a mixture; None: the manifest's default, else as much as they need.
     """
     name = bundle.manifest["engine"]
+    if "experts" in bundle.manifest["runtime"]:  # only programs with our operator have such a file
+        if name in PTE and phone_engine():
+            raise InputError(f"{bundle.folder} is a mixture of experts, which this phone's own engine has no operator for")
+        opened: Callable[..., Engine] = find_engine(name, str(bundle.folder))
+        return opened(bundle, threads, experts_memory=experts_memory)
+    if experts_memory is not None:
+        raise InputError(f"{bundle.folder} has no experts: leave out the memory for them")
     if name in PTE and (phone := phone_engine()):
         return phone(bundle.program, bundle.info)
     return find_engine(name, str(bundle.folder))(bundle, threads)

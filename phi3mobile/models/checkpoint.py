@@ -11,6 +11,7 @@ import json
 import mmap
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from phi3mobile.files import new_folder, refuse_existing, require_space
 from phi3mobile.models.companions import holds_gguf
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.finite import is_finite, require_finite
-from phi3mobile.models.registry import read_config, stored_parts
+from phi3mobile.models.registry import as_stored, read_config, stored_parts
 from phi3mobile.models.shards import EMBEDDING, HEAD, is_spare, open_files, read_json
+from phi3mobile.models.stacks import item_of, unstacked
 from phi3mobile.models.tensors import shapes as shapes_of
 from phi3mobile.progress import Progress, silent
 
@@ -49,9 +51,10 @@ class Checkpoint:
     """A folder's weights, memory-mapped. Names are those of `config`'s own family in any layout."""
 
     def __init__(self, folder: Path, config: DecoderConfig, files: dict[Path, Any]) -> None:
-        self.folder, self.config = folder, config
         self._files = files  # path -> open safetensors file
         self._where = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118
+        config = as_stored(config, self._where)
+        self.folder, self.config = folder, config
         self._parts = {name: stored_parts(config, name) for name in config.tensors()}
         if config.tie_word_embeddings and HEAD in self._where and EMBEDDING in self._parts.keys() - self._where.keys():
             self._parts[EMBEDDING] = {HEAD: config.tensors()[EMBEDDING].shape}  # tools that keep one name may keep this one
@@ -62,7 +65,7 @@ class Checkpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a fused tensor as stored. Raises InputError if a part is missing."""
-        shapes = [tuple(self._slice(part).get_shape()) for part in self._stored(name)]
+        shapes = [self._shape(part) for part in self._stored(name)]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -85,7 +88,7 @@ class Checkpoint:
         found = {
             name: tuple(self._slice(name).get_shape()) for name in self._where if name in expected or not is_spare(name, tied)
         }
-        refuse_differences(str(self.folder), expected, found)
+        refuse_differences(str(self.folder), expected, unstacked(found))
         for name in expected:
             if (dtype := self._slice(name).get_dtype()) not in _STORED:
                 raise InputError(f"{self.folder}: {name} is stored as {dtype}; allowed are {', '.join(_STORED)}")
@@ -124,14 +127,20 @@ class Checkpoint:
         """A stored tensor, in the file's own memory."""
         if (dtype := self._slice(part).get_dtype()) not in _STORED:
             raise InputError(f"{self.folder}: {part} is stored as {dtype}; allowed are {', '.join(_STORED)}")
-        mapped = self._where[part].get_tensor(part)
+        name, item = item_of(part)
+        mapped = self._where[name].get_tensor(name) if item is None else self._slice(part)[item]
         require_finite(part, mapped, self.folder)
         return mapped
 
     def _slice(self, part: str) -> Any:
-        if part not in self._where:
-            raise InputError(f"{self.folder}: tensor {part} is missing")
-        return self._where[part].get_slice(part)
+        name, _ = item_of(part)
+        if name not in self._where:
+            raise InputError(f"{self.folder}: tensor {name} is missing")
+        return self._where[name].get_slice(name)
+
+    def _shape(self, part: str) -> tuple[int, ...]:
+        shape = tuple(self._slice(part).get_shape())
+        return shape if item_of(part)[1] is None else shape[1:]
 
 
 def _forget_pages(mapped: torch.Tensor) -> None:
@@ -195,6 +204,7 @@ def _write_weights(
     dtype: torch.dtype,
     shard_bytes: int,
 ) -> None:
+    own = replace(config, source_model_type=config.family)  # the layout that to_hf names
     shards: list[list[str]] = []
     pending: dict[str, torch.Tensor] = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -205,13 +215,19 @@ def _write_weights(
         pending.clear()
 
     for name, tensor in tensors:
-        stored = tensor.to(dtype).contiguous()
-        if not is_finite(stored):
-            require_finite(name, tensor, "the model")
-            raise InputError(f"{where}: {name} has values that {dtype} cannot hold; write float32 or bfloat16")
-        if pending and sum(t.nbytes for t in pending.values()) + stored.nbytes > shard_bytes:
-            flush()
-        pending[name], shapes[name] = stored, tuple(stored.shape)
+        shapes[name] = tuple(tensor.shape)
+        parts = stored_parts(own, name) if name in config.tensors() else {name: shapes[name]}
+        rows = [shape[0] for shape in parts.values()]
+        if sum(rows) != len(tensor):
+            break  # told below, by name
+        for part, values in zip(parts, tensor.split(rows), strict=True):
+            stored = values.to(dtype).contiguous()
+            if not is_finite(stored):
+                require_finite(name, tensor, "the model")
+                raise InputError(f"{where}: {name} has values that {dtype} cannot hold; write float32 or bfloat16")
+            if pending and sum(t.nbytes for t in pending.values()) + stored.nbytes > shard_bytes:
+                flush()
+            pending[part] = stored
     refuse_differences(where, shapes_of(config.tensors()), shapes)
     flush()
     if len(shards) == 1:

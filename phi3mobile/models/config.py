@@ -167,6 +167,11 @@ class DecoderConfig:
         """Ids whose logit is the least float32 whatever the weights say."""
         return ()
 
+    @property
+    def head_bias(self) -> str | None:
+        """The name of the head's bias, if it has one."""
+        return next((tensor.name for tensor in self.tensors().values() if (tensor.role, tensor.of) == (BIAS, HEAD)), None)
+
     def blocksparse(self, layer: int) -> Pattern | None:
         """The pattern of a block-sparse layer; None where attention is dense."""
         return self.block(layer).pattern
@@ -188,9 +193,10 @@ class DecoderConfig:
         found = self.tensors().get(name)
         return HEAD if found is None else found.role
 
-    def tensor(self, role: str, layer: int | None = None) -> Tensor:
-        """The weight of that role, of one layer or of none."""
-        return _by_role(self)[role, layer]
+    def tensor(self, role: str, layer: int | None = None, expert: int | None = None) -> Tensor:
+        """The weight of that role, of one layer or of none; of a mixture's experts the first one's, if not said which."""
+        found = _by_role(self)
+        return found[role, layer, expert] if (role, layer, expert) in found else found[role, layer, 0]
 
     def block(self, layer: int) -> Block:
         """What the block `layer` is made of."""
@@ -202,8 +208,8 @@ class DecoderConfig:
 
 
 @lru_cache(maxsize=16)
-def _by_role(config: DecoderConfig) -> dict[tuple[str, int | None], Tensor]:
-    return {(tensor.role, tensor.layer): tensor for tensor in config.tensors().values() if tensor.role != BIAS}
+def _by_role(config: DecoderConfig) -> dict[tuple[str, int | None, int | None], Tensor]:
+    return {(tensor.role, tensor.layer, tensor.expert): tensor for tensor in config.tensors().values() if tensor.role != BIAS}
 
 
 def derived_mscale(ratio: float, original: int) -> float:

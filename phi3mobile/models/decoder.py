@@ -56,7 +56,7 @@ class Decoder(nn.Module):
             )
         self.config, self.context, self.filled = config, context, 0
         self.model = Trunk(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.head_bias is not None)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.allocate()

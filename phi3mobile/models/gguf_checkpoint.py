@@ -17,6 +17,7 @@ from phi3mobile.models.finite import require_finite
 from phi3mobile.models.gguf import FACTORS, dequantized, metadata_of
 from phi3mobile.models.gguf_parts import GgufFile, gguf_in, open_file, value_of
 from phi3mobile.models.registry import gguf_layouts
+from phi3mobile.models.stacks import item_of, unstacked
 from phi3mobile.models.tensors import shapes
 
 _BUFFER = re.compile(r"^blk\.\d+\.attn_rot_embd(\.weight)?$")  # of the first conversions: computed from the config
@@ -28,7 +29,7 @@ class GgufCheckpoint:
     def __init__(self, file: GgufFile, architecture: str) -> None:
         self.path, self.reader = file.path, file.reader
         self._tensors, self._architecture = dict(file.tensors), architecture
-        self._layout = gguf_layouts()[architecture]
+        self._layout = gguf_layouts()[layout_name(file, architecture)]
         self.config = self._layout.config(metadata_of(file, architecture, self._layout))
 
     def names(self) -> list[str]:
@@ -44,23 +45,27 @@ class GgufCheckpoint:
         """Raise one InputError naming every missing, extra or misshapen tensor, or a type that can't be dequantized."""
         expected = shapes(self.config.tensors())
         stored = {name: self._parts(name) for name in expected}
+        shapes_there = unstacked({name: tuple(int(n) for n in reversed(t.shape)) for name, t in self._tensors.items()})
         known = {part for parts in stored.values() for part in parts} | set(FACTORS)
-        found = {name: self._shape(parts) for name, parts in stored.items() if all(p in self._tensors for p in parts)}
-        found |= {name: () for name in self._tensors if name not in known and not _BUFFER.search(name)}
+        found = {name: self._shape(parts) for name, parts in stored.items() if all(p in shapes_there for p in parts)}
+        found |= {name: () for name in shapes_there if name not in known and not _BUFFER.search(name)}
         refuse_differences(str(self.path), expected, found)
         for tensor in {tensor.tensor_type: tensor for tensor in self._tensors.values()}.values():
             dequantized(self.path, tensor, tensor.data[:1])
 
     def _shape(self, parts: list[str]) -> tuple[int, ...]:
-        shapes = [tuple(int(size) for size in reversed(self._tensors[part].shape)) for part in parts]
+        given = [(self._tensors[name].shape, item) for name, item in map(item_of, parts)]
+        shapes = [tuple(int(size) for size in reversed(shape))[item is not None :] for shape, item in given]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def _parts(self, name: str) -> list[str]:
         return self._layout.parts(self._architecture, self.config.tensors()[name], self._tensors)
 
     def _part(self, name: str) -> torch.Tensor:
+        name, item = item_of(name)
         tensor = self._tensors[name]
-        values = torch.from_numpy(np.array(dequantized(self.path, tensor, tensor.data), dtype=np.float32))
+        data = tensor.data if item is None else tensor.data[item]
+        values = torch.from_numpy(np.array(dequantized(self.path, tensor, data), dtype=np.float32))
         require_finite(name, values, self.path)
         if name.endswith(self._layout.interleaved):
             return values.unflatten(0, (-1, self.config.head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
@@ -76,8 +81,19 @@ def open_gguf(path: str | Path) -> GgufCheckpoint:
     file = open_file((path.is_dir() and gguf_in(path)) or path)
     architecture = value_of(file.path, file.reader, "general.architecture")
     if not isinstance(architecture, str) or architecture not in gguf_layouts():
-        raise InputError(f"{file.path} is a model of architecture {architecture!r}; known are {', '.join(gguf_layouts())}")
+        raise InputError(f"{file.path} is a model of architecture {architecture!r}; known are {', '.join(_known())}")
     return GgufCheckpoint(file, architecture)
+
+
+def _known() -> list[str]:
+    return sorted({name.partition("+")[0] for name in gguf_layouts()})
+
+
+def layout_name(file: GgufFile, architecture: str) -> str:
+    """The architecture; "+experts" behind it where a mixture of it is another family's model."""
+    mixture = f"{architecture}+experts"
+    experts = value_of(file.path, file.reader, f"{architecture}.expert_count")
+    return mixture if experts and mixture in gguf_layouts() else architecture
 
 
 def import_gguf(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from phi3mobile.models.blocksparse import Pattern
+from phi3mobile.models.routing import Routing
 from phi3mobile.models.tensors import GATE_UP, QKV
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class Block:
     bias: bool = False  # of the linears
     window: int | None = None  # a query at q sees keys k with q - window < k <= q
     pattern: Pattern | None = None  # block-sparse attention
+    routing: Routing | None = None  # the MLP is a mixture of experts
 
 
 def pieces(config: DecoderConfig) -> dict[str, str]:
@@ -29,7 +31,7 @@ def pieces(config: DecoderConfig) -> dict[str, str]:
 
     Norms: rmsnorm, layernorm. Activations: swiglu, gegelu. Attention: window, blocksparse. Elsewhere: bias (of linears),
     row_order (fused rows are not [q | k | v] or [gate | up]), longrope (a switch of rope factors), multiplier (of embeddings
-    or logits), masked_ids.
+    or logits), masked_ids, head_bias. A mixture: experts, and the kind of routing, sparsemixer or softmax_topk.
     """
     found: dict[str, list[int]] = {}
     for layer in range(config.num_hidden_layers):
@@ -39,7 +41,10 @@ def pieces(config: DecoderConfig) -> dict[str, str]:
             "window": block.window is not None,
             "blocksparse": block.pattern is not None,
             "row_order": not all(config.tensor(role, layer).stacked for role in (QKV, GATE_UP)),
+            "experts": block.routing is not None,
         }
+        if block.routing is not None:
+            has[block.routing.kind] = True
         for name in (block.norm, block.activation, *(name for name, there in has.items() if there)):
             found.setdefault(name, []).append(layer)
     everywhere = range(config.num_hidden_layers)
@@ -50,4 +55,6 @@ def pieces(config: DecoderConfig) -> dict[str, str]:
         placed["multiplier"] = "embedding and head"
     if config.masked_ids:
         placed["masked_ids"] = "head"
+    if config.head_bias is not None:
+        placed["head_bias"] = "head"
     return placed

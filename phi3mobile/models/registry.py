@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -30,13 +31,14 @@ class Family(Protocol):
     stored: Callable[[Any, Tensor], dict[str, tuple[int, ...]]]  # the parts of one tensor in the config's source layout
     reference: Callable[[], tuple[Any, Any] | None]  # transformers' config and model, if it has them
     Layer: Callable[[Any, int], Halves]  # the halves around attention
+    # Optional, where one model_type is stored in several layouts: source_layout(config, names of the tensors) -> which one.
 
 
 @cache
 def families() -> dict[str, Family]:
-    """By the name of the file."""
+    """By the name of the file; the one that a shape without a model_type is of comes first."""
     found: dict[str, ModuleType] = {}
-    for module in pkgutil.iter_modules(rooms.__path__):
+    for module in sorted(pkgutil.iter_modules(rooms.__path__), key=lambda module: (module.name != rooms.DEFAULT, module.name)):
         found[module.name] = importlib.import_module(f"{rooms.__name__}.{module.name}")
     return cast("dict[str, Family]", found)
 
@@ -65,6 +67,12 @@ def read_config(hf: dict[str, Any]) -> DecoderConfig:
     if not isinstance(model_type, str) or model_type not in known:
         raise InputError(f"config: model_type is {model_type!r}; known are {', '.join(known)}")
     return known[model_type].read(hf)
+
+
+def as_stored(config: DecoderConfig, names: Collection[str]) -> DecoderConfig:
+    """The config with the layout of a folder that holds these tensors, where the family tells layouts by them."""
+    tell = getattr(family_of(config), "source_layout", None)
+    return config if tell is None else replace(config, source_model_type=tell(config, names))
 
 
 def stored_parts(config: DecoderConfig, name: str) -> dict[str, tuple[int, ...]]:

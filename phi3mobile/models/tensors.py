@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# Roles. One matrix or vector of each per layer, but for the embedding, the final norm and the head.
+# Roles. One matrix or vector of each per layer, but for the embedding, the final norm and the head; of a mixture's MLP one of
+# each expert.
 EMBED, HEAD, FINAL_NORM = "embed", "head", "final_norm"
 ATTENTION_NORM, MLP_NORM = "attention_norm", "mlp_norm"
 QKV, O, GATE_UP, DOWN = "qkv", "o", "gate_up", "down"  # noqa: E741
+ROUTER = "router"  # of a mixture: chooses the experts of a token, in float32
 BIAS = "bias"  # of the weight that `of` names
 NORMS = (ATTENTION_NORM, MLP_NORM, FINAL_NORM)
 LINEARS = (QKV, O, GATE_UP, DOWN)  # of a layer
@@ -33,6 +35,7 @@ class Tensor:
     layer: int | None = None
     reads: str | None = None  # a role
     of: str | None = None  # of a bias: the role it belongs to
+    expert: int | None = None  # of a mixture's experts: which one
     rows: Mapping[str, Rows] = field(default_factory=dict, hash=False, compare=False)
 
     @property

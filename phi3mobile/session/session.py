@@ -67,7 +67,12 @@ class Session:
     """
 
     def __init__(
-        self, bundle: str | Path | Parts, engine: Engine | None = None, *, on_event: Callable[[str], None] = lambda event: None
+        self,
+        bundle: str | Path | Parts,
+        engine: Engine | None = None,
+        *,
+        experts_memory: int | None = None,
+        on_event: Callable[[str], None] = lambda event: None,
     ) -> None:
         from phi3mobile.bundle import Bundle, open_bundle  # here: with Parts given, a Session needs no files
 
@@ -77,13 +82,18 @@ class Session:
 
             if not isinstance(self.parts, Bundle):
                 raise TypeError("a Session over other parts than a bundle's must be given its engine")
-            engine = open_engine(self.parts)
+            engine = open_engine(self.parts, experts_memory=experts_memory)
         self.engine = engine
         self.statistics: Statistics | None = None  # of the last answer that ended
         self._rows = Rows(self.engine)
         self._on_event = on_event
         self._cancel = Event()
         self._running: Generator[str] | None = None
+
+    @property
+    def experts(self) -> dict[str, Any] | None:
+        """What the engine counted of a mixture's experts since it was opened (engines/expert_file.py); None: no mixture."""
+        return getattr(self.engine, "experts", None)
 
     def generate(
         self,

@@ -30,6 +30,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument("--seed", type=int, help="for the same samples again")
     parser.add_argument("--allow-repetition", action="store_true", help="do not end an answer that repeats itself for ever")
     parser.add_argument("--lookup", action="store_true", help="draft by quoting prompt and answer: same text, sooner")
+    parser.add_argument("--experts-memory", metavar="BYTES", help="for a mixture's experts, such as 4GB; the others are read")
 
 
 def add_guide_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,13 +50,18 @@ def options_from(args: argparse.Namespace) -> dict[str, Any]:
     return options | {"max_tokens": limit, "stop": args.stop, "lookup": args.lookup, "repetition": args.allow_repetition}
 
 
-def open_session(path: str) -> Session:
-    """A session over a bundle, without the runtime's chatter."""
+def open_session(path: str, experts_memory: str | None = None) -> Session:
+    """A session over a bundle, without the runtime's chatter. experts_memory: as the flag gives it."""
     from phi3mobile.quiet import quiet
     from phi3mobile.session.session import Session
 
+    memory = None
+    if experts_memory is not None:
+        from phi3mobile.memory import parse_memory
+
+        memory = parse_memory(experts_memory)
     with quiet():
-        return Session(path, on_event=lambda event: print(f"[{event}]", file=sys.stderr))
+        return Session(path, experts_memory=memory, on_event=lambda event: print(f"[{event}]", file=sys.stderr))
 
 
 def show(pieces: Iterable[str]) -> str:
@@ -149,10 +155,11 @@ def summary(statistics: Statistics | None) -> str:
     )
 
 
-def numbers(statistics: Statistics | None) -> dict[str, object]:
-    """One answer's statistics for the JSON line; nothing if none has ended."""
+def numbers(statistics: Statistics | None, experts: dict[str, Any] | None = None) -> dict[str, object]:
+    """One answer's statistics for the JSON line, and the experts' since they were opened; nothing if none has ended."""
     from dataclasses import asdict
 
     if statistics is None:
         return {}
-    return {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(statistics).items()}
+    found = {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(statistics).items()}
+    return found if experts is None else found | {"experts": experts}

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
         import readline  # line editing and history where the platform has it
 
         readline.parse_and_bind("set enable-bracketed-paste on")  # Python turns it off: a pasted text is one message
-    with open_session(args.bundle) as session:
+    with open_session(args.bundle, args.experts_memory) as session:
         session.parts.chat  # noqa: B018  a bundle without a chat template says so here, not at the first message
         options |= guided(grammar, session)
         print(HELP, file=sys.stderr)

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     if args.library and not passages:
         print_json({"text": NOTHING_FOUND, "sources": [], "statistics": {}}) if args.json else print(NOTHING_FOUND)
         return
-    with open_session(args.bundle) as session:
+    with open_session(args.bundle, args.experts_memory) as session:
         options |= guided(grammar, session)
         if args.raw:
             pieces = session.complete(prompt, **options)
@@ -55,7 +55,9 @@ def run(args: argparse.Namespace) -> None:
             pieces = session.generate(messages_of(prompt, passages, system), **options)
         if args.json:
             text = "".join(pieces)
-            print_json({"text": text, "sources": source_lines(passages), "statistics": numbers(session.statistics)})
+            print_json(
+                {"text": text, "sources": source_lines(passages), "statistics": numbers(session.statistics, session.experts)}
+            )
             return
         show(pieces)
         print_sources(passages)

@@ -20,9 +20,9 @@ from phi3mobile.models.loading import load_model
 from phi3mobile.models.pieces import pieces
 from phi3mobile.models.presets import PRESETS, SHAPES, preset
 from phi3mobile.models.registry import families, family_of, model_types, read_config, stored_parts
-from phi3mobile.models.tensors import BIAS, DOWN, EMBED, FINAL_NORM, GATE_UP, HEAD, LINEARS, NORMS, QKV, O
+from phi3mobile.models.tensors import BIAS, DOWN, EMBED, FINAL_NORM, GATE_UP, HEAD, LINEARS, NORMS, QKV, ROUTER, O
 
-TINY = [name for name in PRESETS if "tiny" in name]
+TINY = [name for name, config in PRESETS.items() if config.hidden_size <= 128]
 
 
 def written_reference(config, tensors: dict[str, torch.Tensor], tokens: torch.Tensor) -> np.ndarray:
@@ -73,8 +73,10 @@ def test_tensors_are_the_models_own_each_with_one_role(name: str):
     assert {key: tensor.shape for key, tensor in tensors.items()} == stated
     assert all(key == tensor.name for key, tensor in tensors.items())
     assert config.parameters() == sum(np.prod(shape) for shape in stated.values())
-    per_layer = dict.fromkeys((*LINEARS, "attention_norm", "mlp_norm"), 1)
     for layer in range(config.num_hidden_layers):
+        per_layer = dict.fromkeys((*LINEARS, "attention_norm", "mlp_norm"), 1)
+        if routing := config.block(layer).routing:
+            per_layer |= {GATE_UP: routing.experts, DOWN: routing.experts, ROUTER: 1}
         roles = [tensor.role for tensor in tensors.values() if tensor.layer == layer and tensor.role != BIAS]
         assert {role: roles.count(role) for role in roles} == per_layer
     whole = {tensor.role for tensor in tensors.values() if tensor.layer is None} - {BIAS}
@@ -93,14 +95,16 @@ def test_rows_are_a_partition_and_what_is_read_through_is_there(name: str):
         if tensor.reads is not None:
             assert tensor.reads in {O: (QKV,), DOWN: (GATE_UP,)}.get(tensor.role, NORMS)
         if tensor.role == BIAS:
-            assert tensor.shape == config.tensor(tensor.of, tensor.layer).shape[:1]
+            assert tensor.shape == (
+                config.tensor(tensor.of, tensor.layer).shape[:1] if tensor.of != HEAD else (config.vocab_size,)
+            )
 
 
 @pytest.mark.parametrize("model_type", sorted(model_types()))
 def test_every_layout_stores_the_same_model(model_type: str, tmp_path: Path):
     """A folder in each source layout reads as the family's own weights."""
     family = model_types()[model_type]
-    config = next(config for name, config in family.PRESETS.items() if "tiny" in name)
+    config = next(config for config in family.PRESETS.values() if config.hidden_size <= 128)
     tensors = random_tensors(config)
     layout = type(config)(**{**vars(config), "source_model_type": model_type})
     stored = {}
@@ -119,7 +123,9 @@ def test_a_family_is_its_file():
     for name, family in families().items():
         assert name in family.MODEL_TYPES
         assert all(config.family == name for config in (*family.PRESETS.values(), *family.SHAPES.values()))
-        assert any("tiny" in preset for preset in family.PRESETS), f"{name} has no tiny preset to be tested on"
+        assert any(config.hidden_size <= 128 for config in family.PRESETS.values()), (
+            f"{name} has no tiny preset to be tested on"
+        )
 
 
 TOY = '''"""A family of known pieces: LayerNorm, SwiGLU, rows [v | q | k] and [up | gate], a multiplier of embeddings."""

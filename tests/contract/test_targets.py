@@ -32,10 +32,13 @@ from phi3mobile.models.pieces import pieces
 from phi3mobile.session.session import Session
 
 PROMPT = np.random.default_rng(0).integers(3, VOCAB, 20).tolist()
-TINY = [name for name in PRESETS if name.startswith(("tiny-", "small-tiny"))]
+TINY = [name for name in PRESETS if name.startswith(("tiny-", "small-tiny", "moe-tiny", "mixtral-tiny"))]
 QUICK = {  # the others take minutes: make test-all
     ("tiny-gqa", "android-cpu"),
     ("small-tiny", "host"),
+    ("moe-tiny", "host"),
+    ("moe-tiny", "host-fp32-kv"),
+    ("mixtral-tiny", "host-fp32-kv"),
     ("tiny-gqa", "ios-gpu"),
     ("tiny-gqa", "ios-ane"),
     ("tiny-longrope", "litert"),

@@ -191,7 +191,7 @@ def test_attention_factor_replaces_the_derived_mscale(tmp_path):
         ({"my.gate": 2.0}, "unknown metadata phi3.my.gate = '2.0'"),
         ({"rope.scaling.factor": -1.0}, "rope.scaling.factor is -1.0"),
         ({"rope.scale_linear": float("nan")}, "rope.scale_linear is nan"),
-        ({"expert_count": 8}, "mixture of 8 experts"),
+        ({"expert_count": 8}, "mixture of 8 experts; only dense models"),
         ({"attention.value_length": 8}, "keys of 16 and values of 8"),
         ({"rope.scaling.type": "yarn"}, "rope scaling of type 'yarn'; known are none, linear, longrope"),
         ({"rope.scaling.type": "longrope"}, "rope_factors_long.weight, rope_factors_short.weight are missing"),
@@ -233,7 +233,7 @@ def test_bad_files_are_named(tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(InputError, match="architecture 'gemma'; known are phi3, llama"):
+    with pytest.raises(InputError, match="architecture 'gemma'; known are llama, phi3, phimoe"):
         open_gguf(tmp_path / "other.gguf")
 
 

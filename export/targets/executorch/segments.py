@@ -4,6 +4,12 @@
     middle: attended of layer i -> o_proj, MLP, norm, q, k, v of layer i + 1
     end:    attended of the last layer -> o_proj, MLP, final norm, logits
 
+A mixture of experts is an operator of its own (experts.py), so there the cut runs through the MLP as well:
+
+    start, then for each layer
+    to_experts:   attended -> o_proj, norm: what the experts see
+    from_experts: what they made -> norm, q, k, v of the next layer; from_last, of the last layer: -> final norm, logits
+
 Norms, activations and biases of every kind lie inside; sparse and dense layers differ only between segments. What a model
 multiplies by is folded: into the embedding's scales (PackedEmbedding), into the final norm (logits / 8, exact for a power of
 two: int8 activations scale along), and masked ids into the head's bias (PackedModel).
@@ -85,11 +91,32 @@ def _rest_of_layer(config: DecoderConfig) -> dict[str, Part]:
     return {"o": Part(O), **halves, "down": Part(DOWN)}
 
 
+START, MIDDLE, END = "start", "middle", "end"
+TO_EXPERTS, FROM_EXPERTS, FROM_LAST = "to_experts", "from_experts", "from_last"
+
+
+def segment_kinds(config: DecoderConfig) -> list[tuple[str, int]]:
+    """The kinds of a model's segments in order, each with the layer that it begins in."""
+    last = config.num_hidden_layers - 1
+    if config.block(0).routing is None:
+        return [(START, 0), *((MIDDLE, layer) for layer in range(last)), (END, last)]
+    kinds = [(START, 0)]
+    for layer in range(last + 1):
+        kinds += [(TO_EXPERTS, layer), (FROM_LAST if layer == last else FROM_EXPERTS, layer)]
+    return kinds
+
+
 def segment_parts(config: DecoderConfig, kind: str, attention: str) -> dict[str, Part]:
-    """Matrices of a segment: "start", "middle" or "end"; attention "stock" or "native"."""
+    """Matrices of a segment of a kind; attention "stock" or "native"."""
     projections = _projections if attention == "stock" else _fused_projection
     if kind == "start":
         return projections(config, step=0)
+    if kind == TO_EXPERTS:
+        return {"o": Part(O)}
+    if kind == FROM_EXPERTS:
+        return projections(config, step=1)
+    if kind == FROM_LAST:
+        return {"head": Part(HEAD)}
     if kind == "middle":
         return _rest_of_layer(config) | projections(config, step=1)
     return _rest_of_layer(config) | {"head": Part(HEAD)}
@@ -109,18 +136,25 @@ def segment_vectors(packed: PackedModel, kind: str, layer: int) -> list[torch.Te
 
     if kind == "start":
         return norm(ATTENTION_NORM, layer)
+    if kind == TO_EXPERTS:
+        return norm(MLP_NORM, layer)
+    if kind == FROM_EXPERTS:
+        return norm(ATTENTION_NORM, layer + 1)
+    final = [vector / config.logit_divisor for vector in norm(FINAL_NORM, None)]
+    if kind == FROM_LAST:
+        return final
     constants = CONSTANTS[config.block(layer).activation]
     own = [*norm(MLP_NORM, layer), *(torch.tensor([value]) for value in constants)]
     if kind == "middle":
         return own + norm(ATTENTION_NORM, layer + 1)
-    return own + [vector / config.logit_divisor for vector in norm(FINAL_NORM, None)]
+    return own + final
 
 
 def vector_sizes(config: DecoderConfig, kind: str) -> list[int]:
     """Per norm its vectors; between the MLP's norm and the next one the activation's constants."""
     block = config.block(0)
     norm = [config.hidden_size] * NORMS[block.norm].vectors
-    return norm if kind == "start" else [*norm, *([1] * len(CONSTANTS[block.activation])), *norm]
+    return [*norm, *([1] * len(CONSTANTS[block.activation])), *norm] if kind in (MIDDLE, END) else norm
 
 
 # What is rounded for several matrices of a segment -> one of them: those of one tensor have one form.
@@ -157,15 +191,24 @@ class Segment(nn.Module):
 
     def forward(self, x: torch.Tensor, *rest: torch.Tensor):
         """start: (x, *vectors, *rope) -> projected; middle: (x, attended, *vectors, *rope) -> (x, *projected);
-        end: (x, attended, *vectors) -> logits.
+        end: (x, attended, *vectors) -> logits; to_experts: (x, attended, *vectors) -> (x, h); from_experts: (x, made, *vectors,
+        *rope) -> (x, *projected); from_last: (x, made, *vectors) -> logits.
 
-        x [T, hidden], attended [T, H*D], logits [T, V]; vectors: see segment_vectors. Stock: rope is cos and sin
+        x, h and made [T, hidden], attended [T, H*D], logits [T, V]; vectors: see segment_vectors. Stock: rope is cos and sin
         [T, 1, R/2], projected is q [T, H, D], k [T, Hkv, D], v [T, Hkv*D]. Native: no rope, projected is one
         [T, (H + 2 Hkv) * D], rows [q | k | v].
         """
         if self.kind == "start":
             return self._project(x, rest)
         attended, rest = rest[0], rest[1:]
+        if self.kind == TO_EXPERTS:
+            x = x + self.o(*self.to_o(attended))
+            return x, self.norm(x, *rest)
+        if self.kind == FROM_EXPERTS:
+            x = x + attended
+            return x, *self._project(x, rest)
+        if self.kind == FROM_LAST:
+            return self.head(quantize_activation(self.norm(x + attended, *rest)))
         mlp_norm, rest = rest[: self.norm.vectors], rest[self.norm.vectors :]
         constants, rest = rest[: self.activation.vectors], rest[self.activation.vectors :]
         x = x + self.o(*self.to_o(attended))
@@ -202,7 +245,15 @@ def example_inputs(config: DecoderConfig, kind: str, attention: str, length: int
     # All different objects: one given twice would be traced as one input.
     vectors = [(torch.rand(size), False) for size in vector_sizes(config, kind)]
     rope = [(torch.randn(length, 1, config.rotary_dim // 2), True) for _ in range(2 if attention == "stock" else 0)]
-    return {"start": [x, *vectors, *rope], "middle": [x, attended, *vectors, *rope], "end": [x, attended, *vectors]}[kind]
+    made = (torch.randn(length, config.hidden_size), True)
+    return {
+        START: [x, *vectors, *rope],
+        MIDDLE: [x, attended, *vectors, *rope],
+        END: [x, attended, *vectors],
+        TO_EXPERTS: [x, attended, *vectors],
+        FROM_EXPERTS: [x, made, *vectors, *rope],
+        FROM_LAST: [x, made, *vectors],
+    }[kind]
 
 
 def projected_shapes(config: DecoderConfig, attention: str) -> list[tuple[int, ...]]:

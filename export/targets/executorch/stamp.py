@@ -25,7 +25,18 @@ from executorch.exir.lowered_backend_module import LoweredBackendModule
 
 from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.targets.executorch.options import recipe_of
-from phi3mobile.export.targets.executorch.segments import Segment, example_inputs, projected_shapes, segment_parts
+from phi3mobile.export.targets.executorch.segments import (
+    END,
+    FROM_EXPERTS,
+    FROM_LAST,
+    MIDDLE,
+    START,
+    TO_EXPERTS,
+    Segment,
+    example_inputs,
+    projected_shapes,
+    segment_parts,
+)
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.form import Form
 from phi3mobile.models.quantized import Packed
@@ -145,7 +156,10 @@ class _Shapes:
         self._x_at = template.order.index(0)
         projected = projected_shapes(config, template.attention)
         hidden, logits = (config.hidden_size,), (config.vocab_size,)
-        shapes: dict[str, list[tuple[int, ...]]] = {"start": projected, "middle": [hidden, *projected], "end": [logits]}
+        shapes: dict[str, list[tuple[int, ...]]] = {
+            **{START: projected, MIDDLE: [hidden, *projected], END: [logits]},
+            **{TO_EXPERTS: [hidden, hidden], FROM_EXPERTS: [hidden, *projected], FROM_LAST: [logits]},
+        }
         self._shapes = shapes[template.kind]
 
     def module(self) -> Callable[..., tuple[torch.Tensor, ...]]:

@@ -34,8 +34,10 @@ from phi3mobile.export.targets.executorch.attention import (
     pattern_of,
     window_mask,
 )
+from phi3mobile.export.targets.executorch.experts import FILE as EXPERTS_FILE
+from phi3mobile.export.targets.executorch.experts import SparseMoe, is_mixture, write_experts
 from phi3mobile.export.targets.executorch.options import ExecutorchRecipe, recipe_of
-from phi3mobile.export.targets.executorch.segments import segment_vectors
+from phi3mobile.export.targets.executorch.segments import segment_kinds, segment_vectors
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.quantized import Packed, pack_nibbles
 from phi3mobile.models.rope import rope_rows, rope_tables
@@ -85,12 +87,19 @@ class ExportedDecoder(nn.Module):
     sin: torch.Tensor
 
     def __init__(
-        self, config: DecoderConfig, recipe: ExecutorchRecipe, context: int, embedding: nn.Module, segments: list[nn.Module]
+        self,
+        config: DecoderConfig,
+        recipe: ExecutorchRecipe,
+        context: int,
+        embedding: nn.Module,
+        segments: list[nn.Module],
+        mixtures: list[nn.Module],
     ) -> None:
+        """mixtures: of each layer, or none; then segments are segment_kinds' of a mixture."""
         super().__init__()
         self.config, self.context, self.stock = config, context, recipe.attention == "stock"
         self.embedding = embedding
-        self.segments = nn.ModuleList(segments)
+        self.segments, self.mixtures = nn.ModuleList(segments), nn.ModuleList(mixtures)
         layers = range(config.num_hidden_layers)
         self.attention = nn.ModuleList(attention_of(config, recipe, layer, context) for layer in layers)
         cos, sin = rope_tables(config, context)
@@ -107,6 +116,13 @@ class ExportedDecoder(nn.Module):
         rope = (place.cos.unsqueeze(1), place.sin.unsqueeze(1)) if self.stock else ()
         x = self.embedding(tokens.view(length))
         projected = self.segments[0]((x,), rope)
+        if len(self.mixtures):
+            for layer, (attention, mixture) in enumerate(zip(self.attention, self.mixtures, strict=True)):
+                x, h = self.segments[1 + 2 * layer]((x, attention(place, *projected)))
+                if layer + 1 < len(self.mixtures):
+                    x, *projected = self.segments[2 + 2 * layer]((x, mixture(h)), rope)
+            (logits,) = self.segments[-1]((x, mixture(h)))
+            return logits.view(1, length, self.config.vocab_size)
         for attention, segment in zip(self.attention[:-1], self.segments[1:-1], strict=True):
             x, *projected = segment((x, attention(place, *projected)), rope)
         (logits,) = self.segments[-1]((x, self.attention[-1](place, *projected)))
@@ -148,12 +164,10 @@ class StampedSegment(nn.Module):
 
 def lowered_segments(packed: PackedModel, chunk: int, scratch: Path, progress: Progress):
     """Every segment of the model in order, graph work done once per structure."""
-    config, layers = packed.config, packed.config.num_hidden_layers
-    kinds = ["start"] + ["middle"] * (layers - 1) + ["end"]
+    config, kinds = packed.config, segment_kinds(packed.config)
     templates: dict[tuple, stamp.Template] = {}
     modules = []
-    for index, kind in enumerate(kinds):
-        layer = max(index - 1, 0)
+    for index, (kind, layer) in enumerate(kinds):
         progress("layers", index, len(kinds))
         if (structure := stamp.structure(packed, kind, layer)) not in templates:
             templates[structure] = stamp.lower(packed, kind, chunk, layer)
@@ -207,7 +221,9 @@ def to_executorch(
     with TemporaryDirectory(dir=path.parent, prefix=".packed-") as scratch, torch.no_grad():
         segments = lowered_segments(packed, chunk, Path(scratch), progress)
         embedding = PackedEmbedding(packed.matrix(EMBEDDING), packed.config.embedding_multiplier)
-        decoder = ExportedDecoder(packed.config, recipe, context, embedding, segments).eval()
+        layers = range(packed.config.num_hidden_layers) if is_mixture(packed.config) else ()
+        mixtures: list[nn.Module] = [SparseMoe(packed, layer) for layer in layers]
+        decoder = ExportedDecoder(packed.config, recipe, context, embedding, segments, mixtures).eval()
         progress("graph", 0, 1)
         exported = torch.export.export(decoder, spec.example, dynamic_shapes=spec.dynamic, strict=False)
         program = to_edge(
@@ -226,6 +242,12 @@ def to_executorch(
             program.write_to_file(file)
     plan = next(plan for plan in program.executorch_program.execution_plan if plan.name == "forward")
     operators = {f"{operator.name}.{operator.overload}" if operator.overload else operator.name for operator in plan.operators}
+    experts: dict[str, object] = {}
+    if is_mixture(packed.config):
+        routing = packed.config.block(0).routing
+        assert routing is not None
+        shape, used = write_experts(packed, path.with_name(EXPERTS_FILE), progress), routing.used
+        experts = {"experts": {"file": EXPERTS_FILE, "used": used, "bytes": shape.size, **vars(shape)}}
     row = kv_row_bytes(packed.config, recipe)
     planned = row * sum(cache.rows if cache else context for cache in caches)
 
@@ -233,5 +255,11 @@ def to_executorch(
         return row * sum(cache.rows_for(tokens) if cache else tokens for cache in caches)
 
     activations = sum(plan.non_const_buffer_sizes) - planned
-    about = {"name": "ExecuTorch", "version": version("executorch"), "program": path.name, "operators": sorted(operators)}
+    about: dict[str, object] = {
+        "name": "ExecuTorch",
+        "version": version("executorch"),
+        "program": path.name,
+        "operators": sorted(operators),
+    }
+    about |= experts
     return Written(about, activations, row * len(caches), back, kv_held)

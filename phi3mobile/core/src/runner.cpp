@@ -1,6 +1,7 @@
 #include "phi3mobile.h"
 
 #include "attention.h"
+#include "experts.h"
 #include "packed_log.h"
 
 #include <algorithm>
@@ -104,6 +105,7 @@ struct Free {
 }  // namespace
 
 struct p3m_model {
+  std::unique_ptr<phi3mobile::Experts> experts;
   std::unique_ptr<Module> module;
   // Planned memory is ours, from calloc: a KV cache costs only the pages that were written, and starts as zeros.
   std::vector<std::unique_ptr<void, Free>> buffers;
@@ -206,8 +208,15 @@ int p3m_forward(p3m_model* model, const int64_t* tokens, int64_t count, int64_t 
   const auto in =
       executorch::extension::from_blob(const_cast<int64_t*>(tokens), {SizesType(1), SizesType(count)}, ScalarType::Long);
   const auto at = executorch::extension::from_blob(&position, {SizesType(1)}, ScalarType::Long);
+  phi3mobile::running_experts = model->experts.get();
+  if (model->experts) model->experts->error.clear();
   const auto result = model->module->execute("forward", {EValue(in), EValue(at)});
+  phi3mobile::running_experts = nullptr;
   model->logits = nullptr;
+  if (!result.ok() && model->experts && !model->experts->error.empty()) {
+    model->error = "experts: " + model->experts->error;
+    return int(result.error());
+  }
   if (!result.ok()) return fail(*model, "forward", result.error());
   if (result->size() != 1 || !result->at(0).isTensor()) return fail(*model, "forward gave no logits", Error::InvalidProgram);
   const auto out = result->at(0).toTensor();
@@ -270,6 +279,28 @@ const char* p3m_isa(void) { return phi3mobile::used_isa(); }
 int p3m_has_operator(const char* name) { return executorch::runtime::registry_has_op_function(name); }
 
 const char* p3m_runtime_version(void) { return P3M_RUNTIME_VERSION; }
+
+int p3m_pack_experts(const char* path, const char* packed_path, int threads, char* error, size_t error_size) {
+  const std::string wrong = phi3mobile::pack_experts(path, packed_path, threads > 0 ? threads : int(usable_cores()));
+  if (error && error_size) std::snprintf(error, error_size, "%s", wrong.c_str());
+  return wrong.empty() ? 0 : -1;
+}
+
+int p3m_open_experts(p3m_model* model, const char* packed_path, uint64_t memory, int used, char* error, size_t error_size) {
+  std::string wrong;
+  model->experts = phi3mobile::Experts::open(packed_path, memory, used, &wrong);
+  if (error && error_size) std::snprintf(error, error_size, "%s", wrong.c_str());
+  return model->experts ? 0 : -1;
+}
+
+int64_t p3m_expert_statistics(const p3m_model* model, int64_t* values, int64_t capacity) {
+  if (!model->experts) return 0;
+  const auto s = model->experts->file().statistics();
+  const int64_t all[] = {s.hits, s.misses, s.bytes_read, s.stall_us, s.slots, s.mapped, s.bytes_all, s.slot_bytes};
+  const int64_t count = sizeof all / sizeof *all;
+  std::copy(all, all + std::min(count, capacity), values);
+  return count;
+}
 
 void p3m_close(p3m_model* model) {
   if (model) --open_models;
