@@ -130,7 +130,7 @@ def test_a_missing_detector_is_named(monkeypatch):
         return real(name, *rest)
 
     monkeypatch.setattr(importlib, "import_module", without)
-    with pytest.raises(Unreadable, match=r'chardetng-py \(pip install '):
+    with pytest.raises(Unreadable, match=r"chardetng-py \(pip install "):
         decode(RUSSIAN.encode("cp1251"))
 
 
