@@ -8,12 +8,14 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 NEXT = """Next:
   {command} chat {bundle}
   {command} bench {bundle} --rounds 3
   {command} run {bundle} "Name three rivers." --json
 """
+TOKENS = 160
 QUESTION = "What is the capital of France, and what is it known for?"
 
 
@@ -24,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from phi3mobile.bench.host import decode_bytes
     from phi3mobile.bundle import is_bundle
     from phi3mobile.export.cards import bundle_card
     from phi3mobile.export.demo_model import bundle_path, checkpoint_path, demo_recipe, make_bundle
@@ -40,32 +43,44 @@ def run(args: argparse.Namespace) -> None:
     built_s = time.perf_counter() - start
     with open_session(str(bundle)) as session:
         print(f"\n> {args.question}\n")
-        show(session.generate([{"role": "user", "content": args.question}], max_tokens=160))
-        statistics, load_s = session.statistics, session.engine.load_s
-        from phi3mobile.bench.host import decode_bytes
-        from phi3mobile.bench.measure import memory_now
+        show(session.generate([{"role": "user", "content": args.question}], max_tokens=TOKENS))
+        parts, statistics, load_s = session.parts, session.statistics, session.engine.load_s
+    memory = _memory(bundle, args.question)  # this process may have made the bundle
+    amount = f"{size(memory['anonymous_bytes'])} anonymous, {size(memory['peak_bytes'])} peak{memory['note']}"
+    speed = statistics.decode_tokens_per_s
+    bandwidth = decode_bytes(parts) * speed / 1e9
+    print()
+    print_card(
+        "SmolLM2-135M-Instruct on this machine",
+        bundle_card(parts)
+        | {
+            "session's memory": amount,
+            "load": f"{load_s:.2f} s",
+            "TTFT": f"{statistics.ttft_s * 1e3:.0f} ms for {statistics.prompt_tokens} tokens",
+            "prefill": f"{statistics.prefill_tokens_per_s:.0f} tokens/s",
+            "decode": f"{speed:.0f} tokens/s, {bandwidth:.1f} GB/s of weights",
+        },
+    )
+    print(NEXT.format(bundle=_short(bundle), command=_command()))
+    print_json(
+        {"bundle": str(bundle), "made_s": round(built_s, 2), "load_s": round(load_s, 3)}
+        | {"anonymous_bytes": memory["anonymous_bytes"], "peak_bytes": memory["peak_bytes"]}
+        | {"decode_GB_per_s": round(bandwidth, 2)}
+        | numbers(statistics)
+    )
 
-        memory = memory_now()
-        speed = statistics.decode_tokens_per_s
-        bandwidth = decode_bytes(session.parts) * speed / 1e9
-        print()
-        print_card(
-            "SmolLM2-135M-Instruct on this machine",
-            bundle_card(session.parts)
-            | {
-                "process memory": f"{size(memory.anonymous)} anonymous, {size(memory.peak)} peak{_engine_note(session)}",
-                "load": f"{load_s:.2f} s",
-                "TTFT": f"{statistics.ttft_s * 1e3:.0f} ms for {statistics.prompt_tokens} tokens",
-                "prefill": f"{statistics.prefill_tokens_per_s:.0f} tokens/s",
-                "decode": f"{speed:.0f} tokens/s, {bandwidth:.1f} GB/s of weights",
-            },
-        )
-        print(NEXT.format(bundle=_short(bundle), command=_command()))
-        print_json(
-            {"bundle": str(bundle), "made_s": round(built_s, 2), "load_s": round(load_s, 3)}
-            | {"anonymous_bytes": memory.anonymous, "decode_GB_per_s": round(bandwidth, 2)}
-            | numbers(statistics)
-        )
+
+def _memory(bundle: Path, question: str) -> dict[str, Any]:
+    """Bytes of a session that answers, in a process of its own, above what Python with numpy takes; `note`: what is in them."""
+    from phi3mobile.bench.worker import Worker
+
+    worker = Worker()
+    try:
+        memory = worker.ask("session", path=str(bundle), question=question, count=TOKENS)
+    finally:
+        worker.close()
+    packed = f"; packed weights: {memory['packed']}" if memory["packed"] else ""
+    return memory | {"note": f"{packed}{' (with torch)' if memory['torch'] else ''}"}
 
 
 def _command() -> str:
@@ -79,9 +94,3 @@ def _short(path: Path) -> str:
     """Relative to the working directory where it lies in it, quoted for a shell."""
     path = path.absolute()
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
-
-
-def _engine_note(session) -> str:
-    """Where the packed weights are, as far as the engine knows."""
-    packed = getattr(session.engine, "packed_cache", None)
-    return f"; packed weights: {packed}" if packed else " (with Python and torch)"

@@ -129,6 +129,17 @@ class _Runner:
         took = seconds(lambda: export(source, out, recipe, context, method="rtn", progress=self._report))
         return {"export_s": took, "export_peak_bytes": memory_now().peak}
 
+    def session(self, path: str, question: str, count: int) -> dict[str, Any]:
+        """Memory of a session that answered `question` with at most `count` tokens, above that of the interpreter."""
+        from phi3mobile.session.session import Session
+
+        self._before = memory_now()
+        with Session(path) as session:
+            for _ in session.generate([{"role": "user", "content": question}], max_tokens=count):
+                pass
+            packed = getattr(session.engine, "packed_cache", None)
+            return self.memory() | {"packed": packed, "torch": "torch" in sys.modules}
+
     def gguf(self, source: str, out: str, kind: str, table_kind: str) -> None:
         from phi3mobile.bench.to_gguf import Kind, write_gguf
         from phi3mobile.models.checkpoint import open_checkpoint

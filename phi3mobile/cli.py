@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if getattr(sys.stdout, "errors", "") == "strict":  # what a terminal can't show is written as \\u4e2d: no traceback
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     verb = argv[0] if argv and argv[0] in VERBS else None
+    _fill_streams()
     try:
         args = _parser(verb).parse_args(argv)
         return importlib.import_module(VERBS[args.verb][0]).run(args) or 0
@@ -58,6 +59,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `phi3mobile ... | head`: what is still buffered has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _fill_streams() -> None:
+    """Streams that the caller closed (2>&-) lead to nothing: else the next file that is opened would be what they lead to."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 class _Help(argparse.HelpFormatter):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from phi3mobile.engines.base import BaseEngine, check_bundle, marked
 from phi3mobile.errors import InputError
 from phi3mobile.files import whole_file
 from phi3mobile.info import EngineInfo
+from phi3mobile.quiet import at_the_end, without
 
 if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
@@ -33,7 +35,7 @@ def open_litert(bundle: Bundle, threads: int = 0) -> LitertEngine:
     check_bundle(bundle, version("ai-edge-litert"), None, check_litert)
     program = bundle.manifest["files"][bundle.manifest["runtime"]["program"]]
     file = packed_cache.file_for(program["sha256"], f"litert-{version('ai-edge-litert')}")
-    with _reserved(file, program["bytes"]) as cache_file:
+    with _reserved(file, program["bytes"]) as cache_file, without(_CHATTER):
         engine = LitertEngine(bundle.program, bundle.info, bundle.manifest["runtime"], threads, cache_file)
     engine.load_s = time.perf_counter() - start
     return engine
@@ -76,6 +78,7 @@ def check_litert(exported: str, installed: str) -> None:
         )
 
 
+_CHATTER = re.compile(r"(INFO|VERBOSE): ")  # LiteRT's messages begin with their severity
 ROW_STEP = 256  # the cache has a multiple of so many rows: attention goes over all of them, padding included
 
 
@@ -98,7 +101,15 @@ class LitertEngine(BaseEngine):
         if threads < 0:
             raise InputError(f"{threads} threads were asked for: give 0 (all cores) or more")
         super().__init__(info)
+        at_the_end()  # LiteRT keeps an environment of its own, and tells when the process drops that
         self._model = _compiled(program, threads or usable_cores(), cache_file)
+        try:
+            self._prepare(program, runtime)
+        except BaseException:
+            self._model = None  # here, and not where the exception is dropped
+            raise
+
+    def _prepare(self, program: Path, runtime: dict[str, Any]) -> None:
         self._lengths = sorted((length, name) for name, length in runtime["functions"].items())
         signatures = self._model.get_signature_list()
         if lacking := [name for _, name in self._lengths if name not in signatures]:
@@ -133,7 +144,8 @@ class LitertEngine(BaseEngine):
         return logits.read(count * self.info.vocab, np.float32).reshape(count, self.info.vocab)
 
     def _release(self) -> None:
-        self._model, self._cache, self._buffers = None, {}, {}
+        with without(_CHATTER):
+            self._model, self._cache, self._buffers = None, {}, {}
 
     def _resize(self, rows: int, kept: int) -> None:
         """Give the cache `rows` rows, of which the first `kept` keep their values; one tensor after the other."""

@@ -27,6 +27,14 @@ def test_the_demo_answers_and_measures_without_making_anything_again(capsys, dem
     assert {path: path.stat().st_mtime_ns for path in demo_folder.rglob("*")} == before
 
 
+def test_the_memory_told_is_the_sessions(capsys, demo_folder):
+    """Not that of this process, which may have made the bundle."""
+    ballast = b"x" * (900 << 20)
+    _, card, document = demo(capsys, "--folder", demo_folder)
+    assert len(ballast) > document["peak_bytes"] > document["anonymous_bytes"] > 30 << 20
+    assert "session's memory" in card and "with torch" in card  # the recipe is android-cpu
+
+
 def test_another_question_may_be_asked(capsys, demo_folder):
     answer, _, _ = demo(capsys, "Repeat this sentence exactly: Water boils at one hundred degrees.", "--folder", demo_folder)
     assert "\nWater boils at one hundred degrees.\n" in answer

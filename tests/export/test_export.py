@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from phi3mobile.export.build import export
 from phi3mobile.export.plan import stop_ids
 from phi3mobile.export.recipe import DEFAULT_RECIPE, find_recipe, recipes
 from phi3mobile.export.targets.executorch.write import TraceSpec
+from phi3mobile.files import whole_file
 from phi3mobile.models.checkpoint import open_checkpoint
 
 
@@ -202,19 +204,39 @@ def run_verb(*arguments, **environment):
     return subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def test_a_killed_export_leaves_nothing_and_the_next_one_cleans_up(tiny_checkpoint_folder, tmp_path):
-    out = tmp_path / "bundle"
-    process = run_verb("export", tiny_checkpoint_folder, "-o", out, "--method", "rtn")
-    deadline = time.monotonic() + 60
+def test_a_killed_export_leaves_nothing_and_the_next_one_beside_it_cleans_up(tiny_checkpoint_folder, tmp_path):
+    """Whatever it makes: a run that was killed may never be repeated."""
+    process = run_verb("export", tiny_checkpoint_folder, "-o", tmp_path / "bundle", "--method", "rtn")
+    deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".bundle.partial-*/.packed-*")):
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not out.exists() and [path.name for path in tmp_path.iterdir()] == [f".bundle.partial-{process.pid}"]
-    phi3mobile.export(tiny_checkpoint_folder, out, context=64, method="rtn")
-    assert list(tmp_path.iterdir()) == [out]
-    assert open_bundle(out).info.max_context == open_bundle(out).info.max_chunk == 64
+    left = {path.name.partition(".partial-")[0] for path in tmp_path.iterdir()}
+    assert left == {".bundle"}
+    other = tmp_path / "other"
+    phi3mobile.export(tiny_checkpoint_folder, other, context=64, method="rtn")
+    assert list(tmp_path.iterdir()) == [other]
+    assert open_bundle(other).info.max_context == open_bundle(other).info.max_chunk == 64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_an_export_killed_at_any_moment_is_cleaned_up_after(tiny_checkpoint_folder, tmp_path, seed):
+    process = run_verb("export", tiny_checkpoint_folder, "-o", tmp_path / "bundle", "--method", "rtn")
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".bundle.partial-*")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(random.Random(seed).random() * 4)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with whole_file(tmp_path / "note.txt") as file:
+        file.write_text("x")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    if (tmp_path / "bundle").exists():
+        open_bundle(tmp_path / "bundle").verify()
 
 
 def test_an_interrupted_export_cleans_up_itself(tiny_checkpoint_folder, tmp_path):

@@ -3,6 +3,9 @@
 import json
 import math
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -29,11 +32,13 @@ from phi3mobile.export.solve.checkpoint import on_grid
 from phi3mobile.export.solve.folder import Solved, is_solved, read_part, write_part
 from phi3mobile.export.solve.gptq import fit_scales, matched, polish, round_in_order, search_scales, solve
 from phi3mobile.export.solve.stream import load_layer, products, rounded, run_layer, run_watched
+from phi3mobile.files import new_folder
 from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.models.form import Form
 from phi3mobile.models.loading import load_model
 from phi3mobile.models.presets import preset
 from phi3mobile.models.quantized import Packed, quantize_activation
+from phi3mobile.partial import alone
 from phi3mobile.text.vocabularies import load_tokenizer
 
 quick = settings(max_examples=30, deadline=None)
@@ -344,6 +349,40 @@ def test_a_killed_run_goes_on_where_it_was(solved, checkpoint_of, text, tmp_path
     for path in solved.glob("packed-*"):
         ours, same = load_file(out / path.name), load_file(path)
         assert ours.keys() == same.keys() and all(torch.equal(ours[key], same[key]) for key in ours)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from phi3mobile.export.solve import folder
+from phi3mobile.export.solve.build import quantize_checkpoint
+save, written = folder.save_file, []
+def save_file(tensors, path, **options):
+    save(tensors, path, **options)
+    written.append(path)
+    if len(written) == 3:  # the third is written, and has not its name yet
+        os.kill(os.getpid(), signal.SIGKILL)
+folder.save_file = save_file
+quantize_checkpoint(sys.argv[1], Path(sys.argv[2]), calibration=Path(sys.argv[3]))
+"""
+
+
+def test_a_run_killed_by_the_system_goes_on_where_it_was(solved, checkpoint_of, text, tmp_path):
+    """What is whole stays for the next run; the file that was being written goes."""
+    source, out = checkpoint_of("tiny-gqa"), tmp_path / "q"
+    done = subprocess.run([sys.executable, "-c", KILLED, source, out, text], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    unfinished = tmp_path / ".q.unfinished"
+    kept = {path.name: path.stat().st_mtime_ns for path in unfinished.glob("packed-*")}
+    assert len(kept) == 2 and len(list(unfinished.glob(".packed-*.partial-*"))) == 2  # the third and its lock
+    with alone(unfinished), pytest.raises(InputError, match="another run is making"):
+        quantize_checkpoint(source, out, calibration=text)
+    with new_folder(tmp_path / "other"):  # the next run beside it leaves it: it can go on
+        pass
+    quantize_checkpoint(source, out, calibration=text)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "q"]
+    assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
+    assert {path.name for path in out.iterdir()} == {path.name for path in solved.iterdir()}
 
 
 def test_what_another_text_left_unfinished_is_not_taken_over(checkpoint_of, text, tmp_path):
