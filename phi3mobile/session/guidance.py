@@ -26,11 +26,14 @@ class GuideError(InputError):
     """The guided answer could not be completed: it is not what the schema, regex or grammar asks for."""
 
 
-def json_grammar(schema: dict[str, Any] | str) -> str:
-    """llguidance's grammar of a JSON schema. InputError: no JSON object, what it lacks or gets wrong, nothing satisfies it."""
+def json_grammar(schema: dict[str, Any] | str, additional_properties: bool = False) -> str:
+    """llguidance's grammar of a JSON schema. InputError: no JSON object, what it lacks or gets wrong, nothing satisfies it.
+
+    additional_properties: whether objects may have names beside those that their schema declares, where it does not say.
+    """
     from llguidance import LLMatcher
 
-    return LLMatcher.grammar_from_json_schema(followed(schema), overrides=OPTIONS)
+    return LLMatcher.grammar_from_json_schema(followed(schema, additional_properties), overrides=OPTIONS)
 
 
 def regex_grammar(pattern: str) -> str:
@@ -68,9 +71,13 @@ class Guide:
         self.start()
 
     @classmethod
-    def json_schema(cls, schema: dict[str, Any] | str, tokenizer: Any) -> Guide:
-        """A JSON text that is valid under `schema` (an object or its JSON text). Raises InputError."""
-        return cls(json_grammar(schema), tokenizer)
+    def json_schema(cls, schema: dict[str, Any] | str, tokenizer: Any, *, additional_properties: bool = False) -> Guide:
+        """A JSON text that is valid under `schema` (an object or its JSON text). Raises InputError.
+
+        additional_properties: JSON Schema's own default, True, lets an object that declares names have any others, where the
+        schema does not say; models invent them without end.
+        """
+        return cls(json_grammar(schema, additional_properties), tokenizer)
 
     @classmethod
     def regex(cls, pattern: str, tokenizer: Any) -> Guide:

@@ -37,6 +37,9 @@ def add_guide_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--library", type=Path, help="answer from documents: a file made by `phi3mobile index`")
     guides = parser.add_mutually_exclusive_group()
     guides.add_argument("--json-schema", metavar="FILE", help="answer with JSON that is valid under this JSON schema")
+    parser.add_argument(
+        "--additional-properties", action="store_true", help="let JSON objects have names that the schema does not declare"
+    )
     guides.add_argument("--regex", metavar="PATTERN", help="answer with text that matches this regex as a whole")
     guides.add_argument("--grammar", metavar="FILE", help="answer with text of this Lark grammar (rule `start`)")
 
@@ -104,6 +107,8 @@ def messages_of(prompt: str, passages: list[Passage], system: list[dict[str, str
 
 def guide_grammar(args: argparse.Namespace) -> str | None:
     """What the answer must be, checked before the model is loaded."""
+    if args.additional_properties and args.json_schema is None:
+        raise InputError("--additional-properties is about --json-schema, which is not given; leave it out")
     if args.json_schema is None and args.regex is None and args.grammar is None:
         return None
     from phi3mobile.session.guidance import json_grammar, lark_grammar, regex_grammar
@@ -114,7 +119,7 @@ def guide_grammar(args: argparse.Namespace) -> str | None:
         return regex_grammar(args.regex)
     if args.grammar is not None:
         return lark_grammar(_file(args.grammar, "grammar"))
-    return json_grammar(_file(args.json_schema, "JSON schema"))
+    return json_grammar(_file(args.json_schema, "JSON schema"), args.additional_properties)
 
 
 def guided(grammar: str | None, session: Session) -> dict[str, Any]:

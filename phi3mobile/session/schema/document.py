@@ -8,6 +8,7 @@ from typing import Any
 
 from phi3mobile.errors import InputError
 from phi3mobile.session.schema.addresses import Addresses, deepest
+from phi3mobile.session.schema.closed import closing, hands_on
 from phi3mobile.session.schema.pattern import LONGEST, least, spelled, translated
 
 Schema = dict[str, Any] | bool
@@ -37,14 +38,17 @@ def wrong(reason: str, path: str = "") -> InputError:
     return InputError(f"the JSON schema can't be used: {said}; correct or simplify it")
 
 
-def read(document: dict[str, Any]) -> tuple[Schema, dict[str, Schema], set[int]]:
-    """(schema, definitions, ids of the anyOf lists that were oneOf). A `$ref` is "#/$defs/" and a definition's name."""
-    reader = _Reader(document)
-    root = reader.schema(document, "", 1)
+def read(document: dict[str, Any], additional_properties: bool) -> tuple[Schema, dict[str, Schema], set[int]]:
+    """(schema, definitions, ids of the anyOf lists that were oneOf). A `$ref` is "#/$defs/" and a definition's name.
+
+    additional_properties: whether objects that declare names and are silent on others have others (see closed.py).
+    """
+    reader = _Reader(document, additional_properties)
+    root = reader.place(document, "", 1)
     while reader.waiting:
-        name, node, path = reader.waiting.popleft()
+        name, node, path, closed = reader.waiting.popleft()
         reader.here = name
-        reader.definitions[name] = reader.schema(node, path, 1)
+        reader.definitions[name] = reader.schema(node, path, 1, closed)
     if (levels := deepest(reader.edges)) > _LEVELS:
         raise wrong(f"its references go {levels} levels deep; {_LEVELS} can be followed")
     return root, reader.definitions, reader.exclusive
@@ -53,16 +57,21 @@ def read(document: dict[str, Any]) -> tuple[Schema, dict[str, Schema], set[int]]
 class _Reader:
     """`here`: the definition that is read; `edges`: definition -> (one it refers to, how deep in it)."""
 
-    def __init__(self, document: dict[str, Any]) -> None:
+    def __init__(self, document: dict[str, Any], additional_properties: bool) -> None:
         self.definitions: dict[str, Schema] = {}
         self.exclusive: set[int] = set()
-        self.waiting: deque[tuple[str, Any, str]] = deque()
+        self.waiting: deque[tuple[str, Any, str, bool]] = deque()
         self.here = ""
         self.edges: dict[str, list[tuple[str, int]]] = {"": []}
-        self._names: dict[int, str] = {}
+        self._names: dict[tuple[int, bool], str] = {}
         self._addresses = Addresses(document)
+        self._close = not additional_properties
 
-    def schema(self, node: Any, path: str, level: int) -> Schema:
+    def place(self, node: Any, path: str, level: int) -> Schema:
+        """The schema of a value, which no other schema describes."""
+        return self.schema(node, path, level, self._close)
+
+    def schema(self, node: Any, path: str, level: int, closed: bool) -> Schema:
         """The schema with keywords of 2020-12 that llguidance has, in an order that it reads right."""
         if isinstance(node, bool):
             return node
@@ -71,20 +80,26 @@ class _Reader:
         _check_keywords(node, path)
         plain = self._plain(node, path, level)
         pivot = next((key for key in ("properties", *node) if key in node and key in _PLAIN), "")
+        applied = closed and hands_on(node)  # what it applies is closed, and not it
         out: dict[str, Any] = {}
+        if closed and not applied and (more := closing(node, self._addresses.find)):
+            for key, value in more.items():
+                known = {_pattern(name, path): True for name in value} if key == "patternProperties" else value
+                plain[key] = {**plain.get(key, {}), **known} if isinstance(known, dict) else known
+            out |= {} if pivot else plain
         for key, value in node.items():
             here = f"{path}/{key}"
             if key == pivot:  # together: llguidance takes what stands before and after allOf, anyOf, ... for two schemas
                 out |= plain
             elif key == "allOf":
-                out["allOf"] = out.get("allOf", []) + self._list(value, here, level)
+                out["allOf"] = out.get("allOf", []) + self._list(value, here, level, applied)
             elif key in ("anyOf", "oneOf"):
-                branches = self._list(value, here, level)
+                branches = self._list(value, here, level, applied)
                 if key == "oneOf":
                     self.exclusive.add(id(branches))
                 _choose(out, branches)
             elif key == "$ref":
-                target = self._target(value, node, here, level)
+                target = self._target(value, node, here, level, applied)
                 if target is False:
                     return False
                 if target is not True:
@@ -94,15 +109,15 @@ class _Reader:
                 _choose(out, _constants([value] if key == "const" else value, here))
         return out
 
-    def _list(self, value: Any, path: str, level: int) -> list[Schema]:
+    def _list(self, value: Any, path: str, level: int, closed: bool) -> list[Schema]:
         if not isinstance(value, list) or not value:
             raise wrong(f"{path.rpartition('/')[2]} is a list of schemas", path)
-        return [self.schema(one, f"{path}/{i}", level + 1) for i, one in enumerate(value)]
+        return [self.schema(one, f"{path}/{i}", level + 1, closed) for i, one in enumerate(value)]
 
     def _map(self, value: Any, path: str, level: int) -> dict[str, Schema]:
         if not isinstance(value, dict):
             raise wrong(f"{path.rpartition('/')[2]} is an object of schemas", path)
-        return {name: self.schema(one, f"{path}/{name}", level + 1) for name, one in value.items()}
+        return {name: self.place(one, f"{path}/{name}", level + 1) for name, one in value.items()}
 
     def _plain(self, node: dict[str, Any], path: str, level: int) -> dict[str, Any]:
         """What is said of a value itself, without references or choices."""
@@ -119,9 +134,9 @@ class _Reader:
                 else:
                     _check_value(list(value), here)
             elif key == "prefixItems" or (key == "items" and tuple_):
-                out["prefixItems"] = self._list(value, here, level) if value else []
+                out["prefixItems"] = self._list(value, here, level, self._close) if value else []
             elif key in ("items", "additionalProperties") or (key == "additionalItems" and tuple_):
-                out["items" if key == "additionalItems" else key] = self.schema(value, here, level + 1)
+                out["items" if key == "additionalItems" else key] = self.place(value, here, level + 1)
             elif key == "required":
                 if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
                     raise wrong("required is a list of names", here)
@@ -137,7 +152,7 @@ class _Reader:
                 out[key] = value
         return out | _bounds(node, path)
 
-    def _target(self, reference: Any, source: dict[str, Any], path: str, level: int) -> str | bool:
+    def _target(self, reference: Any, source: dict[str, Any], path: str, level: int, closed: bool) -> str | bool:
         """What a `$ref` of the object `source` becomes."""
         if not isinstance(reference, str):
             raise wrong("$ref is a text", path)
@@ -147,11 +162,11 @@ class _Reader:
             raise wrong(f"$ref {reference} leads to nothing in this schema{error}; write it under $defs", path) from None
         if isinstance(node, bool):
             return node
-        name = self._names.get(id(node))
+        name = self._names.get((id(node), closed))
         if name is None:
-            name = self._names[id(node)] = str(len(self._names))
+            name = self._names[id(node), closed] = str(len(self._names))
             self.edges[name] = []
-            self.waiting.append((name, node, reference))
+            self.waiting.append((name, node, reference, closed))
         self.edges[self.here].append((name, level))
         return f"#/$defs/{name}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 LONGEST = 1 << 13  # characters or items that an answer can be made to have at least: llguidance follows them for seconds
-_ESCAPE = r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]+\}|.)"
+_ESCAPE = r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]+\}|0[0-7]{0,2}|.)"
 _TOKEN = re.compile(
     rf"(?P<class>\[\^?(?:{_ESCAPE}|[^\]\\])*\])|(?P<open>\((?:\?[^)]*?[:>=!])?)|(?P<close>\))"
     rf"|(?P<count>\{{(\d+)(?:,\d*)?\}})|(?P<maybe>[*?])|(?P<empty>[$^|+])|(?P<letter>{_ESCAPE}|.)",
@@ -17,10 +17,7 @@ _UNSPELLED = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f\ud800-\udfff]")
 
 def translated(pattern: str) -> str:
     """The same pattern as llguidance needs it."""
-    return "".join(
-        _class(token[0]) if token.lastgroup == "class" else r"\x00" if token[0] == r"\0" else token[0]
-        for token in _TOKEN.finditer(pattern)
-    )
+    return "".join(_class(token[0]) if token.lastgroup == "class" else _octal(token[0]) for token in _TOKEN.finditer(pattern))
 
 
 def least(pattern: str) -> int:
@@ -53,13 +50,22 @@ def _class(text: str) -> str:
     llguidance lets an escaped quote into a class of all of them, into [^"] for one: so NUL, which no answer has, is left out.
     """
     start = 2 if text.startswith("[^") else 1
-    members = ["\\x00" if member in (r"\0", r"\u0000") else member for member in _MEMBER.findall(text[start:-1])]
+    members = ["\\x00" if member == r"\u0000" else _octal(member) for member in _MEMBER.findall(text[start:-1])]
     for i, member in enumerate(members):
-        if member == "[" or (member in ("&", "~", "-") and i and members[i - 1].removeprefix("\\") == member):
+        if (
+            member == "["
+            or (member == "-" and not i)
+            or (member in ("&", "~", "-") and i and members[i - 1].removeprefix("\\") == member)
+        ):
             members[i] = f"\\{member}"
         elif member == r"\x00" and members[i + 1 : i + 2] == ["-"]:
             members[i] = r"\x01"
     return f"{text[:start]}{chr(92) + 'x00' if start == 2 else ''}{''.join(members)}]"
+
+
+def _octal(escape: str) -> str:
+    """A character by its octal number, which Rust has not, by its hexadecimal one."""
+    return f"\\x{int(escape[1:], 8):02x}" if escape.startswith(r"\0") else escape
 
 
 def spelled(text: str) -> bool:
