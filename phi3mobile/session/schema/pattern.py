@@ -52,11 +52,8 @@ def _class(text: str) -> str:
     start = 2 if text.startswith("[^") else 1
     members = ["\\x00" if member == r"\u0000" else _octal(member) for member in _MEMBER.findall(text[start:-1])]
     for i, member in enumerate(members):
-        if (
-            member == "["
-            or (member == "-" and not i)
-            or (member in ("&", "~", "-") and i and members[i - 1].removeprefix("\\") == member)
-        ):
+        twin = i > 0 and members[i - 1].removeprefix("\\") == member
+        if member == "[" or (member == "-" and not i) or (member in ("&", "~", "-") and twin):
             members[i] = f"\\{member}"
         elif member == r"\x00" and members[i + 1 : i + 2] == ["-"]:
             members[i] = r"\x01"
