@@ -80,7 +80,7 @@ def plan_export(
         raise InputError(f"{folder} is a file; make a checkpoint folder of it first: phi3mobile import {folder} FOLDER")
     given = Solved(folder) if is_solved(folder) else open_checkpoint(folder)
     given.check()
-    chosen, method = _as_made(given, chosen, method, calibration, bits, rotate)
+    chosen, method, notes = _as_made(given, chosen, method, calibration, bits, rotate)
     checkpoint: Checkpoint | Rotated | Solved = given
     if rotate:
         assert not isinstance(given, Solved), given.folder  # _as_made refuses it
@@ -96,7 +96,7 @@ def plan_export(
         raise InputError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model {config.vocab_size}: files of two models?"
         )
-    chat, notes = chat_section(folder), []
+    chat = chat_section(folder)
     if (end := turn_end(chat, tokenizer)) is not None and end not in eos:
         eos = [*eos, end]
         notes.append(f"the chat template ends turns with {tokenizer.decode([end])}: it is a stop token, too")
@@ -163,19 +163,13 @@ def _as_made(
     calibration: str | Path | None,
     bits: float | None,
     rotate: bool,
-) -> tuple[Recipe, str]:
-    """The recipe and method of what is exported: a quantized folder's tables and method are what they are."""
+) -> tuple[Recipe, str, list[str]]:
+    """The recipe and method of what is exported, and notes: a quantized folder's tables and method are what they are."""
     if isinstance(checkpoint, Solved):
         if (method, calibration, bits, rotate) != (None, None, None, False):
             refused = "--method, --calibration, --bits or --rotate"
             raise InputError(f"{checkpoint.folder} is quantized already: it takes no {refused}")
-        whole_rows = checkpoint.form_of(first := checkpoint.config.tensor(DOWN, 0).name) == Form(4, checkpoint.shape(first)[1])
-        if (recipe.group == 0) != whole_rows:
-            raise InputError(f"recipe {recipe.name} has other groups of columns; quantize again with --recipe {recipe.name}")
-        table, head = checkpoint.form_of(EMBEDDING), checkpoint.form_of(HEAD)
-        if table is None or head is None:
-            raise InputError(f"{checkpoint.folder}: its embedding or its head is not packed; quantize again")
-        return replace(recipe, embedding_bits=table.bits, head_bits=head.bits), checkpoint.about["quality"]["method"]
+        return _as_quantized(checkpoint, recipe)
     method = recipe.method if method is None else method
     if method not in METHODS:
         raise InputError(f"method {method!r} is not known; take one of: {', '.join(METHODS)}")
@@ -183,7 +177,39 @@ def _as_made(
         raise InputError("method rtn reads no calibration text; leave out --calibration and --bits or take gptq")
     if method == "rtn" and rotate:
         raise InputError("method rtn rounds the checkpoint as it is; leave out --rotate or take gptq")
-    return replace(recipe, method=method), method
+    notes = [] if bits is None else [f"layer weights have several forms, of at most {bits:g} bits a weight together"]
+    return replace(recipe, method=method), method, notes
+
+
+def _as_quantized(solved: Solved, recipe: Recipe) -> tuple[Recipe, str, list[str]]:
+    """The recipe with the forms that the folder holds, and its method. InputError if a recipe fits that asks for no others."""
+    made, about = find_recipe(solved.about["recipe"]), solved.about
+    whole_rows = solved.form_of(first := solved.config.tensor(DOWN, 0).name) == Form(4, solved.shape(first)[1])
+    if (recipe.group == 0) != whole_rows:
+        raise InputError(f"recipe {recipe.name} has other groups of columns; quantize again with --recipe {recipe.name}")
+    table, head = solved.form_of(EMBEDDING), solved.form_of(HEAD)
+    if table is None or head is None:
+        raise InputError(f"{solved.folder}: its embedding or its head is not packed; quantize again")
+    held = replace(recipe, **{name: getattr(made, name) for name in ("group", "down_group")})
+    held = replace(held, embedding_bits=table.bits, head_bits=head.bits)
+    notes = []
+    if held != recipe:
+        unnamed = {"name": "", "about": "", "method": ""}
+        if fits := [one.name for one in recipes().values() if replace(one, **unnamed) == replace(held, **unnamed)]:
+            raise InputError(
+                f"{solved.folder} holds the integers of recipe {made.name} ({_forms(held)}), those of {recipe.name} are others "
+                f"({_forms(recipe)}): export with --recipe {' or '.join(fits)}, or quantize again with --recipe {recipe.name}"
+            )
+        notes.append(f"weights as quantized for {made.name}: {_forms(held)}")
+    if (bits := about.get("bits")) is not None:
+        notes.append(f"layer weights have several forms, of at most {bits:g} bits a weight together")
+    return held, about["quality"]["method"], notes
+
+
+def _forms(recipe: Recipe) -> str:
+    groups = dict.fromkeys(group for group in (recipe.group, recipe.down_group) if group is not None)
+    columns = " or ".join(f"{group} columns" if group else "a row" for group in groups)
+    return f"a scale for {columns}, {recipe.embedding_bits}-bit embedding, {recipe.head_bits}-bit head"
 
 
 def stop_ids(folder: Path, config: DecoderConfig) -> list[int]:

@@ -69,7 +69,7 @@ def quantize_checkpoint(
     with _alone(partial, out):
         _begin(partial, hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest())
         forms = forms_for(checkpoint, chosen, text, bits, progress)
-        solve_into(partial, checkpoint, chosen, text, progress, forms, str(source))
+        solve_into(partial, checkpoint, chosen, text, progress, forms, str(source), bits)
         for path in companion_files(folder):
             shutil.copyfile(path, partial / path.name)
         refuse_existing(out)
@@ -97,6 +97,7 @@ def solve_into(
     progress: Progress,
     forms: dict[str, Form],
     source: str = "",
+    bits: float | None = None,
 ) -> dict[str, Any]:
     """A solved model in `folder`, but for the tokenizer's files; returns what was written about it."""
     wanted, config = PackedModel(checkpoint, recipe, forms), checkpoint.config
@@ -109,6 +110,7 @@ def solve_into(
         "source": source or str(checkpoint.folder),
         "source_hash": checkpoint.source_hash(),
         "recipe": recipe.name,
+        "bits": bits,
         "tool": version("phi3mobile"),
         "quality": {
             "method": "gptq",

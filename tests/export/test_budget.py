@@ -11,6 +11,7 @@ from phi3mobile.bundle import open_bundle
 from phi3mobile.engines.registry import open_engine
 from phi3mobile.errors import InputError
 from phi3mobile.export.build import export
+from phi3mobile.export.cards import bundle_card
 from phi3mobile.export.packed import PackedModel, load_packed
 from phi3mobile.export.recipe import find_recipe
 from phi3mobile.export.solve.budget import MatrixClass, choose, measure_classes
@@ -93,6 +94,7 @@ def test_a_budget_reaches_the_program(checkpoint_of, tmp_path):
     assert packed.bits_per_weight() <= 6.0 and len(forms) > 1
     bundle = open_bundle(export(folder, tmp_path / "bundle", context=64))
     assert bundle.manifest["quality"]["bits_per_weight"] == packed.bits_per_weight() > 5.0
+    assert "of at most 6 bits a weight" in bundle_card(bundle)["note"]
     tokens = np.arange(3, 40)
     reference = load_packed(packed, 64)(torch.tensor(tokens)[None])[0]
     engine = open_engine(bundle)

@@ -22,7 +22,7 @@ from phi3mobile.engines.registry import open_engine
 from phi3mobile.errors import InputError
 from phi3mobile.export.build import export
 from phi3mobile.export.packed import PackedModel, load_packed
-from phi3mobile.export.plan import packed_bytes
+from phi3mobile.export.plan import packed_bytes, plan_export
 from phi3mobile.export.quantize import SMALLEST_SCALE, quantize
 from phi3mobile.export.recipe import EMBEDDING, HEAD, find_recipe, recipes
 from phi3mobile.export.solve.balance import balance, best_sizes
@@ -322,6 +322,20 @@ def test_a_bundle_of_a_quantized_folder_carries_its_integers_and_its_card(solved
     difference = engine.forward(tokens, 0) - reference.numpy()
     engine.close()
     assert np.square(difference).mean() < 0.01 * float(reference.square().mean())
+
+
+@pytest.mark.parametrize(("recipe", "instead"), [("android-small", "android-cpu or ios-cpu"), ("host-small", "host")])
+def test_a_recipes_name_stands_for_its_integers(solved, recipe, instead, tmp_path):
+    said = refusal(export, solved, tmp_path / "b", recipe)
+    assert f"export with --recipe {instead}, or quantize again with --recipe {recipe}" in said
+    assert "8-bit embedding, 8-bit head" in said and not (tmp_path / "b").exists()
+
+
+def test_what_no_recipe_is_called_is_noted(solved, tmp_path):
+    pytest.importorskip("coremltools")
+    plan = plan_export(solved, tmp_path / "b", "ios-gpu", 64)
+    assert plan.notes == ["weights as quantized for android-cpu: a scale for 32 columns, 8-bit embedding, 8-bit head"]
+    assert plan_export(solved, tmp_path / "b", "host", 64).notes == []
 
 
 def test_export_solves_by_itself_and_gives_the_same_card(solved, checkpoint_of, text, tmp_path):
