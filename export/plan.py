@@ -11,6 +11,7 @@ from phi3mobile.errors import InputError
 from phi3mobile.export.packed import EMBEDDING, HEAD
 from phi3mobile.export.recipe import DEFAULT_RECIPE, Recipe, find_recipe
 from phi3mobile.export.solve.build import METHODS
+from phi3mobile.export.solve.estimate import told
 from phi3mobile.export.solve.folder import Solved, is_solved
 from phi3mobile.export.solve.rotate import Rotated
 from phi3mobile.export.target import Target
@@ -57,6 +58,11 @@ class ExportPlan:
     @property
     def config(self) -> DecoderConfig:
         return self.checkpoint.config
+
+    def to_tell(self) -> list[str]:
+        """What a person should know before the work begins: that it takes long, that the bundle will not run here."""
+        takes = told(self.config) if self.method == "gptq" and not isinstance(self.checkpoint, Solved) else ""
+        return [line for line in (takes, self.target.not_here(self.recipe)) if line]
 
 
 def plan_export(

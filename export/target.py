@@ -85,6 +85,10 @@ class Target:
                 how = extras.command(extra) if extra != package else f"pip install '{package}'"
                 raise InputError(f"recipe {recipe.name} needs the module {module}: {how}, or take another recipe")
 
+    def not_here(self, recipe: Recipe) -> str:
+        """Why this machine can't run what it writes and how that is mended, in a line; "": it can, or it is for phones only."""
+        return ""
+
     def space(self, weights: int) -> int:
         """Bytes of disk that writing takes at most, for so many bytes of packed weights."""
         return 2 * weights

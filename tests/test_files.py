@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pty
+import re
 import shutil
 import stat
 import subprocess
@@ -262,6 +263,28 @@ def test_the_progress_bar_shows_through_quiet_on_a_terminal():
 def test_without_a_terminal_there_is_no_bar():
     done = subprocess.run([sys.executable, "-c", BAR], capture_output=True, text=True)
     assert (done.stdout, done.stderr, done.returncode) == ("", "done\n", 0)
+
+
+def test_without_a_terminal_there_is_a_line_a_minute():
+    minutes = """
+import threading, time
+from phi3mobile import screen
+from phi3mobile.quiet import quiet
+assert screen.EVERY_S == 60
+screen.EVERY_S = 0.05
+with screen.progress_bar("Export x") as report, quiet():
+    report("load", 0, 1)
+    time.sleep(0.2)
+    report("solve layers", 0, 32)
+    time.sleep(0.6)
+    report("solve layers", 3, 32)
+    time.sleep(0.2)
+"""
+    done = subprocess.run([sys.executable, "-c", minutes], capture_output=True, text=True)
+    lines = done.stderr.splitlines()
+    assert "Export x: load, 0:00:00" in lines and any(line.startswith("Export x: solve layers 0/32, 0:00:0") for line in lines)
+    assert re.fullmatch(r"Export x: solve layers 3/32, 0:00:0\d, 0:00:0\d left", lines[-1])
+    assert done.returncode == 0 and done.stdout == ""
 
 
 def test_cards_show_values_as_they_are(capsys):

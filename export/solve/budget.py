@@ -74,7 +74,7 @@ def measure_classes(checkpoint: Checkpoint | Rotated, tokens: torch.Tensor, prog
     errors: dict[tuple[int, str], torch.Tensor] = {}
     shapes: dict[str, tuple[int, int]] = {}
     for index in range(layers):
-        progress("measure", index, layers)
+        progress("measure layers", index, layers)
         layer, band = load_layer(config, index, weights), index * BANDS // layers
         linears = [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
         for name, linear in linears:

@@ -53,11 +53,9 @@ def quantize_checkpoint(
     form for all). `rotate`: turn the hidden states first, see export.solve.rotate.
     Raises InputError for a source that is no float checkpoint, an existing `out`, a calibration text that is too short.
     """
-    chosen, out, folder = find_recipe(recipe), Path(out), resolve(source)
-    refuse_existing(out)
-    if is_solved(folder):
-        raise InputError(f"{folder} is quantized already; give the float checkpoint that it was made from")
-    floats = open_checkpoint(folder)
+    chosen, out = find_recipe(recipe), Path(out)
+    floats = float_checkpoint(source, out)
+    folder = floats.folder
     floats.check()
     chosen.check(floats.config)
     checkpoint = Rotated(floats) if rotate else floats
@@ -76,6 +74,15 @@ def quantize_checkpoint(
         partial.rename(out)
         (out / _SETTINGS).unlink()  # after: without it hours of work would be taken for another's
     return out
+
+
+def float_checkpoint(source: str | Path, out: Path) -> Checkpoint:
+    """The checkpoint that `source` names, to be solved into `out`. InputError: `out` is there, or the integers are already."""
+    folder = resolve(source)
+    refuse_existing(out)
+    if is_solved(folder):
+        raise InputError(f"{folder} is quantized already; give the float checkpoint that it was made from")
+    return open_checkpoint(folder)
 
 
 def forms_for(

@@ -64,7 +64,7 @@ def solve_checkpoint(
     exact = functional.embedding(tokens, table) * config.embedding_multiplier
     x = embed(tokens) * config.embedding_multiplier
     for index in range(layers):
-        progress("solve", index, layers + 1)
+        progress("solve layers", index, layers + 1)
         layer, path = load_layer(config, index, weights), folder / f"packed-layer-{index:03}.safetensors"
         card.through_float(layer, index)
         exact, inputs, chosen = run_watched(config, layer, index, exact)
@@ -90,7 +90,7 @@ def solve_checkpoint(
             )
             write_part(path, vectors | matrices)
         card.through_quantized(layer, index)
-    progress("solve", layers, layers + 1)
+    progress("solve layers", layers, layers + 1)
     head = weights(HEAD)
     packed = _kept(folder / "packed-end.safetensors", lambda: _end(config, x, weights, head, form_of(HEAD)))
     packed_norm = load_norm(config, partial(vector_of, packed))

@@ -135,7 +135,7 @@ class Solved:
     def check_values(self, progress: Progress = silent) -> None:
         """InputError naming the first tensor with a scale or value that is NaN or infinite."""
         for number, name in enumerate(names := list(dict.fromkeys((*self.names(), HEAD)))):
-            progress("check", number, len(names))
+            progress("check tensors", number, len(names))
             found = self.tensor(name)
             parts = [found.scales, *([found.offsets.scales] if found.offsets else [])] if isinstance(found, Packed) else [found]
             for part in parts:

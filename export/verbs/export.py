@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -32,10 +33,11 @@ def run(args: argparse.Namespace) -> None:
 
     out = args.out or Path(f"{Path(args.source).resolve().name}.{args.recipe}.bundle")
     start = time.perf_counter()
-    with progress_bar(f"Export {args.source}") as report, quiet():
-        from phi3mobile.export.build import export
+    with quiet():
+        from phi3mobile.export.build import write_bundle
+        from phi3mobile.export.plan import plan_export
 
-        export(
+        plan = plan_export(
             args.source,
             out,
             args.recipe,
@@ -44,10 +46,13 @@ def run(args: argparse.Namespace) -> None:
             calibration=args.calibration,
             bits=args.bits,
             rotate=args.rotate,
-            accept_quality=args.accept_quality,
             experts_memory=None if args.experts_memory is None else parse_memory(args.experts_memory),
-            progress=report,
         )
+        told = plan.to_tell()
+    for line in told:
+        print(line, file=sys.stderr)
+    with progress_bar(f"Export {args.source}") as report, quiet():
+        write_bundle(plan, args.accept_quality, report)
     seconds = time.perf_counter() - start
     bundle = open_bundle(out)
     print_card(str(out), bundle_card(bundle) | {"export": f"{seconds:.1f} s"})

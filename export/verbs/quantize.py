@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -24,10 +25,15 @@ def run(args: argparse.Namespace) -> None:
     from phi3mobile.screen import print_card, print_json, progress_bar
 
     start = time.perf_counter()
-    with progress_bar(f"Quantize {args.source}") as report, quiet():
-        from phi3mobile.export.solve.build import quantize_checkpoint
+    with quiet():
+        from phi3mobile.export.solve.build import float_checkpoint, quantize_checkpoint
+        from phi3mobile.export.solve.estimate import told
         from phi3mobile.export.solve.folder import Solved
 
+        takes = told(float_checkpoint(args.source, args.out).config)
+    if takes:
+        print(takes, file=sys.stderr)
+    with progress_bar(f"Quantize {args.source}") as report, quiet():
         solved = quantize_checkpoint(
             args.source,
             args.out,

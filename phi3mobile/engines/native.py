@@ -32,15 +32,25 @@ def native_library() -> Path | None:
     return path if path.is_file() else None
 
 
+def where_from() -> str:
+    """How this installation gets the library."""
+    if (Path(__file__).parents[2] / "Makefile").is_file():
+        return "run `make native`"
+    return "install phi3mobile's wheel for this platform, or clone its repository and run `make native` there"
+
+
 def load_library() -> ctypes.CDLL:
     """The library with the signatures of core/include/phi3mobile.h; loading it registers our operators in this process."""
     path = native_library()
     if path is None:
-        raise InputError("the native library is not here: run `make native` in a checkout, or install this platform's wheel")
+        raise InputError(
+            f"this bundle needs phi3mobile's kernels, which are not here: {where_from()}; a bundle of recipe android-cpu does "
+            "without them"
+        )
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
-        raise InputError(f"the native library does not load ({error}): build it again with `make native`") from error
+        raise InputError(f"the native library does not load ({error}); get it again: {where_from()}") from error
     pointer, text, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64
     for name, result, arguments in (
         ("p3m_open", pointer, [text, text, ctypes.c_int, text, ctypes.c_size_t]),
@@ -63,7 +73,7 @@ def load_library() -> ctypes.CDLL:
     ):
         function = getattr(library, name, None)
         if function is None:
-            raise InputError("the native library is of another version of phi3mobile: build it again with `make native`")
+            raise InputError(f"the native library is of another version of phi3mobile; get it again: {where_from()}")
         function.restype, function.argtypes = result, arguments
     return library
 

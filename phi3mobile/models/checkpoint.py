@@ -97,7 +97,7 @@ class Checkpoint:
         """InputError naming the first tensor with a value that is NaN or infinite. Reads every weight once, as it is stored."""
         stored = [part for parts in self._parts.values() for part in parts]
         for number, part in enumerate(stored):
-            progress("check", number, len(stored))
+            progress("check tensors", number, len(stored))
             _forget_pages(self._mapped(part))
 
     def source_hash(self) -> str:

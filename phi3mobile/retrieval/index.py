@@ -145,7 +145,7 @@ def _bring_up_to_date(
         _remove(db, known[source][0])
         report.removed += 1
     for done, (source, file) in enumerate(found.items()):
-        progress("index", done, len(found))
+        progress("index documents", done, len(found))
         identity, old = known.get(source, (None, None))
         try:
             if (digest := _digest(file)) == old:

@@ -26,6 +26,7 @@ from phi3mobile.export.targets.coreml.reference import reference_model  # noqa: 
 from phi3mobile.export.targets.coreml.write import to_coreml  # noqa: E402
 from phi3mobile.models.checkpoint import open_checkpoint  # noqa: E402
 from phi3mobile.models.presets import PRESETS  # noqa: E402
+from phi3mobile.session.sampling import GREEDY  # noqa: E402
 from phi3mobile.session.session import Session  # noqa: E402
 
 
@@ -196,7 +197,11 @@ def test_the_demo_models_golden_text_is_the_ptes(demo_checkpoint, demo_bundle, t
     engines = open_engine(open_bundle(demo_bundle)), open_mil(bundle, half=True)
     for sentence in GOLDEN:
         texts = [
-            "".join(Session(bundle, engine=engine).generate([{"role": "user", "content": REPEAT + sentence}], max_tokens=32))
+            "".join(
+                Session(bundle, engine=engine).generate(
+                    [{"role": "user", "content": REPEAT + sentence}], max_tokens=32, sampling=GREEDY
+                )
+            )
             for engine in engines
         ]
         assert texts == [sentence, sentence]

@@ -13,6 +13,7 @@ from test_parity_ladder import GOLDEN, REPEAT, reference, same_logits, some_toke
 from phi3mobile.bundle import open_bundle
 from phi3mobile.engines.native import native_library
 from phi3mobile.engines.registry import open_engine
+from phi3mobile.session.sampling import GREEDY
 from phi3mobile.session.session import Session
 
 pytestmark = pytest.mark.skipif(native_library() is None, reason="the native library is not built: make native")
@@ -54,17 +55,17 @@ def demo_host(demo_checkpoint, tmp_path_factory):
 @pytest.mark.parametrize("sentence", GOLDEN)
 def test_golden_text(demo_host, sentence):
     with Session(demo_host) as session:
-        text = "".join(session.generate([{"role": "user", "content": REPEAT + sentence}], max_tokens=48))
+        text = "".join(session.generate([{"role": "user", "content": REPEAT + sentence}], max_tokens=48, sampling=GREEDY))
     assert text == sentence and session.statistics.finish_reason == "stop"
 
 
 def test_lookup_quotes_the_same_text_with_fewer_forwards(demo_host):
     message = [{"role": "user", "content": REPEAT + GOLDEN[1]}]
     with Session(demo_host) as session:
-        plain = "".join(session.generate(message, max_tokens=48))
+        plain = "".join(session.generate(message, max_tokens=48, sampling=GREEDY))
         forwards = session.statistics.forwards
         session.reset()
-        assert "".join(session.generate(message, max_tokens=48, lookup=True)) == plain
+        assert "".join(session.generate(message, max_tokens=48, sampling=GREEDY, lookup=True)) == plain
         assert session.statistics.accepted > 0 and session.statistics.forwards < forwards
 
 

@@ -18,6 +18,7 @@ from phi3mobile.engines.registry import open_engine
 from phi3mobile.errors import InputError
 from phi3mobile.export.build import export
 from phi3mobile.export.targets.litert import package
+from phi3mobile.session.sampling import GREEDY
 from phi3mobile.session.session import Session
 from phi3mobile.text.chat import ChatFormat
 
@@ -90,7 +91,7 @@ def test_litert_lm_says_what_our_session_says(name, litert_lm, bundle_of):
     bundle = open_bundle(bundle_of(name, "litert"))
     for text in ("x", "the cat sat on the mat and the rat ate the cat " * 8):
         session = Session(bundle)
-        expected = "".join(session.generate([{"role": "user", "content": text}], max_tokens=16))
+        expected = "".join(session.generate([{"role": "user", "content": text}], max_tokens=16, sampling=GREEDY))
         assert answers(litert_lm, bundle.folder / package.PACKAGE, [text], 16) == [expected]
     assert session.statistics.prompt_tokens > bundle.info.max_chunk
 
@@ -162,7 +163,9 @@ def test_the_demo_models_golden_text_from_both_runtimes(litert_lm, demo_checkpoi
     bundle = open_bundle(export(demo_checkpoint, tmp_path / "bundle", "litert", 256, method="rtn"))
     for sentence in GOLDEN:
         prompt = REPEAT + sentence
-        assert "".join(Session(bundle).generate([{"role": "user", "content": prompt}], max_tokens=32)) == sentence
+        assert (
+            "".join(Session(bundle).generate([{"role": "user", "content": prompt}], max_tokens=32, sampling=GREEDY)) == sentence
+        )
         assert answers(litert_lm, bundle.folder / package.PACKAGE, [prompt], 32) == [sentence]
 
 

@@ -22,6 +22,7 @@ from phi3mobile.models import quantized
 from phi3mobile.models.checkpoint import open_checkpoint, write_checkpoint
 from phi3mobile.models.companions import companion_files
 from phi3mobile.models.loading import load_model
+from phi3mobile.session.sampling import GREEDY
 from phi3mobile.session.session import Session
 
 CONTEXT = 256  # of reference models: as much as the tests use
@@ -241,5 +242,5 @@ def test_greedy_text_is_the_same_from_torch_and_from_the_program(demo, sentence)
     bundle, *engines = demo
     for engine in engines:
         session = Session(bundle, engine=engine)
-        text = "".join(session.generate([{"role": "user", "content": REPEAT + sentence}], max_tokens=48))
+        text = "".join(session.generate([{"role": "user", "content": REPEAT + sentence}], max_tokens=48, sampling=GREEDY))
         assert text == sentence and session.statistics.finish_reason == "stop"

@@ -227,7 +227,7 @@ def test_a_tied_head_is_solved_by_itself(name, checkpoint_of, text, tmp_path):
 
 def test_a_turned_run_does_not_take_over_what_a_plain_one_left(solved, checkpoint_of, text, tmp_path):
     def interrupt(stage, done, total):
-        if stage == "solve" and done == total - 2:
+        if stage == "solve layers" and done == total - 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

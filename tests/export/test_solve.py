@@ -348,7 +348,7 @@ def test_a_killed_run_goes_on_where_it_was(solved, checkpoint_of, text, tmp_path
     """Interrupted before its last layer; the second run solves only what is missing and ends with the same integers."""
 
     def interrupt(stage, done, total):
-        if stage == "solve" and done == total - 2:
+        if stage == "solve layers" and done == total - 2:
             raise KeyboardInterrupt
 
     source, out = checkpoint_of("tiny-gqa"), tmp_path / "q"

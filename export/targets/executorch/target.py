@@ -61,6 +61,13 @@ class ExecutorchTarget(Target):
     def weights_mapped(self, recipe: Recipe) -> bool:
         return _is_native(recipe)
 
+    def not_here(self, recipe: Recipe) -> str:
+        from phi3mobile.engines.native import native_library, where_from
+
+        if not _is_native(recipe) or native_library():
+            return ""
+        return f"this machine can't run a bundle of recipe {recipe.name} yet, for its kernels are not here: {where_from()}"
+
     def write(self, packed: PackedModel, folder: Path, plan: ExportPlan, progress: Progress) -> Written:
         from phi3mobile.export.targets.executorch.write import to_executorch
 

@@ -168,13 +168,13 @@ def lowered_segments(packed: PackedModel, chunk: int, scratch: Path, progress: P
     templates: dict[tuple, stamp.Template] = {}
     modules = []
     for index, (kind, layer) in enumerate(kinds):
-        progress("layers", index, len(kinds))
+        progress("lower layers", index, len(kinds))
         if (structure := stamp.structure(packed, kind, layer)) not in templates:
             templates[structure] = stamp.lower(packed, kind, chunk, layer)
         template, matrices = templates[structure], stamp.segment_matrices(packed, kind, layer)
         lowered = stamp.stamp(template, config, matrices, scratch)
         modules.append(StampedSegment(lowered, template.order, segment_vectors(packed, kind, layer)))
-    progress("layers", len(kinds), len(kinds))
+    progress("lower layers", len(kinds), len(kinds))
     return modules
 
 
