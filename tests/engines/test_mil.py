@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from phi3mobile import extras
 from phi3mobile.engines import EngineInfo, mil
 from phi3mobile.engines.coreml import MilEngine
 from phi3mobile.engines.mil.dtypes import Type, unpack
@@ -323,7 +325,7 @@ def test_missing_coremltools_names_the_extra(mixed, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "coremltools" else find(name, *rest))
-    with pytest.raises(InputError, match=r"pip install 'phi3mobile\[coreml\]'"):
+    with pytest.raises(InputError, match=re.escape(extras.command("coreml"))):
         mil.load(mixed[0])
 
 

@@ -1,6 +1,7 @@
 """The .tflite and its engine: torch's logits, the same integers in one buffer, a cache that grows, errors."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -14,6 +15,7 @@ pytest.importorskip("ai_edge_litert", reason="LiteRT is not installed: pip insta
 
 from ai_edge_litert import schema_py_generated as schema
 
+from phi3mobile import extras
 from phi3mobile.bundle import MANIFEST, open_bundle
 from phi3mobile.cli import main
 from phi3mobile.engines import EngineInfo, litert, packed_cache
@@ -303,7 +305,7 @@ def test_what_is_missing_is_named_before_any_work(checkpoint_of, rounded, tmp_pa
     bundle, _ = rounded("tiny-gqa")
     find = litert.importlib.util.find_spec
     monkeypatch.setattr(litert.importlib.util, "find_spec", lambda name: None if name == "ai_edge_litert" else find(name))
-    with pytest.raises(InputError, match=r"needs the module ai_edge_litert: pip install 'phi3mobile\[litert\]'"):
+    with pytest.raises(InputError, match=re.escape(f"needs the module ai_edge_litert: {extras.command('litert')}")):
         export(checkpoint_of("tiny-gqa"), tmp_path / "out", "litert")
     with pytest.raises(InputError, match="needs ai-edge-litert"):
         open_engine(bundle)
