@@ -104,6 +104,7 @@ def sheets(folder: Path) -> None:
         yield 0.5
         d.shot("sources")
         d.seen["sources cut"] = d.cut()
+        d.seen["chips"] = [chip.children[0].text for chip in d.widgets() if getattr(chip, "caption", "").startswith("[")]
         d.seen["asked"] = d.state.worker._session.parts.chat.asked[-1]
         d.press("[1] Lease 2026")
         yield 0.4

@@ -147,6 +147,7 @@ Memory for speed → that is the whole trick ✓ 🚀"""
 ARABIC = "مرحبا! ذاكرة KV تحفظ المفاتيح والقيم (keys, values) للكلمات السابقة 😀، لذلك يكون كل رمز جديد سريعا على هاتفك."
 HEBREW = "שלום! הזיכרון שומר את המפתחות והערכים של 128 המילים הקודמות."
 ANSWERS = (MARKDOWN, f"{ARABIC}\n\n{HEBREW}", "Sure 👍🏽 — here are flags 🇫🇷🇯🇵, a family 👩‍👩‍👧 and a heart ❤️.")
+ARABIC_TITLE = "عقد الإيجار"
 PASSAGES = [
     FakePassage(
         "The rent is due on the third working day of each month. Late payments cost 5 euros per day.",
@@ -161,4 +162,5 @@ PASSAGES = [
     FakePassage(
         "Call the caretaker between 8 and 10.", "House rules of the building, 2024 edition", "rules.md", "Contacts", 0.4
     ),
+    FakePassage("يدفع الإيجار في اليوم الثالث من كل شهر.", ARABIC_TITLE, "ijar.pdf", "page 2", 0.38),
 ]

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from fake_app import ANSWERS
+from fake_app import ANSWERS, ARABIC_TITLE
+
+from phi3mobile.assistant.text.runs import visual
 
 HERE = Path(__file__).parents[1]
 PHONE, TABLET, DESKTOP = "390x844", "820x1180", "1180x800"
@@ -89,6 +92,8 @@ def test_models_documents_sources_and_settings_by_touch(play, size):
     assert seen["model"] == "scripted model"
     assert seen["asked"][-1]["content"].endswith("When is the rent due?") and "[1] The rent" in seen["asked"][-1]["content"]
     assert {"Lease 2026", "Documents/lease.pdf · page 4"} <= set(seen["passage"])
+    drawn = [re.sub(r"\[/?font[^]]*\]", "", chip) for chip in seen["chips"]]
+    assert len(drawn) == 4 and visual(f"[4] {ARABIC_TITLE}") in drawn[3].replace("&bl;", "[").replace("&br;", "]")
     assert seen["dark"] is True and seen["temperature"] == [0.0, 1.0] and seen["system prompt"] == "Answer briefly."
     assert {name: seen[name] for name in seen if name.endswith("cut")} == {
         "models cut": [],

@@ -12,6 +12,7 @@ from kivy.uix.label import Label
 from kivy.uix.scrollview import ScrollView
 from kivy.uix.widget import Widget
 
+from phi3mobile.assistant.text.runs import visual
 from phi3mobile.assistant.ui.drawn import Text, markup, width_of
 from phi3mobile.assistant.ui.theme import ICONS, Theme
 
@@ -109,10 +110,11 @@ class TextButton(Pressable):
         super().__init__(theme, action, fill=fill, radius=dp(10), size_hint=(None, None), **kwargs)
         color = theme.color("on_accent" if strong else "dim" if small else "accent")
         self.caption, mark = text, f"[font=icons]{ICONS[icon]}[/font]  " if icon else ""
-        label = Label(text=mark + markup(text), markup=True, font_name="base", font_size=size, color=color)
+        drawn = visual(text)
+        label = Label(text=mark + markup(drawn), markup=True, font_name="base", font_size=size, color=color)
         self.add_widget(label)
         self.padding = (dp(10 if small else 16), 0)
-        wide = width_of(text, size) + (size * 1.6 if icon else 0) + 2 * self.padding[0] + dp(4)
+        wide = width_of(drawn, size) + (size * 1.6 if icon else 0) + 2 * self.padding[0] + dp(4)
         self.size = (wide, theme.touch * (0.8 if small else 1))
 
 
