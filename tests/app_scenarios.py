@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from app_driver import Driver, run
-from fake_app import ANSWERS, PASSAGES, FakeLibrary, parts_saying
+from fake_app import ANSWERS, PASSAGES, FakeLibrary, counted, parts_saying
 
 
 def chat(folder: Path) -> None:
@@ -264,7 +264,7 @@ def write_bundle(folder: Path, name: str, activations: int) -> None:
 
 def keys(folder: Path) -> None:
     """A desktop's keyboard."""
-    driver = Driver(folder, lambda path: parts_saying("word " * 300, pause_s=0.002))
+    driver = Driver(folder, lambda path: parts_saying(counted(300), pause_s=0.002))
 
     def steps(d: Driver):
         from kivy.core.window import Keyboard, Window

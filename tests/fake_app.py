@@ -147,6 +147,13 @@ Memory for speed → that is the whole trick ✓ 🚀"""
 ARABIC = "مرحبا! ذاكرة KV تحفظ المفاتيح والقيم (keys, values) للكلمات السابقة 😀، لذلك يكون كل رمز جديد سريعا على هاتفك."
 HEBREW = "שלום! הזיכרון שומר את המפתחות והערכים של 128 המילים הקודמות."
 ANSWERS = (MARKDOWN, f"{ARABIC}\n\n{HEBREW}", "Sure 👍🏽 — here are flags 🇫🇷🇯🇵, a family 👩‍👩‍👧 and a heart ❤️.")
+
+
+def counted(words: int) -> str:
+    """A long answer that does not repeat itself: such a one would be ended."""
+    return "".join(f"{number:04} " for number in range(words))
+
+
 ARABIC_TITLE = "عقد الإيجار"
 PASSAGES = [
     FakePassage(

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_app import FakeLibrary, FakePassage, open_script, parts_saying, quoted
+from fake_app import FakeLibrary, FakePassage, counted, open_script, parts_saying, quoted
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,11 +25,6 @@ from phi3mobile.assistant.worker import Worker, _open_library
 from phi3mobile.errors import InputError
 
 PASSAGE = FakePassage("The rent is due on Monday.", "Lease", "lease.pdf", "page 4", 0.8)
-
-
-def counted(words: int) -> str:
-    """A long answer that does not repeat itself: such a one would be ended."""
-    return "".join(f"{number:04} " for number in range(words))
 
 
 @pytest.fixture
@@ -453,16 +448,16 @@ def test_an_engine_that_fails_in_the_middle(make_state):
 _VICTIM = """
 import sys, time
 sys.path.insert(0, {tests!r})
-from fake_app import open_script, parts_saying
+from fake_app import counted, open_script, parts_saying
 from phi3mobile.assistant.state import State
 from phi3mobile.assistant.store import Store
 from phi3mobile.assistant.worker import Worker
-state = State(Store({path!r}), Worker(lambda path: parts_saying("0123456789 " * 3000, pause_s=0.001), open_engine=open_script))
+state = State(Store({path!r}), Worker(lambda path: parts_saying(counted(6000), pause_s=0.001), open_engine=open_script))
 state.open_bundle("m")
 while state.model is None:
     state.poll()
 state.send("What must not be lost?")
-while True:
+while state.answering:
     state.poll()
     print(len(state.messages[-1].content), flush=True)
     time.sleep(0.01)
@@ -481,11 +476,11 @@ def test_a_killed_process_loses_no_message(tmp_path, after):
         if shown >= after:
             break
     os.kill(victim.pid, signal.SIGKILL)
-    victim.wait()
+    assert victim.wait() == -signal.SIGKILL, "the answer ended before"
     store = Store(path)
     question, answer = store.messages(store.chats()[0].id)
     assert (question.content, question.state) == ("What must not be lost?", "done")
-    assert answer.state == "interrupted" and ("0123456789 " * 3000).startswith(answer.content)
+    assert answer.state == "interrupted" and counted(6000).startswith(answer.content)
     assert len(answer.content) >= shown - 400  # written every quarter of a second, at about 900 characters a second
 
 

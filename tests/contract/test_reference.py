@@ -34,7 +34,7 @@ def test_every_public_package_has_pages(pages):
     [
         ("session/session", "Session.generate"),
         ("session/sampling", "Sampling"),
-        ("text/tokenizer", "load_tokenizer"),
+        ("text/vocabularies", "load_tokenizer"),
         ("models/loading", "load_model"),
         ("retrieval", "Library"),
         ("export/build", "export"),
