@@ -68,6 +68,8 @@ def open_device(name: str, runner: Path | None = None, app: str | None = None, k
         from phi3mobile.bench.android import Android, NativeRunner
         from phi3mobile.bench.android_app import AppRunner
 
+        if not app:
+            _need_runner(runner)
         adb = Adb(serial or None)
         if app:
             return Android(adb, AppRunner(app), keep)
@@ -80,12 +82,24 @@ def open_device(name: str, runner: Path | None = None, app: str | None = None, k
     raise InputError(f"--device {name}: give {KINDS}")
 
 
-def run_protocol(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """Measures and writes the record; a summary for the screen."""
+def _need_runner(given: Path | None) -> None:
+    """InputError if there is no p3m_bench for any phone: in the folder that was given, or built into this package."""
+    folders = [given] if given else sorted(NATIVE.glob("android-*"))
+    if not any((folder / "p3m_bench").is_file() for folder in folders):
+        raise InputError(
+            f"a phone is measured by p3m_bench or by the app, and there is no p3m_bench in {given or 'this installation'}: "
+            "build it as phi3mobile/core/README.md says and give its folder with --runner; or install the app "
+            "(apps/android/README.md) and give --app org.phi3mobile.assistant, for bundles of android-cpu or android-small"
+        )
+
+
+def run_protocol(args: argparse.Namespace, progress: Progress) -> tuple[dict[str, Any], dict[str, str]]:
+    """Measures and writes the record; the JSON line, and a card for the screen."""
     from phi3mobile.bench.adb import Unplugged
     from phi3mobile.bench.battery import NOMINAL_V
     from phi3mobile.bench.protocol import Record, measure, plan_of
     from phi3mobile.bench.report_data import summarize
+    from phi3mobile.bench.report_tables import card_rows
     from phi3mobile.bundle import open_bundle
 
     sustain = None if args.sustain is None else args.sustain * 60
@@ -112,7 +126,9 @@ def run_protocol(args: argparse.Namespace, progress: Progress) -> dict[str, Any]
     finally:
         if path.stat().st_size == 0:  # nothing was measured
             path.unlink()
-    return {"record": str(path), "status": status, "device": about["name"], **summarize(record.lines, str(path)).brief()}
+    found = summarize(record.lines, str(path))
+    result = {"record": str(path), "status": status, "device": about["name"], **found.brief()}
+    return result, {"device": about["name"], "status": status} | card_rows(found)
 
 
 def _name(device: str, bundle: str) -> str:

@@ -162,6 +162,11 @@ def card_rows(manifest: Mapping[str, Any]) -> dict[str, str]:
         return {}
     ours, others = ([abs(miss.error) for miss in errors() if (RUNTIME in miss.runtime) == ours] for ours in (True, False))
     rows = {}
+    if manifest["engine"] == "native":
+        rows["on a phone"] = (
+            f"an app that links our kernels runs recipe {manifest['recipe']['name']}; prebuilt ExecuTorch packages run "
+            "android-cpu and android-small (Android), ios-cpu (iPhone)"
+        )
     for name in ("Galaxy S21", "Galaxy S24", "Pixel 6a", "iPhone 14", "iPhone 15 Pro"):
         found = predict(manifest, phones()[name])
         rows[f"expected, {name}"] = f"decode {found.decode} tokens/s, prefill {found.prefill}; {found.verdict}"

@@ -167,6 +167,7 @@ def measure(
             "model": manifest["model"],
             "memory": manifest["memory"],
             "runtime": manifest["runtime"]["version"],
+            "experts": manifest["runtime"].get("experts"),
             "file_bytes": bundle.program_bytes,
         },
         battery_wh=battery_wh,

@@ -14,6 +14,8 @@ from phi3mobile.bench.measure import median, percentile
 RESAMPLES, COVERAGE = 2000, 0.95
 STRETCHES = 5  # of a sustained run: neighbouring blocks share their heat, so each is no round of its own
 WORSE_BY = 0.03  # smaller changes are not called regressions
+TOO_FEW = "too few"
+FEWEST = 3  # rounds on each side: fewer know nothing of their spread, and have no verdict
 # key prefix -> larger is better
 BETTER_LARGER = {
     "decode": True,
@@ -198,7 +200,7 @@ def _sustained(found: Summary, by_kind: Mapping[str, Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Change:
-    """One figure in two records: new / old with its interval; `verdict`: worse, better or same."""
+    """One figure in two records: new / old with its interval; `verdict`: worse, better, same, or none of too few rounds."""
 
     name: str
     old: float
@@ -207,12 +209,13 @@ class Change:
     low: float
     high: float
     verdict: str
+    rounds: tuple[int, int]  # of the old and the new record
 
 
 def changes(old: Summary, new: Summary, seed: int = 0) -> list[Change]:
     """Every figure both have. Worse (better): the whole 95 % bootstrap interval of the ratio lies beyond WORSE_BY.
 
-    Figures of one round only carry no spread: they are called the same unless they moved by more than 10 %.
+    Figures of fewer than FEWEST rounds have the verdict "too few".
     """
     generator = np.random.default_rng(seed)
     found = []
@@ -222,11 +225,13 @@ def changes(old: Summary, new: Summary, seed: int = 0) -> list[Change]:
             continue
         ratios = _resampled(other.rounds, generator) / _resampled(one.rounds, generator)
         low, high = (float(value) for value in np.percentile(ratios, [50 - 50 * COVERAGE, 50 + 50 * COVERAGE]))
-        margin = 0.10 if min(len(one.rounds), len(other.rounds)) < 2 else WORSE_BY
         larger = BETTER_LARGER[name.split()[0]]
-        down, up = high < 1 - margin, low > 1 + margin
+        down, up = high < 1 - WORSE_BY, low > 1 + WORSE_BY
         verdict = "same" if not (down or up) else "better" if up == larger else "worse"
-        found.append(Change(name, one.value, other.value, other.value / one.value, low, high, verdict))
+        rounds = len(one.rounds), len(other.rounds)
+        if min(rounds) < FEWEST:
+            verdict = TOO_FEW
+        found.append(Change(name, one.value, other.value, other.value / one.value, low, high, verdict, rounds))
     return found
 
 

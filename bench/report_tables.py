@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from phi3mobile.bench.predict import errors, phones, predict, published
-from phi3mobile.bench.report_data import Change, Figure, Summary, changes, comparable
+from phi3mobile.bench.report_data import FEWEST, TOO_FEW, Change, Figure, Summary, changes, comparable
 
 GOOD, BAD, NONE = "good", "bad", ""
 
@@ -116,6 +116,11 @@ def figures_table(records: Sequence[Summary]) -> Table:
     )
 
 
+def card_rows(one: Summary) -> dict[str, str]:
+    """A record's figures with units and intervals, for the screen."""
+    return {row[0].text: row[1].text for row in figures_table([one]).rows if row[1].text}
+
+
 def _or_nothing(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
 
@@ -166,23 +171,30 @@ def regressions(records: Sequence[Summary]) -> list[Table]:
 
 
 def _change_table(old: Summary, new: Summary, found: list[Change]) -> Table:
-    order = {"worse": 0, "better": 1, "same": 2}
+    order = {"worse": 0, "better": 1, "same": 2, TOO_FEW: 3}
     rows = []
     for one in sorted(found, key=lambda change: order[change.verdict]):
         scale, unit = unit_of(one.name)
         tone = {"worse": BAD, "better": GOOD}.get(one.verdict, NONE)
         change = _percent(one.ratio)
-        if one.high > one.low:  # one round has no interval
+        if one.high > one.low:
             change += f" ({_percent(one.low)} to {_percent(one.high)})"
         values = f"{short(one.old * scale)} → {short(one.new * scale)} {unit}"
-        rows.append([Cell(label(one.name)), Cell(one.verdict, tone), *_cells(change, values)])
+        verdict = f"no verdict: {_rounds(one)}" if one.verdict == TOO_FEW else one.verdict
+        rows.append([Cell(label(one.name)), Cell(verdict, tone), *_cells(change, values)])
     worse = sum(one.verdict == "worse" for one in found)
-    state = f"{worse} worse" if worse else "no regression"
+    judged = any(one.verdict != TOO_FEW for one in found)
+    state = f"{worse} worse" if worse else "no regression" if judged else "too few rounds for a verdict"
     note = (
-        "Worse or better only where the whole interval lies beyond 3 %; figures of one round: beyond 10 %. Intervals know "
-        "the rounds of one run, not what else differs between two runs of a phone: measure again before believing one."
+        f"Worse or better only where the whole interval lies beyond 3 %, and both runs have {FEWEST} rounds of it. Intervals "
+        "know the rounds of one run, not what else differs between two runs of a phone: measure again before believing one."
     )
     return Table(f"{_short(old)} → {_short(new)}: {state}", ["", "", "change (95 % interval)", "old → new"], rows, note)
+
+
+def _rounds(one: Change) -> str:
+    counts = sorted(set(one.rounds))
+    return f"{' and '.join(map(str, counts))} round{'' if counts == [1] else 's'}"
 
 
 def _percent(ratio: float) -> str:
@@ -261,6 +273,7 @@ def prediction_table(records: Sequence[Summary]) -> Table:
         # Records of bundles of format 1 don't say it; there the recipes with our kernels mapped them.
         mapped = head.get("weights_mapped", head["options"].get("attention") == "native")
         manifest = {key: head[key] for key in ("model", "memory")} | {"recipe": head["options"], "weights_mapped": mapped}
+        manifest["runtime"] = {"experts": head.get("experts")}
         for phone in phones().values():
             found = predict(manifest, phone)
             rows.append(

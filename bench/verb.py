@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> None:
 
     if devices.wanted(args):
         with progress_bar("Bench") as report:
-            result = devices.run_protocol(args, report)
-        print_card(result["record"], {name: f"{value}" for name, value in result.items() if name != "record"})
+            result, card = devices.run_protocol(args, report)
+        print_card(result["record"], card)
         print_json(result)
         return
     with progress_bar("Bench") as report, quiet():

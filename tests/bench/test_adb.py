@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from phones import needs_adb, plugged, readings, record_of, server  # noqa: F401  fixtures
 
+from phi3mobile.bench import devices
 from phi3mobile.bench.adb import Adb, ShellFailed, Unplugged, choose, parse_devices
 from phi3mobile.bench.adb import Phone as Listed
 from phi3mobile.bench.android import Android, NativeRunner
@@ -419,12 +420,12 @@ def test_the_command_line(plugged, bundle, runner, tmp_path, capsys):  # noqa: F
     record = tmp_path / "record.jsonl"
     command = ["bench", str(bundle.folder), "--device", f"adb:{phone.serial}", "--preset", "quick", "-o", str(record)]
     assert main([*command, "--runner", str(tmp_path)]) == 2
-    assert "no p3m_bench for x86_64" in capsys.readouterr().err and not record.exists()
+    assert f"no p3m_bench in {tmp_path}: build it" in capsys.readouterr().err and not record.exists()
     assert main([*command, "--runner", str(runner), "--threads", "1", "--keep"]) == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["status"] == "done" and said["decode 128"] > 0 and read_record(record)
     assert Path(phone.moved(f"{FOLDER}/runner/p3m_bench")).exists()
-    assert main(command) == 2 and "exists" in capsys.readouterr().err
+    assert main([*command, "--runner", str(runner)]) == 2 and "exists" in capsys.readouterr().err
 
 
 def test_the_activitys_command(bundle_of):
@@ -454,6 +455,14 @@ def test_the_activitys_command(bundle_of):
 def test_wrong_flags(flags, says, capsys):
     assert main(["bench", "some.bundle", *flags]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_what_a_phone_needs_is_said_before_one_is_looked_for(monkeypatch, capsys):
+    monkeypatch.setattr(devices, "NATIVE", Path("nowhere"))
+    monkeypatch.setattr("shutil.which", lambda *_: pytest.fail("it looked for adb"))
+    assert main(["bench", "some.bundle", "--device", "adb", "--preset", "quick"]) == 2
+    said = capsys.readouterr().err
+    assert "--runner" in said and "phi3mobile/core/README.md" in said and "--app org.phi3mobile.assistant" in said
 
 
 @pytest.mark.slow

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from phi3mobile.bench.predict import card_rows, decode_shares, errors, peak_ops, phones, predict, published
 from phi3mobile.cli import main
+from phi3mobile.export.targets import recipes, target_of
 
 MINI = {
+    "engine": "executorch",
     "weights_mapped": True,
     "runtime": {"name": "ExecuTorch"},
     "recipe": {"embedding_bits": 8},
@@ -69,6 +71,14 @@ def test_what_fits():
     heap = predict(MINI | {"weights_mapped": False}, phone)
     assert not heap.fits and heap.verdict == "does not fit: 3.1 GB of 3.0 GB"
     assert not predict(changed(model={"context": 16384}), phone).fits
+
+
+def test_a_host_bundles_card_names_what_prebuilt_packages_run():
+    rows = card_rows(MINI | {"engine": "native", "recipe": {"name": "host"}})
+    assert "android-cpu and android-small (Android), ios-cpu (iPhone)" in rows["on a phone"]
+    assert "on a phone" not in card_rows(MINI | {"engine": "executorch"})
+    prebuilt = {name for name, recipe in recipes().items() if target_of(recipe).engine(recipe) == "executorch"}
+    assert prebuilt == {"android-cpu", "android-small", "ios-cpu"}
 
 
 def test_its_errors_are_those_of_leaving_one_out():

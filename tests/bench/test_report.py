@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phi3mobile.bench.protocol import FORMAT, PLANS, Plan, degenerate, read_record, runs_of
-from phi3mobile.bench.report_data import changes, figure, summarize
+from phi3mobile.bench.report_data import TOO_FEW, changes, figure, summarize
 from phi3mobile.bench.report_page import markdown, page
 from phi3mobile.bench.report_svg import Line, plot, ticks
 from phi3mobile.bench.report_tables import claim_value, headline, name_records, regressions
@@ -270,18 +270,29 @@ def test_a_slower_run_is_a_regression_and_noise_is_not():
     old = summarize(record(noise=0.01))
     verdicts = {one.name: one.verdict for one in changes(old, summarize(record(noise=0.01, speed=10.8, seed=1)))}
     assert verdicts["decode 128"] == verdicts["decode 2048"] == verdicts["sustained"] == "worse"
-    assert verdicts["prefill 128"] == verdicts["load cold"] == "same"
+    assert verdicts["prefill 128"] == verdicts["load cold"] == "same" and verdicts["memory peak"] == TOO_FEW
     faster = {one.name: one.verdict for one in changes(old, summarize(record(noise=0.01, speed=14, seed=2)))}
     assert faster["decode 128"] == "better" and faster["ttft 128"] == "same"
 
 
 def test_equal_runs_are_seldom_called_different():
     flagged = sum(
-        one.verdict != "same"
+        one.verdict not in ("same", TOO_FEW)
         for seed in range(20)
         for one in changes(summarize(record(seed=seed)), summarize(record(seed=100 + seed)))
     )
     assert flagged <= 4  # of 20 x 15
+
+
+def test_few_rounds_have_no_verdict(tmp_path, capsys):
+    """One cold start that took 27 % longer says nothing; the page says so."""
+    lines = [line for line in record() if line.get("run") not in ("cold 2", "cold 3")]
+    slower = [line | {"seconds": line["seconds"] * 1.27} if line.get("run") == "cold 1" else line for line in lines]
+    paths = [str(written(tmp_path, f"{i}.jsonl", lines)) for i, lines in enumerate((lines, slower))]
+    assert main(["report", *paths, "-o", str(tmp_path / "r.md"), "--fail-on-regression"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["worse"] == []
+    page = (tmp_path / "r.md").read_text()
+    assert "no verdict: 1 round" in page and "+27.0%" in page
 
 
 def test_only_the_same_phone_and_bundle_are_compared():
@@ -314,8 +325,11 @@ def test_this_machine_is_measured_and_reported(bundle_of, tmp_path, capsys):
     for name in ("a", "b"):
         command = ["bench", str(bundle), "--preset", "quick", "--rounds", "2", "--threads", "1", "--sustain", "0.005"]
         assert main([*command, "-o", str(tmp_path / f"{name}.jsonl")]) == 0
-    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    shown = capsys.readouterr().out
+    said, card = json.loads(shown.splitlines()[-1]), "\n".join(line for line in shown.splitlines() if line.startswith("│"))
     assert said["status"] == "done" and said["decode 128"] > 0 and said["why_no_energy"]
+    assert " GB" in card and " tokens/s" in card and "p50" in card
+    assert not re.search(r"None|\{|\d{7}", card), card  # units, and no Python
     lines = read_record(tmp_path / "a.jsonl")
     assert sum(line["kind"] == "decode" for line in lines) == 2 and summarize(lines).sustained
     assert lines[0]["device"]["kind"] == "host" and lines[0]["bundle"]["model"]["layers"] == 2
