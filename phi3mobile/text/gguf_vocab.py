@@ -34,9 +34,10 @@ _TEKKEN = (
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 # "pre" type -> the patterns that cut a text, one after the other, into words.
+_DIGIT = r"\p{N}"  # written as the stage Digits: ExecuTorch's own tokenizer loses text at a Split on digits alone
 _PRE_TYPES: dict[str, tuple[str, ...]] = {
     "gpt-2": (_GPT2,),
-    "smollm": (r"\p{N}", _GPT2),
+    "smollm": (_DIGIT, _GPT2),
     "llama-bpe": (_CL100K % "{1,3}",),
     "dbrx": (_CL100K % "{1,3}",),
     "qwen2": (_CL100K % "",),
@@ -156,7 +157,10 @@ def _byte_level(reader: gguf.GGUFReader, tokens: list[str], types: list[int]) ->
     vocab = _model_vocab(tokens, types)
     _check_merges(merges, vocab)
     splits = [
-        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False} for pattern in _PRE_TYPES[pre]
+        {"type": "Digits", "individual_digits": True}
+        if pattern == _DIGIT
+        else {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        for pattern in _PRE_TYPES[pre]
     ]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     return {
