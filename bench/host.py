@@ -26,6 +26,7 @@ __all__ = ["compare", "decode_bytes", "depths_for"]
 DEPTHS, PROMPTS = (128, 1024, 4096), (128, 1024)
 COUNT = 32  # tokens decoded per round and depth
 OURS = "phi3mobile"
+SHARE = 0.8  # of the memory that is available, for runtimes that are loaded together
 
 
 def depths_for(context: int, asked: list[int] | None, count: int = COUNT) -> list[int]:
@@ -43,7 +44,8 @@ def compare(
 ) -> dict[str, Any]:
     """Figures of every runtime, medians over rounds in which they take turns; `failed`: who died, and of what.
 
-    The first entry must be OURS; the others' ratios are against it, round by round. Only one worker computes at a time.
+    The first entry must be OURS; the others' ratios are against it, round by round. Only one worker computes at a time. Those
+    that do not fit into memory together are closed between their turns, and loaded again.
     """
     count = min(COUNT, context // 2)
     depths, threads = depths_for(context, depths, count), usable_cores()
@@ -57,20 +59,50 @@ def compare(
         run.load("warm", arguments)
         bandwidth = ReadBandwidth(threads)
         stack.callback(bandwidth.close)
-        for prompt in _prompts(context):
-            for turn in range(rounds):
-                progress(f"prefill {prompt}", turn, rounds)
-                run.each("prefill", "prefill", prompt, count=prompt)
-        # The rows of the longest prompt are there already, and going back keeps the rows before: fill once, decode downwards.
-        progress(f"fill {depths[-1]}", 0, 1)
-        run.each("fill", "filled", start=_prompts(context)[-1], end=depths[-1])
-        for depth in reversed(depths):
-            for turn in range(rounds):
-                progress(f"decode {depth}", turn, rounds)
-                run.decode(depth, count, bandwidth)
-        run.each("logits", "logits", count=_prompts(context)[0])
-        run.each("memory", "memory")
-        return {"threads": threads, "rounds": rounds, **summary(run.samples, entries), "failed": run.failed}
+        groups = together(run.needs(), psutil.virtual_memory().available)
+        for turn in range(1 if len(groups) == 1 else rounds):
+            for group in groups:
+                run.open(group, arguments)
+                _measure(run, context, depths, count, rounds if len(groups) == 1 else 1, bandwidth)
+                if turn == 0:
+                    run.each("logits", "logits", count=_prompts(context)[0])
+                    run.each("memory", "memory")
+                run.close()
+        document = {"threads": threads, "rounds": rounds, "loaded_together": groups}
+        whole = {name: entry for name, entry in entries.items() if name not in run.failed}
+        return document | summary(run.samples, whole) | {"failed": run.failed}
+
+
+def _measure(run: _Run, context: int, depths: list[int], count: int, rounds: int, bandwidth: ReadBandwidth) -> None:
+    """All prompts and depths with the runtimes that are loaded, which take turns."""
+    for prompt in _prompts(context):
+        for turn in range(rounds):
+            run.progress(f"prefill {prompt}", turn, rounds)
+            run.each("prefill", "prefill", prompt, count=prompt)
+    # The rows of the longest prompt are there already, and going back keeps the rows before: fill once, decode downwards.
+    run.progress(f"fill {depths[-1]}", 0, 1)
+    run.each("fill", "filled", start=_prompts(context)[-1], end=depths[-1])
+    for depth in reversed(depths):
+        for turn in range(rounds):
+            run.progress(f"decode {depth}", turn, rounds)
+            run.decode(depth, count, bandwidth)
+
+
+def together(needs: Mapping[str, int], available: int) -> list[list[str]]:
+    """Which runtimes are loaded at the same time, in their order: as many as fit SHARE of the memory.
+
+    What does not fit makes the system drop the pages of weights that are mapped from files, and read them again while the clock
+    runs.
+    """
+    groups: list[list[str]] = []
+    room = 0.0
+    for name, need in needs.items():
+        if not groups or need > room:
+            groups.append([])
+            room = SHARE * available
+        groups[-1].append(name)
+        room -= need
+    return groups
 
 
 def others_cpu_percent() -> float:
@@ -87,23 +119,44 @@ class _Run:
     """The workers of one comparison and what they answered: samples[column][what, size] is a list, one a round."""
 
     def __init__(self, entries: Mapping[str, Entry], environment: Mapping[str, str], progress: Progress) -> None:
-        self._entries, self._environment, self._progress = entries, environment, progress
+        self._entries, self._environment, self.progress = entries, environment, progress
         self.workers: dict[str, Worker] = {}
         self.failed: dict[str, str] = {}
         self.samples: dict[str, dict[tuple[str, int], list]] = {name: {} for name in ("machine", *entries)}
 
     def load(self, how: str, arguments: Mapping[str, int]) -> None:
-        """Every runtime in a new process; a cold one reads its files from the disk."""
+        """Every runtime alone, in a new process; a cold one reads its files from the disk."""
         for name, entry in self._entries.items():
             if name in self.failed:
                 continue
-            self._progress(f"{how} load", 0, 1)
-            if name in self.workers:
-                self.workers.pop(name).close()
+            self.progress(f"{how} load", 0, 1)
             if how == "cold":
                 _forget(entry)
-            self.workers[name] = Worker(self._environment)
-            self._ask(name, "load", how, 0, runtime=entry.runtime, path=str(entry.path), **arguments)
+            self._start(name, how, arguments)
+            self.close()
+
+    def needs(self) -> dict[str, int]:
+        """Bytes that each runtime takes once it computes: those that it owns, and its files as far as it maps them."""
+        loads = {name: self.samples[name]["warm", 0][0] for name in self._entries if name not in self.failed}
+        return {
+            name: max(load["peak_bytes"], load["anonymous_bytes"] + _size(self._entries[name])) for name, load in loads.items()
+        }
+
+    def open(self, names: list[str], arguments: Mapping[str, int]) -> None:
+        """Load these, each in a new process, and let each compute once: what it maps is in memory then."""
+        for name in names:
+            if name not in self.failed:
+                self.progress("load", 0, 1)
+                self._start(name, "again", arguments)
+        self.each("prefill", "first", count=min(_prompts(arguments["context"])))
+        left = psutil.virtual_memory().available
+        for name in self.workers:
+            self.samples[name].setdefault(("left", 0), []).append(left)
+
+    def _start(self, name: str, how: str, arguments: Mapping[str, int]) -> None:
+        entry = self._entries[name]
+        self.workers[name] = Worker(self._environment)
+        self._ask(name, "load", how, 0, runtime=entry.runtime, path=str(entry.path), **arguments)
 
     def each(self, do: str, what: str, size: int = 0, **arguments: Any) -> None:
         """Ask all workers, one after the other."""
@@ -131,6 +184,7 @@ class _Run:
     def close(self) -> None:
         for worker in self.workers.values():
             worker.close()
+        self.workers.clear()
 
     def _ask(self, name: str, do: str, what: str, size: int, **arguments: Any) -> None:
         """A peer that fails leaves the run with its reason; without ours there is nothing to compare."""
@@ -145,6 +199,10 @@ class _Run:
             self.workers.pop(name).close()
 
 
+def _size(entry: Entry) -> int:
+    return sum(path.stat().st_size for path in entry.files)
+
+
 def _forget(entry: Entry) -> None:
     """Ask the system to drop these files from its cache, where it can be asked."""
     if hasattr(os, "posix_fadvise"):
@@ -154,13 +212,12 @@ def _forget(entry: Entry) -> None:
 
 
 def summary(samples: Mapping[str, Mapping[tuple[str, int], list]], entries: Mapping[str, Entry]) -> dict[str, Any]:
-    """The document: read bandwidth, and per runtime that answered everything its figures (and ratios to ours)."""
+    """The document: read bandwidth, and per runtime, which all answered everything, its figures (and ratios to ours)."""
     machine, ours = samples["machine"], samples[OURS]
-    whole = [name for name in entries if ("memory", 0) in samples[name]]
     return {
         "read_GB_per_s": round(median(_all(machine, "read")) / 1e9, 2),
         "others_cpu_percent": round(float(np.mean(_all(machine, "busy"))), 1),
-        "runtimes": {name: _figures(samples[name], entries[name], ours) for name in whole},
+        "runtimes": {name: _figures(samples[name], entries[name], ours) for name in entries},
     }
 
 
@@ -195,8 +252,9 @@ def _figures(own: Mapping[tuple[str, int], list], entry: Entry, ours: Mapping) -
         "load_warm_s": round(warm["load_s"], 3),
         "anonymous_bytes": memory["anonymous_bytes"],
         "peak_bytes": memory["peak_bytes"],
+        "memory_left_bytes": min(own["left", 0]),
         "peak_cold_load_bytes": cold["peak_bytes"],
-        "file_bytes": sum(path.stat().st_size for path in entry.files),
+        "file_bytes": _size(entry),
     }
     if own is ours:
         return figures

@@ -28,6 +28,7 @@ def rows_of(figures: Mapping[str, Any]) -> dict[str, str]:
     rows["load cold, warm"] = f"{figures['load_cold_s']:.2f} s, {figures['load_warm_s']:.2f} s"
     rows["anonymous memory"] = size(figures["anonymous_bytes"])
     rows["peak memory"] = size(figures["peak_bytes"])
+    rows["memory left meanwhile"] = size(figures["memory_left_bytes"])
     rows["peak of the cold load"] = size(figures["peak_cold_load_bytes"])
     rows["files"] = size(figures["file_bytes"])
     if "logits_cosine" in figures:
@@ -65,6 +66,8 @@ def title_of(document: Mapping[str, Any]) -> str:
         f"{document['rounds']} rounds, "
         f"this machine reads {document['read_GB_per_s']} GB/s, other programs took {document['others_cpu_percent']} % CPU"
     )
+    if len(groups := document["loaded_together"]) > 1:
+        title += f"; loaded together, for memory: {' | '.join(', '.join(group) for group in groups)}"
     if "export_s" in document:
         title += f"; exported in {document['export_s']:.0f} s with {size(document['export_peak_bytes'])} peak"
     return title

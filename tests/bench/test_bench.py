@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phi3mobile.bench import peers
-from phi3mobile.bench.host import compare, cosine, depths_for, summary
+from phi3mobile.bench import host, peers
+from phi3mobile.bench.host import compare, cosine, depths_for, summary, together
 from phi3mobile.bench.measure import ReadBandwidth, paired_ratio, percentile
 from phi3mobile.bench.peers import Entry, missing_peers, our_entry
 from phi3mobile.bench.table import rows_of, title_of
@@ -92,15 +92,16 @@ def samples(seconds: float) -> dict:
         ("prefill", 16): [seconds, seconds * 2],
         ("memory", 0): [load],
         ("logits", 0): [[1.0, 2.0]],
+        ("left", 0): [3_000_000_000, 2_000_000_000],
     }
 
 
 def test_the_summary_of_known_times(tmp_path):
     path = tmp_path / "weights"
     path.write_bytes(b"x" * 1000)
-    entries = {name: Entry(name, path, 900, 10) for name in ("phi3mobile", "slow", "dead")}
+    entries = {name: Entry(name, path, 900, 10) for name in ("phi3mobile", "slow")}
     machine = {("read", 8): [98_000.0, 49_000.0], ("busy", 8): [0.0, 3.0]}
-    document = summary({"machine": machine, "phi3mobile": samples(0.01), "slow": samples(0.03), "dead": {}}, entries)
+    document = summary({"machine": machine, "phi3mobile": samples(0.01), "slow": samples(0.03)}, entries)
     ours, slow = document["runtimes"]["phi3mobile"], document["runtimes"]["slow"]
     assert list(document["runtimes"]) == ["phi3mobile", "slow"] and document["others_cpu_percent"] == 1.5
     assert ours["decode"]["8"]["tokens_per_s"] == 66.7 and ours["decode"]["8"]["share_of_read_bandwidth"] == 1
@@ -109,8 +110,11 @@ def test_the_summary_of_known_times(tmp_path):
     rows = rows_of(slow)
     assert rows["decode at depth 8"] == "22.2 tokens/s  (ours 3.00x)" and rows["TTFT 16"] == "45 ms"
     assert rows_of(ours)["decode at depth 8"] == "66.7 tokens/s"
+    assert rows["memory left meanwhile"] == "2.00 GB"
     head = {"bundle": "b", "recipe": "host", "context": 40, "threads": 2, "rounds": 2, "export_s": 9.0}
-    assert "exported in 9 s with 1.00 GB peak" in title_of(document | head | {"export_peak_bytes": 1e9})
+    head |= {"loaded_together": [["phi3mobile"], ["slow"]]}
+    title = title_of(document | head | {"export_peak_bytes": 1e9})
+    assert "exported in 9 s with 1.00 GB peak" in title and "together, for memory: phi3mobile | slow;" in title
 
 
 # Peers
@@ -213,6 +217,35 @@ def test_a_peer_that_dies_leaves_the_others(bundle_of, tmp_path):
     document = compare(entries, bundle.info.max_context, rounds=1, depths=[4])
     assert list(document["runtimes"]) == ["phi3mobile"] and list(document["failed"]) == ["broken"]
     assert document["failed"]["broken"].startswith("load: ValueError")
+
+
+def test_runtimes_are_loaded_together_as_far_as_they_fit():
+    needs = {"phi3mobile": 30, "a": 30, "b": 30, "c": 200, "d": 10}
+    assert together(needs, 1000) == [list(needs)]
+    assert together(needs, 100) == [["phi3mobile", "a"], ["b"], ["c"], ["d"]]  # 80 at a time; what never fits goes alone
+
+
+def test_what_does_not_fit_together_is_closed_between_its_turns(bundle_of, monkeypatch):
+    bundle = open_bundle(bundle_of("tiny-gqa", demo_recipe()))
+    entries = {"phi3mobile": our_entry(bundle), "twin": our_entry(bundle)}
+    loaded: list[set] = []
+    ask = Worker.ask
+    alive: set = set()
+
+    def watched(self, do, *arguments, **options):
+        alive.add(self)
+        loaded.append({worker for worker in alive if worker._process.poll() is None})
+        return ask(self, do, *arguments, **options)
+
+    monkeypatch.setattr(Worker, "ask", watched)
+    monkeypatch.setattr(host, "SHARE", 1e-9)
+    document = compare(entries, bundle.info.max_context, rounds=2, depths=[4, 8])
+    assert document["loaded_together"] == [["phi3mobile"], ["twin"]] and max(map(len, loaded)) == 1
+    twin = document["runtimes"]["twin"]
+    assert set(twin["decode"]) == {"4", "8"} and twin["logits_cosine"] == 1.0 and twin["memory_left_bytes"] > 0
+    monkeypatch.undo()
+    both = compare(entries, bundle.info.max_context, rounds=1, depths=[4])
+    assert both["loaded_together"] == [["phi3mobile", "twin"]] and not both["failed"]
 
 
 # The verb
