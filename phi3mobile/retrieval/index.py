@@ -17,18 +17,9 @@ from phi3mobile.files import is_special, sha256
 from phi3mobile.partial import beside
 from phi3mobile.retrieval.chunk import Chunk, chunk
 from phi3mobile.retrieval.embed import Embedder
-from phi3mobile.retrieval.library import (
-    APPLICATION,
-    PROGRAM,
-    SCHEMA,
-    VERSION,
-    VOCAB,
-    check_format,
-    pack_signs,
-    spaced,
-    unpack_embedder,
-)
+from phi3mobile.retrieval.library import APPLICATION, PROGRAM, SCHEMA, VERSION, VOCAB, check_format, pack_signs, unpack_embedder
 from phi3mobile.retrieval.read import READERS, kinds, read_document, readable
+from phi3mobile.retrieval.terms import spaced
 from phi3mobile.unicode import printable
 
 
