@@ -85,18 +85,26 @@ class Library:
         if k < 1:
             raise InputError(f"k is {k}; ask for 1 passage or more")
         with self._lock, self._reading():
-            language = language_of(question)
-            asked = self._weights(question, endings=language != "en")  # those of English are cut off by the index
-            found, cosines = self._by_words(asked), {}
-            if method != "words" and self.has_vectors:
-                query = self.embedder().embed(question)
-                near = self._by_vectors(query)
-                cosines = near | self._cosines([identity for identity in found if identity not in near], query)
-                found = list(near) if method == "vectors" else list(dict.fromkeys((*found, *near)))
-            shares, known = self._shares(asked, found), language in ("en", "")  # the embedder knows English alone
-            scores = {i: relevance(shares[i], cosines.get(i) if known else None) for i in found}
-            ranked = found if method == "vectors" else sorted(found, key=lambda i: (-scores[i], -cosines.get(i, 0.0)))
-            return [self._fetch(i, scores[i]) for i in ranked if always or scores[i] >= RELEVANT][:k]
+            evidence = self.evidence(question, method)
+            scores = {identity: relevance(*shared) for identity, shared in evidence.items()}
+            order = scores if method == "vectors" else sorted(scores, key=lambda identity: -scores[identity])
+            return [self._fetch(i, scores[i]) for i in order if always or scores[i] >= RELEVANT][:k]
+
+    def evidence(self, question: str, method: Method = "hybrid") -> dict[int, tuple[float, float | None]]:
+        """Passage -> the share of the question's words that it has and its cosine (None: says nothing), of those that words or
+        vectors propose; the nearest first, without vectors the best bm25.
+        """
+        language = language_of(question)
+        asked = self._weights(question, endings=language != "en")  # the endings of English are cut off by the index
+        found, cosines = self._by_words(asked), {}
+        if method != "words" and self.has_vectors:
+            query = self.embedder().embed(question)
+            cosines = self._by_vectors(query)
+            if method != "vectors":
+                cosines |= self._cosines([identity for identity in found if identity not in cosines], query)
+            found = sorted(cosines, key=lambda identity: -cosines[identity])
+        shares, known = self._shares(asked, found), language in ("en", "")  # the embedder knows English alone
+        return {identity: (shares[identity], cosines.get(identity) if known else None) for identity in found}
 
     def passage(self, identity: int) -> Passage:
         """One passage by its id, with score 0. Raises InputError if there is none."""
