@@ -170,7 +170,8 @@ def _add(db: sqlite3.Connection, source: str, digest: str, title: str, chunks: l
     document = db.execute(insert, (source, title, digest)).lastrowid
     assert document is not None  # an INSERT has one
     for part in chunks:
-        _add_passage(db, document, title, part.location, part.text, embedder.embed(part.text) if embedder else None)
+        titled = part.text if part.text.startswith(title) else f"{title}\n{part.text}"  # says what "it" is in a later passage
+        _add_passage(db, document, title, part.location, part.text, embedder.embed(titled) if embedder else None)
 
 
 def _add_passage(

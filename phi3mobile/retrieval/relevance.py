@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 
-BY_COSINE, BY_WORDS, LEAST = 22.5, 9.5, -10.8
-LEAST_BY_WORDS = -3.2  # where the cosine is not known
+BY_WORDS, BY_COSINE, LEAST = 6.11, 19.62, -8.09
+LEAST_BY_WORDS = -2.07  # where the cosine is not known
 RELEVANT = 0.5  # what is less likely to be about the question is not shown
 _LANGUAGE = 100  # passages that stand for the language in a small library: there too a word that it lacks says more
 

@@ -7,7 +7,7 @@ import re
 from phi3mobile.retrieval.function_words import cut, function_words, language
 
 MOST = 64  # terms of one question: a text that is pasted is not looked up to its end
-SHORTEST = 6  # letters of a word that may be found by its beginning
+SHORTEST = 4  # letters of the beginning that a word may be found by
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _CHARACTER = re.compile(f"([{_CJK}])")
 _WORD = re.compile(f"[{_CJK}]+|[^\\W{_CJK}]+(?:['’]t\\b)?")  # "don't" is one word
@@ -33,7 +33,8 @@ def terms(question: str) -> list[str]:
 def beginning(term: str) -> str:
     """A long word's term for all words that begin as it does, with another ending: "Rechnung" for "Rechnungen"; else ""."""
     word = term.strip('"')
-    return f'"{word[:-2]}" *' if len(word) >= SHORTEST and word.isalpha() else ""
+    start = word[:-2].rstrip("aeiouys")  # without what the index would cut off
+    return f'"{start}" *' if len(start) >= SHORTEST and word.isalpha() else ""
 
 
 def language_of(question: str) -> str:
