@@ -37,7 +37,7 @@ Method = Literal["hybrid", "words", "vectors"]
 PROGRAM, VOCAB = "embedder.pte", "vocab.txt"  # names in the table files
 _RANKED = 60  # passages that words and vectors each propose
 _CANDIDATES = 400  # passages near by their signs that are compared by their vectors
-_COMMON = 1000, 10  # a word in more passages than this, and in more than one of so many, proposes none if another word does
+_COMMON = 1000, 10  # a word in more passages than this, and in more than one of so many, is looked up only if all are such
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class Library:
             evidence = self.evidence(question, method)
             scores = {identity: relevance(*shared) for identity, shared in evidence.items()}
             order = scores if method == "vectors" else sorted(scores, key=lambda identity: -scores[identity])
-            return [self._fetch(i, scores[i]) for i in order if always or scores[i] >= RELEVANT][:k]
+            shown = [identity for identity in order if always or scores[identity] >= RELEVANT][:k]
+            return [self._fetch(identity, scores[identity]) for identity in shown]
 
     def evidence(self, question: str, method: Method = "hybrid") -> dict[int, tuple[float, float | None]]:
         """Passage -> the share of the question's words that it has and its cosine (None: says nothing), of those that words or
@@ -131,33 +132,35 @@ class Library:
         """The question's terms, and how much each says: the rarer, the more. `endings`: a word that no passage has stands for
         words that differ in their endings.
         """
-        weights: dict[str, float] = {}
+        most = max(_COMMON[0], self.passages // _COMMON[1])
+        counts: dict[str, int] = {}
         for term in terms(question):
-            count = self._count(term)
-            if not count and endings and (start := beginning(term)) and (others := self._count(start)):
+            count = self._count(term, most + 1)
+            if not count and endings and (start := beginning(term)) and (others := self._count(start, most + 1)):
                 term, count = start, others
-            weights[term] = weight(count, self.passages)
-        return weights
+            counts[term] = count
+        telling = [term for term, count in counts.items() if count <= most]
+        if not any(counts[term] for term in telling):
+            telling = list(counts)
+        return {term: weight(counts[term], self.passages) for term in telling}
 
-    def _count(self, term: str) -> int:
-        """Passages with the term, counted no further than where it says little."""
+    def _count(self, term: str, most: int) -> int:
+        """Passages with the term, counted no further than `most`."""
         count = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)"
-        return self._db.execute(count, (term, max(_COMMON[0], self.passages // 4))).fetchone()[0]
+        return self._db.execute(count, (term, most)).fetchone()[0]
 
     def _by_words(self, asked: dict[str, float]) -> list[int]:
         """Passages with the question's terms, best bm25 first."""
-        common = weight(max(_COMMON[0], self.passages // _COMMON[1]), self.passages)
-        query = " OR ".join([term for term, says in asked.items() if says > common] or asked)
         ranking = "SELECT rowid FROM words WHERE words MATCH ? ORDER BY bm25(words, 2.0, 1.0) LIMIT ?"
-        return [row[0] for row in self._db.execute(ranking, (query, _RANKED))] if asked else []
+        return [row[0] for row in self._db.execute(ranking, (" OR ".join(asked), _RANKED))] if asked else []
 
     def _shares(self, asked: dict[str, float], identities: list[int]) -> dict[int, float]:
         """Passage -> the share of what the question's terms say that it has, from 0 to 1."""
-        match = f"SELECT rowid FROM words WHERE words MATCH ? AND rowid IN ({','.join('?' * len(identities))})"
         says, total = dict.fromkeys(identities, 0.0), sum(asked.values())
-        for term, worth in asked.items():
-            for (identity,) in self._db.execute(match, (term, *identities)):
-                says[identity] += worth / total
+        for term, worth in asked.items():  # all that have it: faster than to ask for each of these
+            for (identity,) in self._db.execute("SELECT rowid FROM words WHERE words MATCH ?", (term,)):
+                if identity in says:
+                    says[identity] += worth / total
         return says
 
     def _by_vectors(self, query: np.ndarray) -> dict[int, float]:
