@@ -8,7 +8,7 @@ that nothing here answers, and some that only another collection does (`elsewher
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,12 @@ def read_questions() -> dict[str, Questions]:
 
 
 @contextmanager
-def open_collections(folder: Path, embedder: Any | None) -> Iterator[dict[str, Library]]:
-    """Each collection as a library in `folder`, and all together; without an embedder, of words only."""
+def open_collections(folder: Path, embedder: Any | None, more: Sequence[str] = ()) -> Iterator[dict[str, Library]]:
+    """Each collection as a library in `folder`, and all together with `more` files; without an embedder, of words only."""
     libraries = {}
     for name in (*read_questions(), TOGETHER):
-        index_documents([COLLECTIONS if name == TOGETHER else COLLECTIONS / name], folder / f"{name}.db", embedder=embedder)
+        sources = [COLLECTIONS, *more] if name == TOGETHER else [COLLECTIONS / name]
+        index_documents(sources, folder / f"{name}.db", embedder=embedder)
         libraries[name] = Library(folder / f"{name}.db", embedder)
     try:
         yield libraries

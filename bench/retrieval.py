@@ -138,9 +138,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-k", type=int, default=3, help="passages given to the model (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.collections or args.calibrate:
-        if args.bundle or args.documents or args.passages:
-            raise InputError("--collections and --calibrate take no BUNDLE, --documents or --passages: leave these out")
-        return _collections(args.collections, args.calibrate, args.k)
+        if args.bundle or args.passages:
+            raise InputError("--collections and --calibrate take no BUNDLE and no --passages: leave these out")
+        return _collections(args.collections, args.calibrate, args.documents, args.k)
     with TemporaryDirectory() as folder, progress_bar("Retrieval") as report, quiet():
         path = Path(folder) / "library.db"
         index_documents(
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     return print_json(counts | {"bundle": args.bundle, "methods": results, "large": large})
 
 
-def _collections(measured: bool, calibrated: bool, k: int) -> None:
+def _collections(measured: bool, calibrated: bool, more: Sequence[str], k: int) -> None:
     from phi3mobile.bench.collections import Remembering, calibrate, measure_collections, open_collections, show
     from phi3mobile.export.verbs.index import embedder_files
     from phi3mobile.quiet import quiet
@@ -170,7 +170,7 @@ def _collections(measured: bool, calibrated: bool, k: int) -> None:
         index_documents([TEXT / "README.md"], path, embedder_files=lambda: embedder_files(report))
         with open_library(path) as first:
             embedder = Remembering(first.embedder())
-        with open_collections(Path(folder), embedder) as libraries:
+        with open_collections(Path(folder), embedder, more) as libraries:
             rows = measure_collections(libraries, k=k) if measured else None
             numbers = calibrate(libraries) if calibrated else None
     if rows:
