@@ -2,7 +2,8 @@
 
 Answers with no sources, with the passage that holds the answer (the ceiling), and with what words, vectors and both find;
 recall at 1 and 5; whether questions that the text does not answer are told apart; time of a search. `--documents` adds
-more to search through (e.g. Debian's jargon-text); `--passages N` times a search through N made-up passages.
+more to search through (e.g. Debian's jargon-text); `--passages N` times a search through N made-up passages. `--collections`
+measures collections unlike each other instead, and `--calibrate` fits the numbers that decide what is relevant.
 """
 
 from __future__ import annotations
@@ -132,8 +133,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("bundle", nargs="?", help="who answers; without one only the search is measured")
     parser.add_argument("--documents", nargs="*", default=[], help="more files or folders to search through")
     parser.add_argument("--passages", type=int, default=0, metavar="N", help="also time a library of N passages")
+    parser.add_argument("--collections", action="store_true", help="measure bench/text/collections on held-out questions")
+    parser.add_argument("--calibrate", action="store_true", help="fit phi3mobile.retrieval.relevance on the other questions")
     parser.add_argument("-k", type=int, default=3, help="passages given to the model (default: %(default)s)")
     args = parser.parse_args(argv)
+    if args.collections or args.calibrate:
+        if args.bundle or args.passages:
+            raise InputError("--collections and --calibrate take no BUNDLE and no --passages: leave these out")
+        return _collections(args.collections, args.calibrate, args.documents, args.k)
     with TemporaryDirectory() as folder, progress_bar("Retrieval") as report, quiet():
         path = Path(folder) / "library.db"
         index_documents(
@@ -149,7 +156,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{'':18}" + "".join(f"{name:>22}" for name in names))
     for method, row in results.items():
         print(f"{method:18}" + "".join(f"{row.get(name, '-'):>22}" for name in names))
-    print_json(counts | {"bundle": args.bundle, "methods": results, "large": large})
+    return print_json(counts | {"bundle": args.bundle, "methods": results, "large": large})
+
+
+def _collections(measured: bool, calibrated: bool, more: Sequence[str], k: int) -> None:
+    from phi3mobile.bench.collections import Remembering, calibrate, measure_collections, open_collections, show
+    from phi3mobile.export.verbs.index import embedder_files
+    from phi3mobile.quiet import quiet
+    from phi3mobile.screen import print_json, progress_bar
+
+    with TemporaryDirectory() as folder, progress_bar("Retrieval") as report, quiet():
+        path = Path(folder) / "first.db"
+        index_documents([TEXT / "README.md"], path, embedder_files=lambda: embedder_files(report))
+        with open_library(path) as first:
+            embedder = Remembering(first.embedder())
+        with open_collections(Path(folder), embedder, more) as libraries:
+            rows = measure_collections(libraries, k=k) if measured else None
+            numbers = calibrate(libraries) if calibrated else None
+    if rows:
+        show(rows)
+    for name, number in (numbers or {}).items():
+        print(f"{name} = {number}")
+    print_json({"collections": rows, "relevance": numbers})
 
 
 if __name__ == "__main__":

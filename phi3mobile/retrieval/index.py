@@ -17,18 +17,9 @@ from phi3mobile.files import is_special, sha256
 from phi3mobile.partial import beside
 from phi3mobile.retrieval.chunk import Chunk, chunk
 from phi3mobile.retrieval.embed import Embedder
-from phi3mobile.retrieval.library import (
-    APPLICATION,
-    PROGRAM,
-    SCHEMA,
-    VERSION,
-    VOCAB,
-    check_format,
-    pack_signs,
-    spaced,
-    unpack_embedder,
-)
+from phi3mobile.retrieval.library import APPLICATION, PROGRAM, SCHEMA, VERSION, VOCAB, check_format, pack_signs, unpack_embedder
 from phi3mobile.retrieval.read import READERS, kinds, read_document, readable
+from phi3mobile.retrieval.terms import spaced
 from phi3mobile.unicode import printable
 
 
@@ -179,7 +170,8 @@ def _add(db: sqlite3.Connection, source: str, digest: str, title: str, chunks: l
     document = db.execute(insert, (source, title, digest)).lastrowid
     assert document is not None  # an INSERT has one
     for part in chunks:
-        _add_passage(db, document, title, part.location, part.text, embedder.embed(part.text) if embedder else None)
+        titled = part.text if part.text.startswith(title) else f"{title}\n{part.text}"  # says what "it" is in a later passage
+        _add_passage(db, document, title, part.location, part.text, embedder.embed(titled) if embedder else None)
 
 
 def _add_passage(

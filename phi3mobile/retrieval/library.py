@@ -1,12 +1,11 @@
 """A library: documents, passages, words and vectors in one SQLite file, searched with sqlite3 and numpy alone.
 
-Words are ranked by FTS5's bm25, vectors by cosine (signs first, by Hamming distance; the best are compared as int8), and
-both ranks are joined by reciprocal rank fusion (Cormack et al. 2009). The embedder's program travels inside the file.
+The best by FTS5's bm25 and the nearest by vectors (signs first, by Hamming distance; the best are compared as int8) are ordered
+by how much each is about the question: see phi3mobile.retrieval.relevance. The embedder's program travels inside the file.
 """
 
 from __future__ import annotations
 
-import re
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ import numpy as np
 
 from phi3mobile.errors import InputError
 from phi3mobile.retrieval.embed import Embedder, open_program
+from phi3mobile.retrieval.relevance import RELEVANT, relevance, weight
+from phi3mobile.retrieval.terms import beginning, language_of, terms
 from phi3mobile.unicode import printable, valid
 
 APPLICATION, VERSION = 0x7033_6C62, 1  # PRAGMA application_id ("p3lb") and user_version
@@ -34,20 +35,14 @@ CREATE VIRTUAL TABLE words USING fts5(place, text, content='', tokenize='porter 
 """
 Method = Literal["hybrid", "words", "vectors"]
 PROGRAM, VOCAB = "embedder.pte", "vocab.txt"  # names in the table files
-NEAR, NEARBY, SHARED = 0.40, 0.30, 0.55  # see is_relevant
-
-# Fusion: the paper's constant 60 and equal weights let the vectors push the right passage down (recall at 3 on 1,543
-# passages: 0.86; words alone 0.98). With these it is 0.98, and at 5 1.0, more than either alone.
-_FUSION, _VECTORS = 5, 0.5
-_RANKED = 60  # passages each method hands to the fusion
+_RANKED = 60  # passages that words and vectors each propose
 _CANDIDATES = 400  # passages near by their signs that are compared by their vectors
-_COMMON = 10  # a word in more than one of so many passages says little
-_CJK = re.compile(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff])")
+_COMMON = 1000, 10  # a word in more passages than this, and in more than one of so many, is looked up only if all are such
 
 
 @dataclass(frozen=True)
 class Passage:
-    """What was found. `score` is the cosine to the question, or without an embedder the share of its words found."""
+    """What was found. `score`, from 0 to 1, is how surely it is about the question."""
 
     text: str
     title: str
@@ -90,17 +85,27 @@ class Library:
         if k < 1:
             raise InputError(f"k is {k}; ask for 1 passage or more")
         with self._lock, self._reading():
-            words, near, cosine = dict(self._by_words(question)), {}, None
-            scores = words
-            if method != "words" and self.has_vectors:
-                query = self.embedder().embed(question)
-                near = dict(self._by_vectors(query))
-                cosine = max(near.values(), default=0.0)
-                scores = near | self._cosines([identity for identity in words if identity not in near], query)
-            if not always and not is_relevant(cosine, max(words.values(), default=0.0)):
-                return []
-            ranked = fuse([] if method == "vectors" and near else list(words), list(near))
-            return [self._fetch(identity, scores[identity]) for identity in ranked[:k]]
+            evidence = self.evidence(question, method)
+            scores = {identity: relevance(*shared) for identity, shared in evidence.items()}
+            order = scores if method == "vectors" else sorted(scores, key=lambda identity: -scores[identity])
+            shown = [identity for identity in order if always or scores[identity] >= RELEVANT][:k]
+            return [self._fetch(identity, scores[identity]) for identity in shown]
+
+    def evidence(self, question: str, method: Method = "hybrid") -> dict[int, tuple[float, float | None]]:
+        """Passage -> the share of the question's words that it has and its cosine (None: says nothing), of those that words or
+        vectors propose; the nearest first, without vectors the best bm25.
+        """
+        language = language_of(question)
+        asked = self._weights(question, endings=language != "en")  # the endings of English are cut off by the index
+        found, cosines = self._by_words(asked), {}
+        if method != "words" and self.has_vectors:
+            query = self.embedder().embed(question)
+            cosines = self._by_vectors(query)
+            if method != "vectors":
+                cosines |= self._cosines([identity for identity in found if identity not in cosines], query)
+            found = sorted(cosines, key=lambda identity: -cosines[identity])
+        shares, known = self._shares(asked, found), language in ("en", "")  # the embedder knows English alone
+        return {identity: (shares[identity], cosines.get(identity) if known else None) for identity in found}
 
     def passage(self, identity: int) -> Passage:
         """One passage by its id, with score 0. Raises InputError if there is none."""
@@ -123,33 +128,43 @@ class Library:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _by_words(self, question: str) -> list[tuple[int, float]]:
-        """(passage, share of the question's telling words that it has), best bm25 first."""
-        words = list(dict.fromkeys(re.findall(r"\w+", spaced(question).lower())))
-        telling = [word for word in words if self._count(word) <= max(3, self.passages // _COMMON)]
-        telling = [word for word in telling or words if self._count(word)] if words else []
-        if not telling:
-            return []
-        query = " OR ".join(f'"{word}"' for word in telling)
-        rows = self._db.execute(
-            "SELECT rowid FROM words WHERE words MATCH ? ORDER BY bm25(words, 2.0, 1.0) LIMIT ?", (query, _RANKED)
-        ).fetchall()
-        marks, asked = ",".join("?" * len(rows)), len([word for word in words if word in telling or not self._count(word)])
-        found: dict[int, int] = {}
-        for word in telling:
-            match = f"SELECT rowid FROM words WHERE words MATCH ? AND rowid IN ({marks})"
-            for (identity,) in self._db.execute(match, (f'"{word}"', *(row[0] for row in rows))):
-                found[identity] = found.get(identity, 0) + 1
-        return [(identity, found.get(identity, 0) / asked) for (identity,) in rows]
+    def _weights(self, question: str, endings: bool) -> dict[str, float]:
+        """The question's terms, and how much each says: the rarer, the more. `endings`: a word that no passage has stands for
+        words that differ in their endings.
+        """
+        most = max(_COMMON[0], self.passages // _COMMON[1])
+        counts: dict[str, int] = {}
+        for term in terms(question):
+            count = self._count(term, most + 1)
+            if not count and endings and (start := beginning(term)) and (others := self._count(start, most + 1)):
+                term, count = start, others
+            counts[term] = count
+        telling = [term for term, count in counts.items() if count <= most]
+        if not any(counts[term] for term in telling):
+            telling = list(counts)
+        return {term: weight(counts[term], self.passages) for term in telling}
 
-    def _count(self, word: str) -> int:
-        """Passages with the word, counted no further than what makes it common."""
-        most = max(3, self.passages // _COMMON) + 1
-        query = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)"
-        return self._db.execute(query, (f'"{word}"', most)).fetchone()[0]
+    def _count(self, term: str, most: int) -> int:
+        """Passages with the term, counted no further than `most`."""
+        count = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)"
+        return self._db.execute(count, (term, most)).fetchone()[0]
 
-    def _by_vectors(self, query: np.ndarray) -> list[tuple[int, float]]:
-        """(passage, cosine), nearest first."""
+    def _by_words(self, asked: dict[str, float]) -> list[int]:
+        """Passages with the question's terms, best bm25 first."""
+        ranking = "SELECT rowid FROM words WHERE words MATCH ? ORDER BY bm25(words, 2.0, 1.0) LIMIT ?"
+        return [row[0] for row in self._db.execute(ranking, (" OR ".join(asked), _RANKED))] if asked else []
+
+    def _shares(self, asked: dict[str, float], identities: list[int]) -> dict[int, float]:
+        """Passage -> the share of what the question's terms say that it has, from 0 to 1."""
+        says, total = dict.fromkeys(identities, 0.0), sum(asked.values())
+        for term, worth in asked.items():  # all that have it: faster than to ask for each of these
+            for (identity,) in self._db.execute("SELECT rowid FROM words WHERE words MATCH ?", (term,)):
+                if identity in says:
+                    says[identity] += worth / total
+        return says
+
+    def _by_vectors(self, query: np.ndarray) -> dict[int, float]:
+        """Passage -> cosine, nearest first."""
         if self._signs is None:
             rows = self._db.execute("SELECT passage, signs FROM signs").fetchall()
             signs = np.frombuffer(b"".join(row[1] for row in rows), np.uint64).reshape(len(rows), -1)
@@ -159,7 +174,7 @@ class Library:
         count = min(_CANDIDATES, len(identities))
         nearest = identities[np.argpartition(distance, count - 1)[:count]]
         cosines = self._cosines(nearest.tolist(), query)
-        return sorted(cosines.items(), key=lambda item: -item[1])[:_RANKED]
+        return dict(sorted(cosines.items(), key=lambda item: -item[1])[:_RANKED])
 
     def _cosines(self, identities: list[int], query: np.ndarray) -> dict[int, float]:
         if not identities:
@@ -201,32 +216,9 @@ def check_format(db: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def is_relevant(cosine: float | None, share: float) -> bool:
-    """Whether something was found: by the nearest passage's cosine (None: no vectors), and by the greatest share of the
-    question's words in one passage. The limits tell all questions of bench/text/questions.json apart.
-    """
-    if cosine is None:
-        return share >= SHARED
-    return cosine >= NEAR or (cosine >= NEARBY and share >= SHARED)
-
-
-def fuse(words: list[int], near: list[int]) -> list[int]:
-    """Reciprocal rank fusion of the ranking by words with the one by vectors: best first."""
-    scores: dict[int, float] = {}
-    for ranking, weight in ((words, 1.0), (near, _VECTORS)):
-        for rank, identity in enumerate(ranking, 1):
-            scores[identity] = scores.get(identity, 0.0) + weight / (_FUSION + rank)
-    return sorted(scores, key=lambda identity: -scores[identity])
-
-
 def pack_signs(vector: np.ndarray) -> np.ndarray:
     """One bit per dimension as uint64 words; float32 [D] -> uint64 [D/64]."""
     return np.packbits(vector > 0, bitorder="little").view(np.uint64)
-
-
-def spaced(text: str) -> str:
-    """Chinese, Japanese and Korean characters as words of their own: FTS5 sees words only between spaces."""
-    return _CJK.sub(r" \1 ", text)
 
 
 def unpack_embedder(db: sqlite3.Connection) -> Embedder:

@@ -14,7 +14,7 @@ from phi3mobile.retrieval.html import read_html
 from phi3mobile.retrieval.word import read_docx
 from phi3mobile.unicode import printable
 
-READERS = 2  # version of what read_document makes of a file: with another, a library's documents are read again
+READERS = 3  # version of what read_document makes of a file: with another, a library's documents are read again
 
 
 def readable(path: Path) -> bool:
@@ -46,8 +46,24 @@ def read_document(path: Path) -> Document:
     document = document.cleaned()
     if not document.blocks:
         raise InputError(f"{name} has no text (is it scanned?); run text recognition on it, or leave it out")
-    document.title = document.title[:200] or printable(path.stem)
+    document.title = _telling(document.title)[:200] or printable(path.stem)
     return document
+
+
+# What programs call a document that nobody named; a number and the kind of file may follow.
+_UNNAMED = re.compile(
+    r"\W*(untitled|unnamed|no title|new|unbenannt(es)?|ohne titel|neues|sans titre|sin t[ií]tulo|senza titolo|sem t[ií]tulo|"
+    r"naamloos|bez tytułu|без названия|без имени|无标题|無標題|無題|제목 없음)?[\W_]*"
+    r"(document|dokument|documento|документ|presentation|slide|文档|文書|문서|null|none|title)?[\W\d_]*(\.\w{2,4})?",
+    re.IGNORECASE,
+)
+
+
+def _telling(title: str) -> str:
+    """The title, or "" where it is what a program put there: "Untitled-1", "Document2.docx"."""
+    title = re.sub(r"^Microsoft (Word|PowerPoint|Excel) - ", "", title).strip()
+    named = not _UNNAMED.fullmatch(title) or (title[:1].isdigit() and not re.search(r"[^\W\d_]", title))  # "2014-05" is a name
+    return title if named else ""
 
 
 def _text(path: Path) -> Document:

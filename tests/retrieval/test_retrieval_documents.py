@@ -141,6 +141,25 @@ def test_halves_of_characters_in_a_pdf_become_valid(tmp_path, capsys, odd, right
     json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.parametrize(
+    "title", ["", "   ", "untitled", "Untitled-1", "(Untitled Document)", "Document2.docx", "---", "Unbenannt"]
+)
+def test_a_title_that_says_nothing_is_the_files_name(tmp_path, title):
+    pytest.importorskip("pypdf", reason="PDF needs pypdf")
+    hexadecimal = title.encode("utf-16-be").hex()
+    path = write_mapped_pdf(tmp_path / "rent 2024.pdf", {"a": "0041"}, "a", f"<FEFF{hexadecimal}>")
+    assert read_document(path).title == "rent 2024"
+    for name, text in (("a.html", f"<title>{title}</title><p>Text"), ("a.md", f"---\ntitle: {title}\n---\nText")):
+        (tmp_path / name).write_text(text)
+        assert read_document(tmp_path / name).title == "a"
+
+
+@pytest.mark.parametrize("title", ["The untitled", "1984", "2014-05", "Document management", "Newton"])
+def test_a_title_that_says_something_stays(tmp_path, title):
+    (tmp_path / "a.html").write_text(f"<title>{title}</title><p>Text")
+    assert read_document(tmp_path / "a.html").title == title
+
+
 def test_a_pdf_is_not_refused_for_its_title(tmp_path, monkeypatch):
     pypdf = pytest.importorskip("pypdf", reason="PDF needs pypdf")
 
