@@ -1,7 +1,8 @@
 """A library: documents, passages, words and vectors in one SQLite file, searched with sqlite3 and numpy alone.
 
-The best by FTS5's bm25 and the nearest by vectors (signs first, by Hamming distance; the best are compared as int8) are ordered
-by how much each is about the question: see phi3mobile.retrieval.relevance. The embedder's program travels inside the file.
+The best by FTS5's bm25 and the nearest by vectors (signs first, by Hamming distance; the best are compared as int8) are put in
+one order by reciprocal rank fusion; phi3mobile.retrieval.relevance says which of them are about the question at all. The
+embedder's program travels inside the file.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ CREATE VIRTUAL TABLE words USING fts5(place, text, content='', tokenize='porter 
 """
 Method = Literal["hybrid", "words", "vectors"]
 PROGRAM, VOCAB = "embedder.pte", "vocab.txt"  # names in the table files
+# Fusion: the paper's 60 and equal weights let the vectors push the right passage down; so does the order of relevance alone in
+# a large library (recall at 5 of 2,185 passages: 0.90, with these 0.95).
+_FUSION, _VECTORS = 5, 0.5
 _RANKED = 60  # passages that words and vectors each propose
 _CANDIDATES = 400  # passages near by their signs that are compared by their vectors
 _COMMON = 1000, 10  # a word in more passages than this, and in more than one of so many, is looked up only if all are such
@@ -85,9 +89,13 @@ class Library:
         if k < 1:
             raise InputError(f"k is {k}; ask for 1 passage or more")
         with self._lock, self._reading():
-            evidence = self.evidence(question, method)
+            words, evidence = self._proposed(question, method)
             scores = {identity: relevance(*shared) for identity, shared in evidence.items()}
-            order = scores if method == "vectors" else sorted(scores, key=lambda identity: -scores[identity])
+            near = [identity for identity, (_, cosine) in evidence.items() if cosine is not None]
+            if method == "hybrid" and near:
+                order = fuse(words, near)
+            else:
+                order = list(scores) if method == "vectors" else sorted(scores, key=lambda identity: -scores[identity])
             shown = [identity for identity in order if always or scores[identity] >= RELEVANT][:k]
             return [self._fetch(identity, scores[identity]) for identity in shown]
 
@@ -95,9 +103,14 @@ class Library:
         """Passage -> the share of the question's words that it has and its cosine (None: says nothing), of those that words or
         vectors propose; the nearest first, without vectors the best bm25.
         """
+        return self._proposed(question, method)[1]
+
+    def _proposed(self, question: str, method: Method) -> tuple[list[int], dict[int, tuple[float, float | None]]]:
+        """What has the question's words, best bm25 first; and `evidence`."""
         language = language_of(question)
         asked = self._weights(question, endings=language != "en")  # the endings of English are cut off by the index
-        found, cosines = self._by_words(asked), {}
+        found = words = self._by_words(asked)
+        cosines: dict[int, float] = {}
         if method != "words" and self.has_vectors:
             query = self.embedder().embed(question)
             cosines = self._by_vectors(query)
@@ -105,7 +118,7 @@ class Library:
                 cosines |= self._cosines([identity for identity in found if identity not in cosines], query)
             found = sorted(cosines, key=lambda identity: -cosines[identity])
         shares, known = self._shares(asked, found), language in ("en", "")  # the embedder knows English alone
-        return {identity: (shares[identity], cosines.get(identity) if known else None) for identity in found}
+        return words, {identity: (shares[identity], cosines.get(identity) if known else None) for identity in found}
 
     def passage(self, identity: int) -> Passage:
         """One passage by its id, with score 0. Raises InputError if there is none."""
@@ -214,6 +227,15 @@ def check_format(db: sqlite3.Connection, path: Path) -> None:
         raise InputError(
             f"{printable(path)} is a library of version {version}, this phi3mobile reads {VERSION}: index anew or upgrade"
         )
+
+
+def fuse(words: list[int], near: list[int]) -> list[int]:
+    """Reciprocal rank fusion (Cormack et al. 2009) of the ranking by words with the one by vectors: best first."""
+    scores: dict[int, float] = {}
+    for ranking, share in ((words, 1.0), (near, _VECTORS)):
+        for rank, identity in enumerate(ranking, 1):
+            scores[identity] = scores.get(identity, 0.0) + share / (_FUSION + rank)
+    return sorted(scores, key=lambda identity: -scores[identity])
 
 
 def pack_signs(vector: np.ndarray) -> np.ndarray:
