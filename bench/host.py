@@ -40,7 +40,12 @@ def depths_for(context: int, asked: list[int] | None, count: int = COUNT) -> lis
 
 
 def compare(
-    entries: Mapping[str, Entry], context: int, rounds: int = 3, depths: list[int] | None = None, progress: Progress = silent
+    entries: Mapping[str, Entry],
+    context: int,
+    rounds: int = 3,
+    depths: list[int] | None = None,
+    progress: Progress = silent,
+    prompts: tuple[int, ...] = PROMPTS,
 ) -> dict[str, Any]:
     """Figures of every runtime, medians over rounds in which they take turns; `failed`: who died, and of what.
 
@@ -49,6 +54,7 @@ def compare(
     """
     count = min(COUNT, context // 2)
     depths, threads = depths_for(context, depths, count), usable_cores()
+    prompts = tuple(sorted({min(prompt, context) for prompt in prompts}))
     with ExitStack() as stack:
         # A cache of packed weights of its own: the first load has to pack, the second finds them.
         packed = str(stack.enter_context(scratch_folder(cache_folder(), "bench")))
@@ -62,10 +68,10 @@ def compare(
         groups = together(run.needs(), psutil.virtual_memory().available)
         for turn in range(1 if len(groups) == 1 else rounds):
             for group in groups:
-                run.open(group, arguments)
-                _measure(run, context, depths, count, rounds if len(groups) == 1 else 1, bandwidth)
+                run.open(group, arguments, prompts[0])
+                _measure(run, prompts, depths, count, rounds if len(groups) == 1 else 1, bandwidth)
                 if turn == 0:
-                    run.each("logits", "logits", count=_prompts(context)[0])
+                    run.each("logits", "logits", count=prompts[0])
                     run.each("memory", "memory")
                 run.close()
         document = {"threads": threads, "rounds": rounds, "loaded_together": groups}
@@ -73,15 +79,15 @@ def compare(
         return document | summary(run.samples, whole) | {"failed": run.failed}
 
 
-def _measure(run: _Run, context: int, depths: list[int], count: int, rounds: int, bandwidth: ReadBandwidth) -> None:
+def _measure(run: _Run, prompts: tuple[int, ...], depths: list[int], count: int, rounds: int, bandwidth: ReadBandwidth) -> None:
     """All prompts and depths with the runtimes that are loaded, which take turns."""
-    for prompt in _prompts(context):
+    for prompt in prompts:
         for turn in range(rounds):
             run.progress(f"prefill {prompt}", turn, rounds)
             run.each("prefill", "prefill", prompt, count=prompt)
     # The rows of the longest prompt are there already, and going back keeps the rows before: fill once, decode downwards.
     run.progress(f"fill {depths[-1]}", 0, 1)
-    run.each("fill", "filled", start=_prompts(context)[-1], end=depths[-1])
+    run.each("fill", "filled", start=prompts[-1], end=depths[-1])
     for depth in reversed(depths):
         for turn in range(rounds):
             run.progress(f"decode {depth}", turn, rounds)
@@ -111,10 +117,6 @@ def others_cpu_percent() -> float:
     return psutil.cpu_percent(0.2)
 
 
-def _prompts(context: int) -> list[int]:
-    return sorted({min(prompt, context) for prompt in PROMPTS})
-
-
 class _Run:
     """The workers of one comparison and what they answered: samples[column][what, size] is a list, one a round."""
 
@@ -142,13 +144,13 @@ class _Run:
             name: max(load["peak_bytes"], load["anonymous_bytes"] + _size(self._entries[name])) for name, load in loads.items()
         }
 
-    def open(self, names: list[str], arguments: Mapping[str, int]) -> None:
-        """Load these, each in a new process, and let each compute once: what it maps is in memory then."""
+    def open(self, names: list[str], arguments: Mapping[str, int], first: int) -> None:
+        """Load these, each in a new process, and let each read `first` tokens: what it maps is in memory then."""
         for name in names:
             if name not in self.failed:
                 self.progress("load", 0, 1)
                 self._start(name, "again", arguments)
-        self.each("prefill", "first", count=min(_prompts(arguments["context"])))
+        self.each("prefill", "first", count=first)
         left = psutil.virtual_memory().available
         for name in self.workers:
             self.samples[name].setdefault(("left", 0), []).append(left)

@@ -3,6 +3,7 @@ they need. For size, time and memory, not for text.
 
     python -m phi3mobile.bench.mixture export phi-tiny-moe OUT
     python -m phi3mobile.bench.mixture decode OUT [--experts-memory 4GB] [--tokens 32] [--prompt 64]
+    python -m phi3mobile.bench.mixture compare OUT [--beside BUNDLE] [--llama phi-mini-moe] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from phi3mobile.bench.host import OURS, compare
+from phi3mobile.bench.mixture_gguf import decoded_bytes, write_random_gguf
+from phi3mobile.bench.peers import Entry, our_entry
 from phi3mobile.bench.shape import POOL, write_byte_tokenizer
 from phi3mobile.bundle import open_bundle
 from phi3mobile.engines.registry import open_engine
@@ -27,10 +31,11 @@ from phi3mobile.export.build import write_bundle
 from phi3mobile.export.plan import ExportPlan
 from phi3mobile.export.recipe import find_recipe
 from phi3mobile.export.targets import target_of
-from phi3mobile.files import require_space
+from phi3mobile.files import cache_folder, require_space
 from phi3mobile.memory import parse_memory
 from phi3mobile.models.checkpoint import Checkpoint
 from phi3mobile.models.config import DecoderConfig, RopeScaling
+from phi3mobile.models.experts import MixtureConfig
 from phi3mobile.models.presets import PRESETS, preset
 from phi3mobile.progress import Progress, silent
 from phi3mobile.text.vocabularies import load_tokenizer
@@ -134,6 +139,26 @@ def decode(bundle: Path, memory: int | None, tokens: int, prompt: int) -> dict[s
     return {"memory": memory, **rates, **about, **counted, **per_token, "text": text[:16]}
 
 
+def compare_with(bundle: Path, beside: Path | None, llama: str | None, rounds: int) -> dict[str, Any]:
+    """The mixture, another bundle of ours and llama.cpp on a preset's shapes, taking turns (bench.host.compare)."""
+    ours = open_bundle(bundle)
+    entries = {OURS: our_entry(ours)}
+    if beside is not None:
+        entries[beside.name] = our_entry(open_bundle(beside))
+    if llama is not None:
+        config = preset(llama)
+        assert isinstance(config, MixtureConfig), f"{llama} is no mixture"
+        path = cache_folder() / "shapes" / f"{llama}-random-Q4_0.gguf"
+        if not path.is_file():
+            write_random_gguf(config, path)
+        entries["llama.cpp"] = Entry(
+            "llama.cpp", path, decoded_bytes(config), config.kv_bytes_per_token(2), config.sliding_window
+        )
+    document = compare(entries, ours.info.max_context, rounds, [128], prompts=(128, 512))
+    runtimes = document.pop("runtimes")
+    return document | {name: figures | {"logits_cosine": None} for name, figures in runtimes.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -147,9 +172,16 @@ def main() -> None:
     decoding.add_argument("--experts-memory")
     decoding.add_argument("--tokens", type=int, default=32)
     decoding.add_argument("--prompt", type=int, default=64)
+    comparing = verbs.add_parser("compare")
+    comparing.add_argument("bundle", type=Path)
+    comparing.add_argument("--beside", type=Path, help="another bundle")
+    comparing.add_argument("--llama", metavar="PRESET", help="llama.cpp on random blocks of these shapes: speed only")
+    comparing.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     try:
-        if args.verb == "export":
+        if args.verb == "compare":
+            found = compare_with(args.bundle, args.beside, args.llama, args.rounds)
+        elif args.verb == "export":
             found = make(args.name, args.out, args.recipe, args.context)
         else:
             memory = None if args.experts_memory is None else parse_memory(args.experts_memory)

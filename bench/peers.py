@@ -58,12 +58,14 @@ def our_entry(bundle: Bundle) -> Entry:
 
 
 def decode_bytes(bundle: Bundle) -> int:
-    """Weight bytes that one decoded token reads: all but the embedding table, of which it reads one row."""
+    """Weight bytes that one decoded token reads: all but the embedding table, of which it reads one row, and idle experts."""
     recipe, model = bundle.manifest["recipe"], bundle.manifest["model"]
     table = model["vocab"] * model["hidden"] * recipe["embedding_bits"] // 8
     if bundle.manifest["runtime"].get("one_table"):  # which the head reads
         table = 0
-    return bundle.manifest["memory"]["weights"] - table
+    mixture = bundle.manifest["runtime"].get("experts")
+    idle = mixture["bytes"] * (mixture["experts"] - mixture["used"]) // mixture["experts"] if mixture else 0
+    return bundle.manifest["memory"]["weights"] - table - idle
 
 
 def missing_peers() -> dict[str, str]:

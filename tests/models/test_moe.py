@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import random_model, random_tensors, random_tokens, stored, write_folder
 
+from phi3mobile.bench.mixture_gguf import decoded_bytes, write_random_gguf
 from phi3mobile.errors import InputError
 from phi3mobile.export.checkpoint import import_checkpoint
 from phi3mobile.models.checkpoint import open_checkpoint
@@ -353,6 +354,24 @@ def test_a_gguf_mixture_that_does_not_fit_is_named(tmp_path: Path):
         path = write_gguf(tmp_path / f"{number}.gguf", config, tensors, metadata=change.items())
         with pytest.raises(InputError, match=message):
             open_gguf(path).check()
+
+
+def test_the_random_file_for_llama_cpp_is_a_model_of_that_shape(tmp_path: Path):
+    """bench/mixture_gguf.py: read by our own importer, with finite weights of unit scale."""
+    config = replace(PRESETS["moe-tiny"], head_dim=16, rope_scaling=None)
+    write_random_gguf(config, tmp_path / "m.gguf")
+    source = open_gguf(tmp_path / "m.gguf")
+    source.check()
+    for name, tensor in config.tensors().items():
+        values = source.tensor(name)
+        assert tuple(values.shape) == tensor.shape and torch.isfinite(values).all()
+        if values.dim() == 2:
+            assert 0.7 < float(values.std()) * values.shape[1] ** 0.5 < 1.4, name
+    shapes = {name: tensor.shape for name, tensor in config.tensors().items()}
+    used = sum(np.prod(shape) * (2 / 16 if "experts" in name else 1) for name, shape in shapes.items() if len(shape) == 2)
+    assert decoded_bytes(config) == pytest.approx(used * 4.7 / 8, rel=0.35)
+    with pytest.raises(InputError, match="heads x head size = hidden size"):
+        write_random_gguf(PRESETS["mixtral-tiny"], tmp_path / "n.gguf")
 
 
 def test_families_say_their_own_layouts():
