@@ -2,7 +2,7 @@
 they need. For size, time and memory, not for text.
 
     python -m phi3mobile.bench.mixture export phi-tiny-moe OUT
-    python -m phi3mobile.bench.mixture decode OUT [--experts-memory 4GB] [--tokens 32] [--prompt 64]
+    python -m phi3mobile.bench.mixture decode OUT [--experts-memory 4GB,8GB] [--tokens 32] [--prompt 64] [--picture moe.svg]
     python -m phi3mobile.bench.mixture compare OUT [--beside BUNDLE] [--llama phi-mini-moe] [--rounds 3]
 """
 
@@ -22,6 +22,7 @@ import torch
 
 from phi3mobile.bench.host import OURS, compare
 from phi3mobile.bench.mixture_gguf import decoded_bytes, write_random_gguf
+from phi3mobile.bench.mixture_picture import draw
 from phi3mobile.bench.peers import Entry, our_entry
 from phi3mobile.bench.shape import POOL, write_byte_tokenizer
 from phi3mobile.bundle import open_bundle
@@ -31,7 +32,7 @@ from phi3mobile.export.build import write_bundle
 from phi3mobile.export.plan import ExportPlan
 from phi3mobile.export.recipe import find_recipe
 from phi3mobile.export.targets import target_of
-from phi3mobile.files import cache_folder, require_space
+from phi3mobile.files import cache_folder, require_space, whole_file
 from phi3mobile.memory import parse_memory
 from phi3mobile.models.checkpoint import Checkpoint
 from phi3mobile.models.config import DecoderConfig, RopeScaling
@@ -169,9 +170,10 @@ def main() -> None:
     exporting.add_argument("--context", type=int, default=1024)
     decoding = verbs.add_parser("decode")
     decoding.add_argument("bundle", type=Path)
-    decoding.add_argument("--experts-memory")
+    decoding.add_argument("--experts-memory", help="one amount or several, each measured (default: all that they need)")
     decoding.add_argument("--tokens", type=int, default=32)
     decoding.add_argument("--prompt", type=int, default=64)
+    decoding.add_argument("--picture", type=Path, help="an SVG of hits against memory")
     comparing = verbs.add_parser("compare")
     comparing.add_argument("bundle", type=Path)
     comparing.add_argument("--beside", type=Path, help="another bundle")
@@ -184,8 +186,12 @@ def main() -> None:
         elif args.verb == "export":
             found = make(args.name, args.out, args.recipe, args.context)
         else:
-            memory = None if args.experts_memory is None else parse_memory(args.experts_memory)
-            found = decode(args.bundle, memory, args.tokens, args.prompt)
+            budgets = [None] if args.experts_memory is None else map(parse_memory, args.experts_memory.split(","))
+            rows = [decode(args.bundle, memory, args.tokens, args.prompt) for memory in budgets]
+            found = {"bundle": str(args.bundle), "same_text": len({tuple(row["text"]) for row in rows}) == 1, "rows": rows}
+            if args.picture:
+                with whole_file(args.picture) as partial:
+                    partial.write_text(draw(f"{args.bundle.name}, random weights: experts found in memory", rows), "utf-8")
     except InputError as error:
         sys.exit(f"mixture: {error}")
     print(json.dumps(found))
