@@ -78,7 +78,7 @@ def test_sound_values_pass_and_progress_is_told(tmp_path):
     told = []
     checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "c", "tiny-tied"))
     checkpoint.check_values(lambda *step: told.append(step))
-    assert [step[0] for step in told] == ["check"] * len(checkpoint.names()) and told[-1][1] < told[-1][2] == len(told)
+    assert [step[0] for step in told] == ["check tensors"] * len(checkpoint.names()) and told[-1][1] < told[-1][2] == len(told)
     first = checkpoint.tensor("model.norm.weight").clone()
     checkpoint.check_values()
     assert torch.equal(checkpoint.tensor("model.norm.weight"), first)  # given back pages are read again
