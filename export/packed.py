@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from phi3mobile.export.integers import Integers
 from phi3mobile.export.quantize import quantize
 from phi3mobile.export.recipe import EMBEDDING, HEAD, Recipe
-from phi3mobile.export.solve.folder import Solved
 from phi3mobile.models.checkpoint import Checkpoint
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.decoder import Decoder
@@ -26,7 +26,7 @@ class PackedModel:
     """Reads solved integers, or rounds floats to nearest on demand, and keeps nothing: a 3.8B model never stands in memory."""
 
     def __init__(
-        self, checkpoint: Checkpoint | Rotated | Solved, recipe: Recipe, forms: Mapping[str, Form] | None = None
+        self, checkpoint: Checkpoint | Rotated | Integers, recipe: Recipe, forms: Mapping[str, Form] | None = None
     ) -> None:
         """forms: of the matrices that have others than the recipe's."""
         self.checkpoint, self.recipe, self._forms = checkpoint, recipe, forms or {}
@@ -38,7 +38,7 @@ class PackedModel:
 
     def form_of(self, name: str) -> Form | None:
         """How the tensor `name` is packed; None for norms, biases and routers, which stay float32. 8 bit's group is the row."""
-        if isinstance(self.checkpoint, Solved):
+        if isinstance(self.checkpoint, Integers):
             return self.checkpoint.form_of(name)
         found = self.config.tensors().get(name)  # a tied head has none
         if found and found.role in (*NORMS, BIAS, ROUTER):
@@ -93,7 +93,9 @@ class PackedModel:
         return bias
 
     def _source(self, name: str) -> str:
-        tied = self.config.tie_word_embeddings and not isinstance(self.checkpoint, Solved)  # which has the head's own integers
+        tied = self.config.tie_word_embeddings and not isinstance(
+            self.checkpoint, Integers
+        )  # which has the head's own integers
         return EMBEDDING if name == HEAD and tied else name
 
 

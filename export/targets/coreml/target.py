@@ -13,8 +13,10 @@ from phi3mobile.export.targets.coreml.options import CoremlRecipe
 if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
     from phi3mobile.engines import Engine
+    from phi3mobile.export.integers import Integers
     from phi3mobile.export.packed import PackedModel
     from phi3mobile.export.plan import ExportPlan
+    from phi3mobile.models.config import DecoderConfig
     from phi3mobile.progress import Progress
 
 PLAIN = ("rmsnorm", "swiglu", "window", "longrope")
@@ -61,6 +63,11 @@ class CoremlTarget(Target):
         from phi3mobile.export.targets.coreml.write import to_coreml
 
         return to_coreml(packed, folder, plan.context, plan.chunk, progress)
+
+    def integers(self, bundle: Bundle, config: DecoderConfig) -> Integers:
+        from phi3mobile.export.targets.coreml.read import MilIntegers
+
+        return MilIntegers(bundle, config)
 
     def checks(self, bundle: Bundle, packed: PackedModel) -> list[Check]:
         """rewriting: float32 arithmetic, against torch with the program's own constants: only the rewriting of the graph is

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phi3mobile.export.recipe import Recipe
+from phi3mobile.export.recipe import Recipe, find_recipe
 from phi3mobile.export.target import Check, Target, Written
 from phi3mobile.export.targets.executorch.options import ExecutorchRecipe, recipe_of
 
 if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
+    from phi3mobile.export.integers import Integers
     from phi3mobile.export.packed import PackedModel
     from phi3mobile.export.plan import ExportPlan
+    from phi3mobile.models.config import DecoderConfig
     from phi3mobile.progress import Progress
 
 PROGRAM = "model.pte"
@@ -72,6 +74,13 @@ class ExecutorchTarget(Target):
         from phi3mobile.export.targets.executorch.write import to_executorch
 
         return to_executorch(packed, folder / PROGRAM, plan.context, plan.chunk, plan.eos, progress)
+
+    def integers(self, bundle: Bundle, config: DecoderConfig) -> Integers:
+        from phi3mobile.export.targets.executorch.read import PteIntegers
+
+        recipe = find_recipe(bundle.manifest["recipe"]["name"])
+        assert isinstance(recipe, ExecutorchRecipe), recipe
+        return PteIntegers(bundle, config, recipe)
 
     def checks(self, bundle: Bundle, packed: PackedModel) -> list[Check]:
         """Against torch with int8 activations; those round chaotically in deep models: reported only."""

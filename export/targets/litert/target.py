@@ -10,8 +10,10 @@ from phi3mobile.export.target import Check, Target, Written
 
 if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
+    from phi3mobile.export.integers import Integers
     from phi3mobile.export.packed import PackedModel
     from phi3mobile.export.plan import ExportPlan
+    from phi3mobile.models.config import DecoderConfig
     from phi3mobile.progress import Progress
 
 
@@ -55,6 +57,11 @@ class LitertTarget(Target):
 
         limit = min(plan.context, plan.config.original_context or plan.context)
         write_package(folder, folder / FIXED, plan.chat["template"], plan.eos, limit)
+
+    def integers(self, bundle: Bundle, config: DecoderConfig) -> Integers:
+        from phi3mobile.export.targets.litert.read import TfliteIntegers
+
+        return TfliteIntegers(bundle.program, config)
 
     def checks(self, bundle: Bundle, packed: PackedModel) -> list[Check]:
         """Against torch with int8 activations; those round chaotically in deep models: reported only."""
