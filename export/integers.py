@@ -73,7 +73,7 @@ def role_decibels(found: Integers, source: Callable[[str], torch.Tensor]) -> dic
         ours, role = found.tensor(name), found.config.role(name)
         assert isinstance(ours, Packed), name
         exact, values = source(name).float(), ours.dequantized()
-        for axis in (0, 1, 0):
+        for axis in (0, 1):
             least = torch.finfo(torch.float32).tiny
             values *= (exact * values).sum(axis, keepdim=True) / values.square().sum(axis, keepdim=True).clamp(min=least)
         signal[role] = signal.get(role, 0.0) + float(exact.square().sum())

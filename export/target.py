@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
     from phi3mobile.engines.base import Engine
     from phi3mobile.export.integers import Integers
+    from phi3mobile.export.layerwise import LayerCheck
     from phi3mobile.export.packed import PackedModel
     from phi3mobile.export.plan import ExportPlan
     from phi3mobile.export.recipe import Recipe
@@ -53,7 +54,6 @@ class Check:
 
     name: str
     gate: float | None  # what every stage must reach; None: reported only
-    small_gate: float  # what models of a few layers must reach (tests/contract), where rounding does not add up
     reference: Callable[[], Decoder]
     open: Callable[[], Engine]
 
@@ -106,6 +106,9 @@ class Target:
         """The integers, norms and biases that the program holds, one tensor at a time. InputError: it has other ones."""
         raise NotImplementedError
 
-    def checks(self, bundle: Bundle, packed: PackedModel) -> list[Check]:
-        """What `verify` compares with the packed integers, most exact first; the last one's engine also meets the source."""
+    def checks(self, bundle: Bundle, packed: PackedModel) -> list[Check | LayerCheck]:
+        """What `verify` compares, given the program's own integers; the last one's engine also meets the source.
+
+        Check, of logits: for arithmetic that is near torch's in models of any depth. LayerCheck: for int8 activations.
+        """
         raise NotImplementedError
