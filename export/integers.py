@@ -38,6 +38,15 @@ class Integers:
         """A matrix packed, without its bias, or a vector in float32."""
         raise NotImplementedError
 
+    def damage(self, name: str) -> str:
+        """What is wrong with a matrix by the file's own account, where that keeps hashes; "": nothing."""
+        return ""
+
+
+def first_damage(found: Integers) -> str:
+    """The first matrix that the file itself calls wrong; "": none."""
+    return next(filter(None, (found.damage(name) for name in dict.fromkeys((*found.names(), HEAD)))), "")
+
 
 def first_difference(found: Integers, wanted: PackedModel) -> str:
     """The first tensor of `found` that is not what was packed, and how; "": all are."""

@@ -9,7 +9,7 @@ import torch
 
 from phi3mobile.bundle import Bundle
 from phi3mobile.errors import InputError
-from phi3mobile.export.integers import HEAD, first_difference, role_decibels
+from phi3mobile.export.integers import HEAD, Integers, first_damage, first_difference, role_decibels
 from phi3mobile.export.packed import EMBEDDING, PackedModel
 from phi3mobile.export.recipe import Recipe, find_recipe
 from phi3mobile.export.solve.folder import Solved, is_solved
@@ -117,5 +117,6 @@ _SAID = {True: "its source's", False: "solved while it was made: only their near
 def compare_weights(packed: PackedModel, source: Source) -> Weights:
     """What the program holds against what it was made from."""
     found = packed.checkpoint
-    failure = first_difference(found, source.packed) if source.packed is not None else ""
+    assert isinstance(found, Integers)
+    failure = first_damage(found) or (first_difference(found, source.packed) if source.packed is not None else "")
     return Weights(source.packed is not None, failure, role_decibels(found, source.weight) if source.floats else {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +94,15 @@ class PteIntegers(Integers):
             return self._expert(name)
         parts = [(part, self._packed(linear)) for part, linear in self._linears[name]]
         return parts[0][1] if parts[0][0].rows is None else _joined(self.shape(name)[0], parts)
+
+    def damage(self, name: str) -> str:
+        """XNNPACK's constants are named by their hashes."""
+        for _, linear in self._linears.get(name, []):
+            for part in filter(None, (linear, linear.offsets)):
+                for key in filter(None, (part.codes, part.scales, part.bias)):
+                    if hashlib.sha256(self._pte.named(key).numpy().data).hexdigest() != key.removeprefix("scale_"):
+                        return f"{name} holds other bytes than the program's hash of them says"
+        return ""
 
     def _products(self, call: Any, parts: dict[str, Part], layer: int) -> list[_Linear]:
         """The packed weights of a segment in the order of its parts. Between them are sums for offsets, and averages."""
