@@ -60,8 +60,14 @@ def first_difference(found: Integers, wanted: PackedModel) -> str:
             if len(rows):
                 return f"{name} holds other integers than its source, first in row {int(rows[0])} ({len(rows)} rows)"
             pairs = [("scales", ours.scales, theirs.scales)]
-            if ours.offsets and theirs.offsets:
-                pairs.append(("offsets", ours.offsets.dequantized(), theirs.offsets.dequantized()))
+            if (one := ours.offsets) and (other := theirs.offsets):
+                if one.form != other.form:  # float16 in units of the scales: Core ML
+                    one, other = one.dequantized(), other.dequantized()
+                elif not torch.equal(one.codes, other.codes):
+                    return f"{name} has other offsets than its source"
+                else:
+                    one, other = one.scales, other.scales
+                pairs.append(("offsets", one, other))
         for what, one, other in pairs:
             assert isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor), name
             if not torch.allclose(one.float(), other.float(), found.rounding, found.rounding * 2.0**-14):
