@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from phi3mobile.engines.base import BaseEngine, Engine
-from phi3mobile.engines.litert import usable_cores
 from phi3mobile.export.forwards import stages
 from phi3mobile.export.layer_result import Layers
 from phi3mobile.export.packed import EMBEDDING, HEAD, PackedModel, packed_layer
@@ -67,8 +66,9 @@ def compare_layers(check: LayerCheck, prompts: list[list[int]]) -> Layers:
     count = config.num_hidden_layers
     names = ["embedding", *(f"layer {index}" for index in range(count - 1)), "logits"]  # these are of the last layer
     result = Layers(check.name, names)
+    threads = torch.get_num_threads()
     forwards, context = _program(check, prompts, result)
-    torch.set_num_threads(usable_cores())  # ExecuTorch's engine leaves it one
+    torch.set_num_threads(threads)  # ExecuTorch's engine leaves it one
     embed = QuantizedEmbedding(packed.matrix(EMBEDDING))
     for forward in forwards:
         rows = embed(torch.tensor([forward.tokens])) * config.embedding_multiplier
