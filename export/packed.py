@@ -7,16 +7,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
+from phi3mobile.export.integers import Integers
 from phi3mobile.export.quantize import quantize
 from phi3mobile.export.recipe import EMBEDDING, HEAD, Recipe
-from phi3mobile.export.solve.folder import Solved
 from phi3mobile.models.checkpoint import Checkpoint
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.decoder import Decoder
 from phi3mobile.models.form import Form
+from phi3mobile.models.modules import Halves
 from phi3mobile.models.quantized import Packed, QuantizedEmbedding, QuantizedLinear
-from phi3mobile.models.tensors import BIAS, LINEARS, NORMS, ROUTER
+from phi3mobile.models.registry import family_of
+from phi3mobile.models.tensors import BIAS, LINEARS, NORMS, ROUTER, Tensor
 
 if TYPE_CHECKING:
     from phi3mobile.export.solve.rotate import Rotated
@@ -26,7 +29,7 @@ class PackedModel:
     """Reads solved integers, or rounds floats to nearest on demand, and keeps nothing: a 3.8B model never stands in memory."""
 
     def __init__(
-        self, checkpoint: Checkpoint | Rotated | Solved, recipe: Recipe, forms: Mapping[str, Form] | None = None
+        self, checkpoint: Checkpoint | Rotated | Integers, recipe: Recipe, forms: Mapping[str, Form] | None = None
     ) -> None:
         """forms: of the matrices that have others than the recipe's."""
         self.checkpoint, self.recipe, self._forms = checkpoint, recipe, forms or {}
@@ -38,7 +41,7 @@ class PackedModel:
 
     def form_of(self, name: str) -> Form | None:
         """How the tensor `name` is packed; None for norms, biases and routers, which stay float32. 8 bit's group is the row."""
-        if isinstance(self.checkpoint, Solved):
+        if isinstance(self.checkpoint, Integers):
             return self.checkpoint.form_of(name)
         found = self.config.tensors().get(name)  # a tied head has none
         if found and found.role in (*NORMS, BIAS, ROUTER):
@@ -93,7 +96,9 @@ class PackedModel:
         return bias
 
     def _source(self, name: str) -> str:
-        tied = self.config.tie_word_embeddings and not isinstance(self.checkpoint, Solved)  # which has the head's own integers
+        tied = self.config.tie_word_embeddings and not isinstance(
+            self.checkpoint, Integers
+        )  # which has the head's own integers
         return EMBEDDING if name == HEAD and tied else name
 
 
@@ -107,13 +112,29 @@ def load_packed(packed: PackedModel, context: int | None = None) -> Decoder:
         model = Decoder(packed.config, context)
     model.add_module("lm_head", QuantizedLinear(packed.matrix(HEAD)))
     model.model.add_module("embed_tokens", QuantizedEmbedding(packed.matrix(EMBEDDING)))
-    for name, tensor in packed.config.tensors().items():
-        module, _, attribute = name.rpartition(".")
-        if tensor.role in LINEARS:
-            owner, _, own = module.rpartition(".")
-            setattr(model.get_submodule(owner), own, QuantizedLinear(packed.matrix(name)))
-        elif (tensor.of or tensor.role) in (*NORMS, ROUTER):
-            vector = torch.nn.Parameter(packed.vector(name), requires_grad=False)
-            setattr(model.get_submodule(module), attribute, vector)
+    _fill(model, packed, [tensor for tensor in packed.config.tensors().values() if tensor.layer is None])
+    for index in range(packed.config.num_hidden_layers):
+        model.model.layers[index] = packed_layer(packed, index)
     model.allocate()
     return model.eval()
+
+
+def packed_layer(packed: PackedModel, index: int) -> Halves:
+    """One layer of that model, which has no KV cache yet."""
+    with torch.device("meta"):
+        layer = family_of(packed.config).Layer(packed.config, index)
+    own = [tensor for tensor in packed.config.tensors().values() if tensor.layer == index]
+    _fill(layer, packed, own, f"model.layers.{index}.")
+    return layer.eval()
+
+
+def _fill(root: nn.Module, packed: PackedModel, tensors: list[Tensor], prefix: str = "") -> None:
+    """Put linears, norms and routers where they belong; their names begin with `prefix`, which leads to the root."""
+    for tensor in tensors:
+        module, _, attribute = tensor.name.removeprefix(prefix).rpartition(".")
+        if tensor.role in LINEARS:
+            owner, _, own = module.rpartition(".")
+            setattr(root.get_submodule(owner), own, QuantizedLinear(packed.matrix(tensor.name)))
+        elif (tensor.of or tensor.role) in (*NORMS, ROUTER):
+            vector = nn.Parameter(packed.vector(tensor.name), requires_grad=False)
+            setattr(root.get_submodule(module), attribute, vector)

@@ -1,34 +1,35 @@
-"""A bundle's program against the torch model, on real prompts, forward by forward: what `phi3mobile verify` measures.
+"""A bundle's program against torch holding the same integers, on real prompts: what `phi3mobile verify` measures.
 
-Its target says what is compared with the packed integers, and which gates hold (Target.checks). Last, whatever the target:
-
-    4 bit      the program against the unquantized checkpoint: what quantization costs, reported only
+weights    the integers, norms and biases that the program holds, read back from it, against what it was made from
+...        the program against torch with those integers: its target says how, and what is required (Target.checks)
+4 bit      the program against the unquantized checkpoint: what quantization costs, reported only
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from phi3mobile.bundle import Bundle
 from phi3mobile.engines import BaseEngine, Engine
-from phi3mobile.errors import InputError
+from phi3mobile.export.forwards import stages
+from phi3mobile.export.layer_result import Layers
+from phi3mobile.export.layerwise import LayerCheck, compare_layers
 from phi3mobile.export.packed import PackedModel
-from phi3mobile.export.recipe import find_recipe
 from phi3mobile.export.target import Check
 from phi3mobile.export.targets import target_of
-from phi3mobile.models.checkpoint import Checkpoint, open_checkpoint
+from phi3mobile.export.weights import Source, Weights, compare_weights, source_of
 from phi3mobile.models.decoder import Decoder
 from phi3mobile.models.loading import load_model
 from phi3mobile.progress import Progress, silent
 
-STEPS = 8  # decode steps after a prompt
+__all__ = ["Comparison", "Error", "compare", "run_check", "source_of", "verify"]
+
 _NEVER = -1e30  # logits below it are of ids that the model never says
 
 
@@ -81,6 +82,10 @@ class Comparison:
         finite = bool(self.stages) and all(error.finite for error in (*self.stages.values(), *layers))
         return finite and (self.gate is None or all(error.psnr >= self.gate for error in self.stages.values()))
 
+    @property
+    def required(self) -> str:
+        return "" if self.gate is None else f"required: {self.gate:g} dB"
+
     def document(self) -> dict[str, object]:
         """For the JSON line."""
         return {
@@ -91,34 +96,37 @@ class Comparison:
             "same_token": round(self.agreed / max(self.positions, 1), 4),
         }
 
-
-def source_of(bundle: Bundle, checkpoint: str | None) -> Checkpoint:
-    """The checkpoint that the bundle was made from: the one given, or where its manifest says. Raises InputError."""
-    provenance = bundle.manifest["provenance"]
-    folder = Path(checkpoint or provenance["source"])
-    if not folder.is_dir():
-        raise InputError(f"{bundle.folder} was made from {folder}, which is not here; give its folder with --checkpoint")
-    opened = open_checkpoint(folder)
-    if opened.source_hash() != provenance["source_hash"]:
-        raise InputError(f"{folder} is not the checkpoint that {bundle.folder} was made from: their hashes differ")
-    return opened
+    def rows(self) -> dict[str, str]:
+        """For the card."""
+        found = {f"logits, {stage}": f"{error.psnr:.1f} dB" for stage, error in self.stages.items()}
+        if layers := [error.psnr for error in self.layers if error.count]:
+            found["layers, first to last"] = " ".join(f"{value:.0f}" for value in layers) + " dB"
+        return found | {"same likeliest token": f"{self.agreed} of {self.positions}"}
 
 
-def verify(bundle: Bundle, checkpoint: Checkpoint, prompts: list[list[int]], progress: Progress = silent) -> list[Comparison]:
-    """Every comparison that the bundle's target makes. prompts: token ids, each at least one."""
-    packed = PackedModel(checkpoint, find_recipe(bundle.manifest["recipe"]["name"]))
-    checks = target_of(packed.recipe).checks(bundle, packed)
-    source = lambda: load_model(checkpoint.folder, bundle.info.max_context)  # noqa: E731
-    checks.append(replace(checks[-1], name="4 bit", gate=None, reference=source))
-    done = []
+def verify(
+    bundle: Bundle, source: Source, prompts: list[list[int]], progress: Progress = silent
+) -> list[Weights | Layers | Comparison]:
+    """Every comparison. prompts: token ids, each at least one. Raises InputError for a program of another structure."""
+    target = target_of(source.recipe)
+    progress("weights", 0, 1)
+    packed = PackedModel(target.integers(bundle, source.config), source.recipe)
+    done: list[Weights | Layers | Comparison] = [compare_weights(packed, source)]
+    checks = target.checks(bundle, packed)
     for number, check in enumerate(checks):
         progress(check.name, number, len(checks))
         done.append(run_check(check, prompts))
+    if (floats := source.floats) is not None:
+        progress("4 bit", 0, 1)
+        against = lambda: load_model(floats.folder, bundle.info.max_context)  # noqa: E731
+        done.append(run_check(Check("4 bit", None, against, checks[-1].open), prompts))
     return done
 
 
-def run_check(check: Check, prompts: list[list[int]]) -> Comparison:
-    """One of them: both are opened, compared and closed."""
+def run_check(check: Check | LayerCheck, prompts: list[list[int]]) -> Layers | Comparison:
+    """One of them: what it needs is opened, compared and closed."""
+    if isinstance(check, LayerCheck):
+        return compare_layers(check, prompts)
     engine = check.open()
     try:
         return compare(check.name, check.gate, engine, check.reference(), prompts)
@@ -130,7 +138,7 @@ def compare(name: str, gate: float | None, engine: Engine, model: Decoder, promp
     """Run both through the same forwards."""
     result = Comparison(name, gate, layers=[Error() for _ in range(model.config.num_hidden_layers)])
     for prompt in prompts:
-        for stage, forwards in _stages(engine, prompt):
+        for stage, forwards in stages(engine.info, prompt):
             error = result.stages.setdefault(stage, Error())
             following: list[int] = []
             for tokens, position, long in forwards(following):
@@ -145,48 +153,6 @@ def compare(name: str, gate: float | None, engine: Engine, model: Decoder, promp
                 result.positions += len(tokens)
                 following.append(int(reference[-1].argmax()))
     return result
-
-
-Forwards = Callable[[list[int]], Iterator[tuple[list[int], int, bool]]]
-
-
-def _stages(engine: Engine, prompt: list[int]) -> Iterator[tuple[str, Forwards]]:
-    """What is run of one prompt. A stage is given the list of the reference's answers, which grows as it goes."""
-    info, original = engine.info, engine.info.original_context
-    prompt = prompt[: max(1, info.max_context - STEPS)]
-    end = len(prompt)
-
-    def prefill(following, long=False):
-        for start in range(0, end, info.max_chunk):
-            yield prompt[start : start + info.max_chunk], start, long
-
-    def decode(following, long=False):
-        token = prompt[-1]
-        for step in range(min(STEPS, info.max_context - end)):
-            yield [token], end + step, long
-            token = following[-1]
-
-    def several(following):  # verifying drafts, and going back
-        back = max(0, end - 3)
-        yield prompt[back : back + 3], back, False
-
-    def crossing(following, original):  # a sequence with short rows grows past the switch
-        text = (prompt * (original // end + 1))[: original + 1]
-        for start in range(0, original - 1, info.max_chunk):
-            yield text[start : min(start + info.max_chunk, original - 1)], start, False
-        yield text[original - 1 : original], original - 1, False
-        yield text[original:], original, False
-
-    needs_long = original is not None and end + STEPS > original
-    yield "prefill", lambda following: prefill(following, needs_long)
-    yield "decode", lambda following: decode(following, needs_long)
-    if not needs_long:
-        yield "draft", several
-    if original is not None:
-        yield "long factors", lambda following: prefill(following, True)
-        yield "long decode", lambda following: decode(following, True)
-        if original < info.max_context:
-            yield "crossing", lambda following: crossing(following, original)
 
 
 def _both(engine: Engine, model: Decoder, tokens: list[int], position: int, long: bool):

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from phi3mobile.errors import InputError
+from phi3mobile.export.integers import HEAD, Integers
 from phi3mobile.files import whole_file
 from phi3mobile.models.finite import require_finite
 from phi3mobile.models.form import Form
@@ -25,7 +26,6 @@ from phi3mobile.progress import Progress, silent
 
 FORMAT = 2
 ABOUT = "packed.json"
-HEAD = "lm_head.weight"
 
 
 def is_solved(folder: Path) -> bool:
@@ -102,8 +102,8 @@ class _Part:
         return Packed(form.bits, form.group, codes, scales, offsets=offsets)
 
 
-class Solved:
-    """An opened folder. Names are those of a checkpoint, and the head's own: tied or not, it is packed by itself."""
+class Solved(Integers):
+    """An opened folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.about = folder, _read_about(folder)
@@ -113,9 +113,6 @@ class Solved:
         if missing := [name for name in (*self.names(), HEAD) if name not in self._where]:
             raise InputError(f"{folder} lacks {', '.join(missing[:6])}; quantize again")
 
-    def names(self) -> list[str]:
-        return list(self.config.tensors())
-
     def shape(self, name: str) -> tuple[int, ...]:
         return self._where[name].form(name)[0]
 
@@ -123,7 +120,6 @@ class Solved:
         return self._where[name].form(name)[1]
 
     def tensor(self, name: str) -> Packed | torch.Tensor:
-        """A matrix packed, without its bias, or a vector in float32."""
         return self._where[name].tensor(name)
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""phi3mobile verify BUNDLE: its program against the torch model, forward by forward."""
+"""phi3mobile verify BUNDLE: its weights against their source, and its program against torch with the same integers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ PROMPTS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="folder made by `phi3mobile export`")
-    parser.add_argument("--checkpoint", help="folder that it was made from (default: where the manifest says)")
+    parser.add_argument(
+        "--checkpoint", help="checkpoint or quantized folder that it was made from (default: where the manifest says)"
+    )
     parser.add_argument("--prompt", action="append", help="text to run (repeatable; default: two questions)")
 
 
@@ -29,13 +31,12 @@ def run(args: argparse.Namespace) -> int:
     with progress_bar(f"Verify {args.bundle}") as report, quiet():
         from phi3mobile.export.verify import source_of, verify
 
-        checkpoint = source_of(bundle, args.checkpoint)
+        source = source_of(bundle, args.checkpoint)
         encoded = [_encode(bundle, prompt) for prompt in prompts]
-        comparisons = verify(bundle, checkpoint, encoded, report)
+        comparisons = verify(bundle, source, encoded, report)
     for comparison in comparisons:
-        gate = "reported" if comparison.gate is None else f"gate {comparison.gate:g} dB"
-        verdict = ": FAILED" if not comparison.passed else "" if comparison.gate is None else ": passed"
-        print_card(f"{comparison.name} ({gate}{verdict})", _rows(comparison))
+        verdict = f"{comparison.required}: {'passed' if comparison.passed else 'FAILED'}" if comparison.required else "reported"
+        print_card(f"{comparison.name} ({verdict})", comparison.rows())
     passed = all(comparison.passed for comparison in comparisons)
     document = {comparison.name: comparison.document() for comparison in comparisons}
     print_json({"bundle": args.bundle, "passed": passed, "comparisons": document})
@@ -46,12 +47,3 @@ def _encode(bundle, prompt: str) -> list[int]:
     if bundle.manifest["chat"]["template"] is None:
         return list(bundle.tokenizer.encode(prompt))
     return list(bundle.chat.encode(bundle.tokenizer, [{"role": "user", "content": prompt}]))
-
-
-def _rows(comparison) -> dict[str, str]:
-    rows = {f"logits, {stage}": f"{error.psnr:.1f} dB" for stage, error in comparison.stages.items()}
-    layers = [error.psnr for error in comparison.layers if error.count]
-    if layers:
-        rows["layers, first to last"] = " ".join(f"{value:.0f}" for value in layers) + " dB"
-    rows["same likeliest token"] = f"{comparison.agreed} of {comparison.positions}"
-    return rows

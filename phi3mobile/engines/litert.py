@@ -121,7 +121,16 @@ class LitertEngine(BaseEngine):
         self._resize(ROW_STEP, 0)
         self._buffers = {
             name: {key: self._model.create_input_buffer_by_name(name, key) for key in ("tokens", "input_pos")}
-            | {"logits": self._model.create_output_buffer_by_name(name, "logits")}
+            for _, name in self._lengths
+        }
+        told = self._model.get_output_tensor_details(self._lengths[0][1])
+        self._widths = {key: int(tensor["shape"][-1]) for key, tensor in told.items()}
+        self._outputs = {  # besides the cache: logits, and what a copy made to be verified gives of its layers
+            name: {
+                key: self._model.create_output_buffer_by_name(name, key)
+                for key in self._model.get_output_tensor_details(name)
+                if key not in self._shapes
+            }
             for _, name in self._lengths
         }
         self.forward(np.zeros(1, np.int64), 0)  # the rest of the packing, before a cache file counts as whole
@@ -136,16 +145,18 @@ class LitertEngine(BaseEngine):
         wanted = -(-(position + length) // ROW_STEP) * ROW_STEP
         if not wanted <= self._rows <= 2 * wanted:
             self._resize(wanted, position)
-        inputs = dict(self._buffers[name])
-        logits = inputs.pop("logits")
+        inputs, outputs = self._buffers[name], self._outputs[name]
         inputs["tokens"].write(padded)
         inputs["input_pos"].write(places)
-        self._model.run_by_name(name, inputs | self._cache, {"logits": logits} | self._cache)
-        return logits.read(count * self.info.vocab, np.float32).reshape(count, self.info.vocab)
+        self._model.run_by_name(name, inputs | self._cache, outputs | self._cache)
+        if self.trace is not None:
+            for key in outputs.keys() - {"logits"}:
+                self.trace(key, "layer", {key: outputs[key].read(count * self._widths[key], np.float32).reshape(1, count, -1)})
+        return outputs["logits"].read(count * self.info.vocab, np.float32).reshape(count, self.info.vocab)
 
     def _release(self) -> None:
         with without(_CHATTER):
-            self._model, self._cache, self._buffers = None, {}, {}
+            self._model, self._cache, self._buffers, self._outputs = None, {}, {}, {}
 
     def _resize(self, rows: int, kept: int) -> None:
         """Give the cache `rows` rows, of which the first `kept` keep their values; one tensor after the other."""

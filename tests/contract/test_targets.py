@@ -21,13 +21,12 @@ from phi3mobile.engines.registry import find_engine, open_engine
 from phi3mobile.errors import InputError
 from phi3mobile.export import targets
 from phi3mobile.export.build import export
-from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.plan import plan_export
 from phi3mobile.export.recipe import Recipe, find_recipe, recipes
 from phi3mobile.export.target import Target
 from phi3mobile.export.targets import target_of
-from phi3mobile.export.verify import run_check, verify
-from phi3mobile.models.checkpoint import open_checkpoint
+from phi3mobile.export.verify import source_of, verify
+from phi3mobile.export.weights import Weights
 from phi3mobile.models.pieces import pieces
 from phi3mobile.session.session import Session
 
@@ -76,11 +75,12 @@ def test_a_program_computes_with_the_packed_integers(preset, recipe, checkpoint_
     manifest, target = bundle.manifest, target_of(chosen)
     assert (manifest["engine"], manifest["weights_mapped"]) == (target.engine(chosen), target.weights_mapped(chosen))
     assert manifest["runtime"]["name"] and all(program.exists() for program in bundle.programs)
-    packed = PackedModel(open_checkpoint(checkpoint_of(preset)), chosen)
-    for check in target.checks(bundle, packed):
-        stages = run_check(check, [PROMPT]).stages
-        assert {"prefill", "decode"} <= set(stages)
-        assert {name: error.psnr for name, error in stages.items() if not error.psnr >= check.small_gate} == {}, check.name
+    weights, *checks, cost = verify(bundle, source_of(bundle, str(checkpoint_of(preset))), [PROMPT])
+    assert isinstance(weights, Weights) and weights.compared and weights.failure == ""
+    assert cost.name == "4 bit" and not cost.required and checks
+    for check in checks:
+        assert check.required and {"prefill", "decode"} <= set(check.stages)
+        assert check.passed, (check.name, check.document())
 
 
 def test_refusals_are_among_what_is_asked():
@@ -186,9 +186,9 @@ def test_one_file_makes_a_target(toy, checkpoint_of, tmp_path):
     assert bundle.manifest["engine"] == "phi3mobile.export.targets.toy:open_toy" and bundle.info.max_chunk == 16
     assert bundle.manifest["programs"] == ["model.npz"] and bundle.manifest["runtime"]["name"] == "Toy"
     assert (tmp_path / "out" / "README").read_text() == "96 positions, 16 tokens at a time\n"
-    comparisons = verify(bundle, open_checkpoint(source), [PROMPT])
-    assert [comparison.name for comparison in comparisons] == ["integers", "4 bit"]
-    assert all(comparison.passed for comparison in comparisons) and comparisons[1].gate is None
+    comparisons = verify(bundle, source_of(bundle, None), [PROMPT])
+    assert [comparison.name for comparison in comparisons] == ["weights", "arrays", "4 bit"]
+    assert all(comparison.passed for comparison in comparisons) and comparisons[2].required == ""
     with Session(bundle) as session:
         assert "".join(session.generate([{"role": "user", "content": "the cat sat"}], max_tokens=5))
 

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 
 from phi3mobile.engines.eager import EagerEngine
-from phi3mobile.export.packed import HEAD, load_packed
+from phi3mobile.export.integers import Integers
+from phi3mobile.export.packed import HEAD, PackedModel, load_packed
 from phi3mobile.export.recipe import Recipe
 from phi3mobile.export.target import Check, Target, Written
+from phi3mobile.models.form import Form
 from phi3mobile.models.quantized import Packed
 from phi3mobile.models.registry import read_config
 
@@ -48,27 +50,38 @@ class ToyTarget(Target):
 
     def checks(self, bundle, packed):
         reference = lambda: load_packed(packed, bundle.info.max_context)  # noqa: E731
-        return [Check("integers", 120.0, 120.0, reference, lambda: open_toy(bundle))]
+        return [Check("arrays", 120.0, reference, lambda: open_toy(bundle))]
+
+    def integers(self, bundle, config):
+        return Stored(bundle.program)
 
 
-class Stored:
-    """What load_packed wants of a packed model, read from the file."""
+class Stored(Integers):
+    """What the file holds."""
 
     def __init__(self, path: Path) -> None:
         self._arrays = np.load(path)
         self.config = read_config(json.loads(str(self._arrays["config"])))
 
-    def matrix(self, name):
+    def form_of(self, name):
+        found = self._arrays.get(f"{name}/form")
+        return None if found is None else Form(*found.tolist())
+
+    def shape(self, name):
+        return tuple(self.tensor(name).shape)
+
+    def tensor(self, name):
+        if name in self._arrays:
+            return torch.from_numpy(self._arrays[name])
         codes, scales = (torch.from_numpy(self._arrays[f"{name}/{part}"]) for part in ("codes", "scales"))
         bits, group = self._arrays[f"{name}/form"].tolist()
         return Packed(bits, group, codes, scales.bfloat16() if bits == 4 else scales)
 
-    def vector(self, name):
-        return torch.from_numpy(self._arrays[name])
-
 
 def open_toy(bundle, threads=0):
-    return EagerEngine(load_packed(Stored(bundle.program), bundle.info.max_context), bundle.info.max_chunk)
+    return EagerEngine(
+        load_packed(PackedModel(Stored(bundle.program), TARGET.recipes[0]), bundle.info.max_context), bundle.info.max_chunk
+    )
 
 
 TARGET = ToyTarget()

@@ -1,16 +1,14 @@
 """ios-ane and ios-executorch in the interpreter, `phi3mobile verify`, and the demo model's golden text."""
 
 import json
-import shutil
 
-import numpy as np
 import pytest
 from exported import psnr, talking_checkpoint
 from tiny import random_tokens
 
 ct = pytest.importorskip("coremltools", reason="coremltools is not installed: pip install 'phi3mobile[coreml]'")
 
-from phi3mobile.bundle import MANIFEST, open_bundle  # noqa: E402
+from phi3mobile.bundle import open_bundle  # noqa: E402
 from phi3mobile.cli import main  # noqa: E402
 from phi3mobile.engines import mil  # noqa: E402
 from phi3mobile.engines.coreml import open_mil  # noqa: E402
@@ -138,35 +136,13 @@ def verified(capsys, *arguments):
 def test_verify_measures_every_stage_and_layer(capsys, bundle_of):
     code, out, document = verified(capsys, bundle_of("tiny-longrope", "ios-gpu"), "--prompt", "the cat sat on the mat")
     assert code == 0 and document["passed"]
-    assert list(document["comparisons"]) == ["rewriting", "float16", "4 bit"]
-    for comparison in document["comparisons"].values():
+    assert list(document["comparisons"]) == ["weights", "rewriting", "float16", "4 bit"]
+    for comparison in list(document["comparisons"].values())[1:]:
         stages = {"prefill", "decode", "draft", "long factors", "long decode", "crossing"} - {"draft"}
         assert stages <= set(comparison["logits_dB"]) and len(comparison["layers_dB"]) == 2
     assert min(document["comparisons"]["rewriting"]["logits_dB"].values()) >= 70
     assert document["comparisons"]["4 bit"]["gate_dB"] is None
     assert document["comparisons"]["4 bit"]["logits_dB"]["prefill"] < 40 and "layers, first to last" in out
-
-
-def test_verify_runs_a_pte_and_reports(capsys, tiny_bundle):
-    code, _, document = verified(capsys, tiny_bundle, "--prompt", "hello there")
-    assert code == 0 and list(document["comparisons"]) == ["int8 activations", "4 bit"]
-    assert document["comparisons"]["int8 activations"]["logits_dB"]["prefill"] > 40
-
-
-def test_verify_fails_where_a_weight_is_wrong(capsys, bundle_of, tmp_path):
-    from phi3mobile.files import sha256
-
-    folder = shutil.copytree(bundle_of("tiny-gqa", "ios-gpu"), tmp_path / "bundle")
-    name = "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
-    weights = bytearray((folder / name).read_bytes())
-    middle = len(weights) // 2
-    weights[middle : middle + 64] = np.roll(np.frombuffer(weights, np.uint8)[middle : middle + 64], 1).tobytes()
-    (folder / name).write_bytes(weights)
-    manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["files"][name]["sha256"] = sha256(folder / name)
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-    code, out, document = verified(capsys, folder, "--prompt", "hello")
-    assert code == 1 and not document["passed"] and "FAILED" in out
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ def test_run_and_verify_take_the_bundle(rounded, capsys):
     assert main(["run", str(bundle.folder), "hello there", "--max-tokens", "4"]) == 0
     assert main(["verify", str(bundle.folder), "--prompt", "the cat sat on the mat"]) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert document["passed"] and list(document["comparisons"]) == ["int8 activations", "4 bit"]
+    assert document["passed"] and list(document["comparisons"]) == ["weights", "int8 activations", "4 bit"]
     assert main(["inspect", str(bundle.folder)]) == 0
     assert "LiteRT" in capsys.readouterr().out
 

@@ -31,7 +31,7 @@ class Matrices:
 
     def constant(self, name: str, shape: tuple[int, ...], value: Callable[[], np.ndarray]) -> Var:
         """Any float16 constant that functions share."""
-        return self.weights.const(_identifier(name), shape, types.fp16, value)
+        return self.weights.const(identifier(name), shape, types.fp16, value)
 
     def matrix(self, tensor: str, rows: slice = slice(None), trailing: int = 0) -> Var:
         """float16 [N, K] (with `trailing` dimensions of 1 behind), of some `rows`: constexpr over int4 or int8 codes."""
@@ -77,7 +77,7 @@ class Matrices:
 
     def _part(self, tensor: str, rows: slice) -> tuple[Callable[[], Packed], str]:
         """The rows, when asked for, and a name for them."""
-        name = _identifier(tensor)
+        name = identifier(tensor)
         if rows == slice(None):
             return lambda: self._tensor(tensor), name
         start, _, step = rows.indices(self.packed.shape(tensor)[0])
@@ -97,5 +97,5 @@ def part_rows(tensor: Tensor, part: str) -> slice:
     return rows
 
 
-def _identifier(name: str) -> str:
+def identifier(name: str) -> str:
     return name.removeprefix("model.").removesuffix(".weight").replace(".", "_")  # MIL names hold no dots

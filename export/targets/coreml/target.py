@@ -13,8 +13,11 @@ from phi3mobile.export.targets.coreml.options import CoremlRecipe
 if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
     from phi3mobile.engines import Engine
+    from phi3mobile.export.integers import Integers
+    from phi3mobile.export.layerwise import LayerCheck
     from phi3mobile.export.packed import PackedModel
     from phi3mobile.export.plan import ExportPlan
+    from phi3mobile.models.config import DecoderConfig
     from phi3mobile.progress import Progress
 
 PLAIN = ("rmsnorm", "swiglu", "window", "longrope")
@@ -62,7 +65,12 @@ class CoremlTarget(Target):
 
         return to_coreml(packed, folder, plan.context, plan.chunk, progress)
 
-    def checks(self, bundle: Bundle, packed: PackedModel) -> list[Check]:
+    def integers(self, bundle: Bundle, config: DecoderConfig) -> Integers:
+        from phi3mobile.export.targets.coreml.read import MilIntegers
+
+        return MilIntegers(bundle, config)
+
+    def checks(self, bundle: Bundle, packed: PackedModel) -> list[Check | LayerCheck]:
         """rewriting: float32 arithmetic, against torch with the program's own constants: only the rewriting of the graph is
         left. float16: every result rounded to float16, against torch with the packed weights."""
         from phi3mobile.engines.registry import find_engine
@@ -72,11 +80,11 @@ class CoremlTarget(Target):
         interpreter: Callable[..., Engine] = find_engine(self.engine(packed.recipe), str(bundle.folder))  # they know `half`
         return [
             Check(
-                *("rewriting", 70.0, 70.0),
+                *("rewriting", 70.0),
                 lambda: reference_model(packed, context, half=True),
                 lambda: interpreter(bundle, half=False),
             ),
-            Check("float16", 40.0, 40.0, lambda: reference_model(packed, context), lambda: interpreter(bundle, half=True)),
+            Check("float16", 40.0, lambda: reference_model(packed, context), lambda: interpreter(bundle, half=True)),
         ]
 
 

@@ -122,32 +122,38 @@ def segment_parts(config: DecoderConfig, kind: str, attention: str) -> dict[str,
     return _rest_of_layer(config) | {"head": Part(HEAD)}
 
 
-def segment_vectors(packed: PackedModel, kind: str, layer: int) -> list[torch.Tensor]:
-    """The vectors that a segment takes as inputs, in the order of `vector_sizes`.
+def vector_names(config: DecoderConfig, kind: str, layer: int) -> list[str]:
+    """The vectors that a segment takes as inputs, in the order of `vector_sizes`; "" for a constant of its activation."""
 
-    As inputs, because with XNNPACK's packed-weight cache the runtime frees constants that are not packed.
-    """
-    config = packed.config
-
-    def norm(role: str, layer: int | None) -> list[torch.Tensor]:
+    def norm(role: str, layer: int | None) -> list[str]:
         tensor = config.tensor(role, layer)
-        names = (tensor.name, f"{tensor.module}.bias")
-        return [packed.vector(name) for name in names if name in config.tensors()]
+        return [name for name in (tensor.name, f"{tensor.module}.bias") if name in config.tensors()]
 
-    if kind == "start":
+    if kind == START:
         return norm(ATTENTION_NORM, layer)
     if kind == TO_EXPERTS:
         return norm(MLP_NORM, layer)
     if kind == FROM_EXPERTS:
         return norm(ATTENTION_NORM, layer + 1)
-    final = [vector / config.logit_divisor for vector in norm(FINAL_NORM, None)]
     if kind == FROM_LAST:
-        return final
-    constants = CONSTANTS[config.block(layer).activation]
-    own = [*norm(MLP_NORM, layer), *(torch.tensor([value]) for value in constants)]
-    if kind == "middle":
-        return own + norm(ATTENTION_NORM, layer + 1)
-    return own + final
+        return norm(FINAL_NORM, None)
+    own = [*norm(MLP_NORM, layer), *("" for _ in CONSTANTS[config.block(layer).activation])]
+    return own + (norm(ATTENTION_NORM, layer + 1) if kind == MIDDLE else norm(FINAL_NORM, None))
+
+
+def segment_vectors(packed: PackedModel, kind: str, layer: int) -> list[torch.Tensor]:
+    """What is behind `vector_names`.
+
+    As inputs, because with XNNPACK's packed-weight cache the runtime frees constants that are not packed.
+    """
+    config = packed.config
+    constants = iter(CONSTANTS[config.block(layer).activation])
+    final = config.tensor(FINAL_NORM).module
+
+    def vector(name: str) -> torch.Tensor:
+        return packed.vector(name) / (config.logit_divisor if name.rpartition(".")[0] == final else 1)
+
+    return [vector(name) if name else torch.tensor([next(constants)]) for name in vector_names(config, kind, layer)]
 
 
 def vector_sizes(config: DecoderConfig, kind: str) -> list[int]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phi3mobile.export.recipe import Recipe
+from phi3mobile.export.recipe import Recipe, find_recipe
 from phi3mobile.export.target import Check, Target, Written
 from phi3mobile.export.targets.executorch.options import ExecutorchRecipe, recipe_of
 
 if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
+    from phi3mobile.export.integers import Integers
+    from phi3mobile.export.layerwise import LayerCheck
     from phi3mobile.export.packed import PackedModel
     from phi3mobile.export.plan import ExportPlan
+    from phi3mobile.models.config import DecoderConfig
     from phi3mobile.progress import Progress
 
 PROGRAM = "model.pte"
@@ -73,17 +76,21 @@ class ExecutorchTarget(Target):
 
         return to_executorch(packed, folder / PROGRAM, plan.context, plan.chunk, plan.eos, progress)
 
-    def checks(self, bundle: Bundle, packed: PackedModel) -> list[Check]:
-        """Against torch with int8 activations; those round chaotically in deep models: reported only."""
-        from phi3mobile.engines.registry import open_engine
-        from phi3mobile.export.packed import load_packed
+    def integers(self, bundle: Bundle, config: DecoderConfig) -> Integers:
+        from phi3mobile.export.targets.executorch.read import PteIntegers
 
-        recipe = recipe_of(packed)
-        least = 40.0 if not _is_native(recipe) or recipe.kv_bits == 32 else 30.0  # an int8 KV cache rounds too
-        if packed.config.block(0).routing is not None and least == 30.0:
-            least = 20.0  # and may send a token of a small model to another expert
-        reference = lambda: load_packed(packed, bundle.info.max_context)  # noqa: E731
-        return [Check("int8 activations", None, least, reference, lambda: open_engine(bundle))]
+        recipe = find_recipe(bundle.manifest["recipe"]["name"])
+        assert isinstance(recipe, ExecutorchRecipe), recipe
+        return PteIntegers(bundle, config, recipe)
+
+    def checks(self, bundle: Bundle, packed: PackedModel) -> list[Check | LayerCheck]:
+        """Against torch with int8 activations and, of recipes that have one, an int8 KV cache."""
+        from phi3mobile.engines.registry import open_engine
+        from phi3mobile.export.layerwise import LayerCheck
+        from phi3mobile.export.targets.executorch.tapped import open_tapped
+
+        tapped = lambda: open_tapped(bundle, packed.config)  # noqa: E731
+        return [LayerCheck("int8 activations", packed, tapped, lambda: open_engine(bundle), recipe_of(packed).kv_bits)]
 
 
 def _is_native(recipe: Recipe) -> bool:

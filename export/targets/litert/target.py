@@ -10,8 +10,11 @@ from phi3mobile.export.target import Check, Target, Written
 
 if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
+    from phi3mobile.export.integers import Integers
+    from phi3mobile.export.layerwise import LayerCheck
     from phi3mobile.export.packed import PackedModel
     from phi3mobile.export.plan import ExportPlan
+    from phi3mobile.models.config import DecoderConfig
     from phi3mobile.progress import Progress
 
 
@@ -56,13 +59,19 @@ class LitertTarget(Target):
         limit = min(plan.context, plan.config.original_context or plan.context)
         write_package(folder, folder / FIXED, plan.chat["template"], plan.eos, limit)
 
-    def checks(self, bundle: Bundle, packed: PackedModel) -> list[Check]:
-        """Against torch with int8 activations; those round chaotically in deep models: reported only."""
-        from phi3mobile.engines.registry import open_engine
-        from phi3mobile.export.packed import load_packed
+    def integers(self, bundle: Bundle, config: DecoderConfig) -> Integers:
+        from phi3mobile.export.targets.litert.read import TfliteIntegers
 
-        reference = lambda: load_packed(packed, bundle.info.max_context)  # noqa: E731
-        return [Check("int8 activations", None, 40.0, reference, lambda: open_engine(bundle))]
+        return TfliteIntegers(bundle.program, config)
+
+    def checks(self, bundle: Bundle, packed: PackedModel) -> list[Check | LayerCheck]:
+        """Against torch with int8 activations."""
+        from phi3mobile.engines.registry import open_engine
+        from phi3mobile.export.layerwise import LayerCheck
+        from phi3mobile.export.targets.litert.tapped import open_tapped
+
+        tapped = lambda: open_tapped(bundle, packed.config)  # noqa: E731
+        return [LayerCheck("int8 activations", packed, tapped, lambda: open_engine(bundle))]
 
 
 TARGET = LitertTarget()
