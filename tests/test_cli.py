@@ -371,10 +371,12 @@ def test_a_pasted_text_is_one_message(tiny_bundle):
         chat.wait_for("> ")
         time.sleep(0.2)  # readline is there a moment after its prompt
         chat.type("\x1b[200~the cat\nsat on\nthe mat\x1b[201~")
+        chat.wait_for("the mat")
         chat.type("\n")
-        chat.wait_for("\n> ")
+        chat.wait_for("> ")
         chat.type("/undo\n")
         assert "0 messages are left" in chat.wait_for("are left)")  # three questions would leave four
+        chat.wait_for("> ")
         chat.type("\x04")
         assert chat.exit_code() == 0
 

@@ -318,7 +318,7 @@ from phi3mobile.assistant.launch import _configure
 _configure(None, frames=5)
 from kivy.clock import Clock
 from phi3mobile.assistant.ui import bench
-from phi3mobile.engines.registry import open_engine
+from phi3mobile.bench.request import Request
 bench.work = lambda *_: time.sleep(60)
 app = bench.BenchApp(Request("a.jsonl", "m", ("prefill:16:2",)), Path(sys.argv[1]))
 Clock.schedule_once(lambda _: app.dispatch(sys.argv[2]), 0.5)

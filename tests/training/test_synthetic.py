@@ -363,6 +363,6 @@ def test_curating_a_model_that_can_not_be_trained_is_refused_before_anything_is_
     sft = write_toml(tmp_path / "sft.toml", table)
     asked = questions(tmp_path / "q.jsonl")
     config = Curate(tmp_path / "out", str(start), Teacher("http://127.0.0.1:1", "t"), asked, sft)
-    with pytest.raises(InputError, match="training takes phi3, llama and mistral"):
+    with pytest.raises(InputError, match="training takes phi3, llama, mistral"):
         curate(config)
     assert not (tmp_path / "out").exists()

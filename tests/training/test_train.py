@@ -219,7 +219,7 @@ def test_every_stage_refuses_a_family_that_it_can_not_train(stage, checkpoint_of
     assert main(["train", stage, str(write_toml(tmp_path / "c.toml", table))]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and str(start) in error and "model_type phi3small" in error
-    assert "training takes phi3, llama and mistral" in error and not (tmp_path / "out").exists()
+    assert "training takes phi3, llama, mistral" in error and not (tmp_path / "out").exists()
 
 
 def test_a_shape_of_another_family_is_refused(checkpoint_of, tmp_path, capsys):
