@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 from filelock import FileLock
 
 Once = Callable[[str, Callable[[Path], object]], Path]
+
+
+logging.raiseExceptions = False  # a library's handler holds the captured stderr of a test that has ended
 
 
 @pytest.fixture(scope="session")

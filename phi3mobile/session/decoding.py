@@ -93,7 +93,7 @@ class Decoder:
             for row in logits:
                 if self.guide:
                     row = self.guide.mask(row, self.eos_ids)
-                sampled = sample(row, self.sampling, self.tokens, rng)
+                sampled = sample(row, self.sampling, self._counted(), rng)
                 token: int | None = sampled
                 if self.guide and sampled not in self.eos_ids:
                     token = self._guided(self.guide, sampled)
@@ -150,6 +150,12 @@ class Decoder:
         if guide.closing and not was_closing:
             self.on_event(f"the answer is closed after {self.generated_tokens} tokens: no more would fit the limit")
         return token
+
+    def _counted(self) -> list[int]:
+        """The tokens that the repetition penalty counts."""
+        if self.sampling.penalize_prompt or self.sampling.repetition_penalty == 1:
+            return self.tokens
+        return self.tokens[len(self.tokens) - self.generated_tokens :]
 
     def _end(self) -> None:
         """The answer is whole; where the guide had to close it, the limit ended it."""

@@ -11,7 +11,7 @@ from phi3mobile.session.sampling import GREEDY, Sampling
 
 MAX_TOKENS = 512  # of an answer
 SMALL = 1_000_000_000  # below so many parameters, greedy decoding repeats itself without a guard
-GUARD = 1.1  # the repetition penalty that a small model gets; larger ones slur what they quote
+GUARD = 1.1  # the repetition penalty that a small model gets, on its answer alone: on the prompt it would spoil quoting
 
 _DRAWN = ("temperature", "top_k", "top_p", "min_p")  # without effect on greedy decoding
 
@@ -35,8 +35,9 @@ def default_sampling(generation: Mapping[str, Any], parameters: int) -> Sampling
         drawn = {name: generation[name] for name in _DRAWN if name in generation}
         penalty = generation.get("repetition_penalty", 1.0)
         return Sampling(**({"temperature": 1.0} | drawn), repetition_penalty=penalty)
-    penalty = generation.get("repetition_penalty", GUARD if parameters < SMALL else 1.0)
-    return Sampling(repetition_penalty=penalty)
+    if "repetition_penalty" in generation or parameters >= SMALL:
+        return Sampling(repetition_penalty=generation.get("repetition_penalty", 1.0))
+    return Sampling(repetition_penalty=GUARD, penalize_prompt=False)
 
 
 def chosen_sampling(default: Sampling, sampling: Sampling | None, given: Mapping[str, Any]) -> Sampling:
@@ -50,7 +51,9 @@ def chosen_sampling(default: Sampling, sampling: Sampling | None, given: Mapping
             raise InputError(f"{', '.join(given)} and sampling say the same thing twice: leave one of them out")
         return sampling
     if given.get("temperature") == 0:
-        default = replace(GREEDY, repetition_penalty=default.repetition_penalty)
+        default = replace(GREEDY, repetition_penalty=default.repetition_penalty, penalize_prompt=default.penalize_prompt)
+    if "repetition_penalty" in given:
+        default = replace(default, penalize_prompt=True)
     chosen = replace(default, **given)
     if chosen.temperature == 0 and (idle := [name for name in (*_DRAWN[1:], "seed") if name in given]):
         raise InputError(f"{', '.join(idle)} has no effect at temperature 0 (greedy): give a temperature too, such as 0.7")

@@ -24,6 +24,7 @@ class Sampling:
     min_p: float = 0.0  # 0: off; else relative to the most probable token
     repetition_penalty: float = 1.0  # 1: off; counts prompt and answer
     seed: int | None = None  # None: a new one each time
+    penalize_prompt: bool = True  # False: the repetition penalty counts the answer alone, so that quoting costs nothing
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, _is_number(self.temperature) and self.temperature >= 0, "0 or more")

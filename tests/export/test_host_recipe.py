@@ -24,7 +24,10 @@ def both(name, recipe, checkpoint_of, bundle_of):
     return reference(checkpoint_of(name), bundle), open_engine(bundle)
 
 
-@pytest.mark.parametrize("name", ["tiny-gqa", "tiny-partial", "tiny-window", "tiny-longrope"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("tiny-partial", "tiny-window")]
+
+
+@pytest.mark.parametrize("name", ["tiny-gqa", "tiny-longrope", *SLOW])
 def test_float32_cache_equals_the_torch_model(name, checkpoint_of, bundle_of):
     engines = both(name, "host-fp32-kv", checkpoint_of, bundle_of)
     tokens = some_tokens(engines[1], 60)

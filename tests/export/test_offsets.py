@@ -139,7 +139,7 @@ def with_offsets(checkpoint_of, tmp_path_factory):
         ("host-fp32-kv", "tiny-gqa", 40),
         ("litert", "tiny-gqa", 40),
         ("ios-gpu", "tiny-gqa", 70),
-        ("ios-executorch", "tiny-gqa", 60),
+        pytest.param("ios-executorch", "tiny-gqa", 60, marks=pytest.mark.slow),
         pytest.param("android-cpu", "tiny-gqa", 40, marks=pytest.mark.slow),
     ],
 )

@@ -101,8 +101,8 @@ SLOW = pytest.mark.slow
 CONFIGS = [
     "tiny-gqa",
     "tiny-longrope",
-    "tiny-partial",
-    "tiny-window",
+    pytest.param("tiny-partial", marks=SLOW),
+    pytest.param("tiny-window", marks=SLOW),
     pytest.param("tiny-mha", marks=SLOW),
     pytest.param("tiny-tied", marks=SLOW),
 ]

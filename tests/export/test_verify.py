@@ -51,7 +51,10 @@ def integers(once, checkpoint_of, text):
     return once("integers", lambda folder: quantize_checkpoint(checkpoint_of("tiny-gqa"), folder, calibration=text, bits=5.4))
 
 
-@pytest.mark.parametrize("recipe", ["android-cpu", "host", "litert", "ios-gpu", "ios-executorch"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("android-cpu", "ios-executorch")]
+
+
+@pytest.mark.parametrize("recipe", ["host", "litert", "ios-gpu", *SLOW])
 def test_a_quantized_folders_bundles_hold_its_integers(recipe, integers, tmp_path, capsys):
     if not NEEDS[recipe]:
         pytest.skip(f"nothing here runs {recipe}")
@@ -71,7 +74,7 @@ def integers_of(folder):
     return target_of(source.recipe).integers(bundle, source.config)
 
 
-@pytest.mark.parametrize("recipe", ["host", "ios-gpu", "litert"])
+@pytest.mark.parametrize("recipe", ["ios-gpu", "litert", pytest.param("host", marks=pytest.mark.slow)])
 def test_a_bundle_that_was_solved_on_the_way_passes(recipe, checkpoint_of, text, tmp_path, capsys):
     if not NEEDS[recipe]:
         pytest.skip(f"nothing here runs {recipe}")
@@ -81,6 +84,7 @@ def test_a_bundle_that_was_solved_on_the_way_passes(recipe, checkpoint_of, text,
     assert code == 0 and not weights["compared_with_source"] and min(weights["weights_dB"].values()) > 15
 
 
+@pytest.mark.slow
 def test_a_turned_folders_bundle_is_compared_with_the_turned_weights(checkpoint_of, text, tmp_path, capsys):
     folder = quantize_checkpoint(checkpoint_of("tiny-tied"), tmp_path / "q", calibration=text, rotate=True)
     code, _, document = verified(

@@ -77,7 +77,9 @@ def test_a_checkpoints_generation_config_is_the_default():
     assert default_sampling(generation_section({"temperature": 0.6, "repetition_penalty": 1.05}), 1) == Sampling(
         repetition_penalty=1.05
     )
-    assert default_sampling({}, SMALL) == GREEDY and default_sampling({}, SMALL - 1) == Sampling(repetition_penalty=GUARD)
+    assert default_sampling({}, SMALL) == GREEDY and default_sampling({}, SMALL - 1) == Sampling(
+        repetition_penalty=GUARD, penalize_prompt=False
+    )
     with pytest.raises(InputError, match=r"generation_config.json: sampling: top_p is 7; it must be above 0"):
         generation_section({"do_sample": True, "top_p": 7})
 
@@ -86,6 +88,9 @@ def test_options_by_name_change_the_default_and_idle_ones_are_refused():
     default = Sampling(temperature=0.6, top_p=0.9, repetition_penalty=1.1)
     assert chosen_sampling(default, None, {"top_k": 3, "seed": None}) == Sampling(0.6, 3, 0.9, 0.0, 1.1)
     assert chosen_sampling(default, None, {"temperature": 0}) == Sampling(repetition_penalty=1.1)
+    guard = default_sampling({}, SMALL - 1)
+    assert chosen_sampling(guard, None, {"temperature": 0}) == guard
+    assert chosen_sampling(guard, None, {"repetition_penalty": 1.2}) == Sampling(repetition_penalty=1.2)
     assert chosen_sampling(default, GREEDY, {}) == GREEDY
     with pytest.raises(InputError, match="temperature and sampling say the same thing twice"):
         chosen_sampling(default, GREEDY, {"temperature": 1})
