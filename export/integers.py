@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -52,7 +52,7 @@ def first_difference(found: Integers, wanted: PackedModel) -> str:
     """The first tensor of `found` that is not what was packed, and how; "": all are."""
     for name in dict.fromkeys((*found.names(), HEAD)):
         ours, theirs = found.tensor(name), wanted.tensor(name)
-        pairs = [("values", ours, theirs)]
+        pairs: list[tuple[str, Any, Any]] = [("values", ours, theirs)]
         if isinstance(ours, Packed) and isinstance(theirs, Packed):
             if ours.form != theirs.form:
                 return f"{name} is {ours.form} in the program, {theirs.form} in its source"
@@ -60,14 +60,13 @@ def first_difference(found: Integers, wanted: PackedModel) -> str:
             if len(rows):
                 return f"{name} holds other integers than its source, first in row {int(rows[0])} ({len(rows)} rows)"
             pairs = [("scales", ours.scales, theirs.scales)]
-            if (one := ours.offsets) and (other := theirs.offsets):
-                if one.form != other.form:  # float16 in units of the scales: Core ML
-                    one, other = one.dequantized(), other.dequantized()
-                elif not torch.equal(one.codes, other.codes):
+            if (own := ours.offsets) and (made := theirs.offsets):
+                if own.form != made.form:  # float16 in units of the scales: Core ML
+                    pairs.append(("offsets", own.dequantized(), made.dequantized()))
+                elif not torch.equal(own.codes, made.codes):
                     return f"{name} has other offsets than its source"
                 else:
-                    one, other = one.scales, other.scales
-                pairs.append(("offsets", one, other))
+                    pairs.append(("offsets", own.scales, made.scales))
         for what, one, other in pairs:
             assert isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor), name
             if not torch.allclose(one.float(), other.float(), found.rounding, found.rounding * 2.0**-14):

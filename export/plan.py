@@ -200,8 +200,7 @@ def _as_quantized(solved: Solved, recipe: Recipe) -> tuple[Recipe, str, list[str
     held = replace(held, embedding_bits=table.bits, head_bits=head.bits)
     notes = []
     if held != recipe:
-        unnamed = {"name": "", "about": "", "method": ""}
-        if fits := [one.name for one in recipes().values() if replace(one, **unnamed) == replace(held, **unnamed)]:
+        if fits := [one.name for one in recipes().values() if _unnamed(one) == _unnamed(held)]:
             raise InputError(
                 f"{solved.folder} holds the integers of recipe {made.name} ({_forms(held)}), those of {recipe.name} are others "
                 f"({_forms(recipe)}): export with --recipe {' or '.join(fits)}, or quantize again with --recipe {recipe.name}"
@@ -210,6 +209,10 @@ def _as_quantized(solved: Solved, recipe: Recipe) -> tuple[Recipe, str, list[str
     if (bits := about.get("bits")) is not None:
         notes.append(f"layer weights have several forms, of at most {bits:g} bits a weight together")
     return held, about["quality"]["method"], notes
+
+
+def _unnamed(recipe: Recipe) -> Recipe:
+    return replace(recipe, name="", about="", method="")
 
 
 def _forms(recipe: Recipe) -> str:

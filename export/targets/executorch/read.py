@@ -164,8 +164,8 @@ class PteIntegers(Integers):
 
 def _linears(graph: dict[str, Any]) -> Any:
     """The products of a graph by packed weights, in its order; those by offsets with the one that they belong to."""
-    values, data = [value["xvalue_union"] for value in graph["xvalues"]], graph["constant_data"]
-    values = {value.get("tensor_value", value)["id_out"]: value for value in values}
+    unions, data = [value["xvalue_union"] for value in graph["xvalues"]], graph["constant_data"]
+    values = {value.get("tensor_value", value)["id_out"]: value for value in unions}
     key = lambda index: data[index]["named_key"]  # noqa: E731
     found: list[_Linear] = []
     for node in graph["xnodes"]:
@@ -190,9 +190,8 @@ def _linears(graph: dict[str, Any]) -> Any:
 def _joined(height: int, parts: list[tuple[Part, Packed]]) -> Packed:
     """Some rows each -> the whole matrix."""
     first = parts[0][1]
-    whole = [torch.empty(height, *found.shape[1:], dtype=found.dtype) for found in (first.codes, first.scales)]
+    codes, scales = (torch.empty(height, *found.shape[1:], dtype=found.dtype) for found in (first.codes, first.scales))
     offsets = [(part, packed.offsets) for part, packed in parts if packed.offsets]
     for part, packed in parts:
-        for target, values in zip(whole, (packed.codes, packed.scales), strict=True):
-            target[part.rows] = values
-    return Packed(first.bits, first.group, *whole, offsets=_joined(height, offsets) if offsets else None)
+        codes[part.rows], scales[part.rows] = packed.codes, packed.scales
+    return Packed(first.bits, first.group, codes, scales, offsets=_joined(height, offsets) if offsets else None)
