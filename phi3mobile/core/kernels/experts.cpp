@@ -10,7 +10,7 @@
 namespace phi3mobile {
 namespace {
 
-constexpr int64_t kSpare = 16;        // values past the end that XNNPACK may read
+constexpr int64_t kSpare = 16;              // values past the end that XNNPACK may read
 constexpr int64_t kWorthThreads = 1 << 14;  // elements of an elementwise loop below which threads save nothing
 constexpr int64_t kWorthWaking = 1 << 18;   // multiply-adds of a product below which threads save nothing
 constexpr int64_t kLanes = 16;
@@ -139,8 +139,8 @@ std::unique_ptr<Experts> Experts::open(const std::string& path, uint64_t budget,
   const size_t outputs[2] = {2 * size_t(h.inner), h.hidden}, inputs[2] = {h.hidden, h.inner}, groups[2] = {h.group13, h.group2};
   bool made_all = xnn_initialize(nullptr) == 0 && xnn_create_convert_nc_f32_qd8(0, &made->rounding_) == 0;
   for (int i = 0; i < 2 && made_all; ++i) {
-    made_all = xnn_create_fully_connected_nc_qd8_f32_qb4w(inputs[i], outputs[i], inputs[i], outputs[i], groups[i], 8, scales.data(),
-                   codes.data(), nullptr, -most, most, 0, &provider, &made->products_[i]) == 0;
+    made_all = xnn_create_fully_connected_nc_qd8_f32_qb4w(inputs[i], outputs[i], inputs[i], outputs[i], groups[i], 8,
+                   scales.data(), codes.data(), nullptr, -most, most, 0, &provider, &made->products_[i]) == 0;
   }
   if (!made_all) {
     *error = path + ": XNNPACK can't multiply by experts of this shape";
@@ -209,8 +209,7 @@ std::string Experts::compute(int expert, int64_t used) {
   return "";
 }
 
-std::string Experts::run(
-    int layer, const Routing& routing, const float* x, const float* router, int64_t count, float* out) {
+std::string Experts::run(int layer, const Routing& routing, const float* x, const float* router, int64_t count, float* out) {
   const ExpertHeader& h = file_->header();
   const int64_t hidden = h.hidden, used = routing.used;
   if (layer < 0 || layer >= int(h.layers) || routing.experts != int(h.experts) || used < 1 || used > routing.experts) {

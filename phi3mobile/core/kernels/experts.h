@@ -27,8 +27,8 @@ class Experts {
   static std::unique_ptr<Experts> open(const std::string& path, uint64_t budget, int used, std::string* error);
   ~Experts();
 
-  // x [count, hidden] through the mixture of a layer, into out [count, hidden]. Empty, or one line. The result of a row does not
-  // depend on the others: each is rounded alone, and the experts' results are added in the experts' order.
+  // x [count, hidden] through the mixture of a layer, into out [count, hidden]. Empty, or one line. The result of a row does
+  // not depend on the others: each is rounded alone, and the experts' results are added in the experts' order.
   std::string run(int layer, const Routing& routing, const float* x, const float* router, int64_t count, float* out);
 
   const ExpertFile& file() const { return *file_; }

@@ -31,7 +31,8 @@ bool is_dense(const Tensor& x) {
 Tensor& sparse_moe_out(KernelRuntimeContext& context, const Tensor& x, const Tensor& router, int64_t layer, int64_t used,
     double jitter, Tensor& out) {
   Experts* experts = running_experts;
-  ET_KERNEL_CHECK_MSG(context, experts != nullptr, InvalidState, out, "experts: this model was opened without its file of experts");
+  ET_KERNEL_CHECK_MSG(
+      context, experts != nullptr, InvalidState, out, "experts: this model was opened without its file of experts");
   const auto& h = experts->file().header();
   const bool fits = is_dense(x) && is_dense(router) && x.size(1) == int64_t(h.hidden) && router.size(1) == int64_t(h.hidden) &&
                     router.size(0) == int64_t(h.experts) && used >= 1 && used <= std::min<int64_t>(router.size(0), kMostUsed);

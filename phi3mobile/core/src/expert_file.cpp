@@ -13,8 +13,8 @@ namespace phi3mobile {
 namespace {
 
 constexpr uint32_t kVersion = 1, kMostLayers = 4096, kMostExperts = 4096, kMostWidth = 1 << 20;
-constexpr int kReaders = 2;        // reads in flight: one more gains nothing on flash, one less loses a quarter
-constexpr float kAgeing = 0.97f;   // of a score, each time its layer runs
+constexpr int kReaders = 2;       // reads in flight: one more gains nothing on flash, one less loses a quarter
+constexpr float kAgeing = 0.97f;  // of a score, each time its layer runs
 constexpr int kAsked = 1, kThere = 2, kFailed = 3;
 
 uint64_t padded(uint64_t size) { return (size + kAlign - 1) / kAlign * kAlign; }
@@ -51,8 +51,9 @@ uint64_t checksum(const void* bytes, uint64_t size) {
 
 // Header, checksums and size of a file; its data are not read. Empty, or one line.
 std::string read_header(const std::string& path, int file, ExpertHeader* header, std::vector<uint64_t>* sums) {
-  struct stat status {};
-  if (fstat(file, &status) != 0 || !read_all(file, header, sizeof *header, 0)) return path + " is too short for a file of experts";
+  struct stat status{};
+  if (fstat(file, &status) != 0 || !read_all(file, header, sizeof *header, 0))
+    return path + " is too short for a file of experts";
   if (std::memcmp(header->magic, "P3ME", 4) != 0 || header->version != kVersion) {
     return path + " is not a file of experts that this version reads";
   }
@@ -189,8 +190,8 @@ void ExpertFile::work() {
 
 void ExpertFile::read(const Job& job, std::string* error) {
   uint8_t* to = job.slot->memory + (job.part ? part2_at_ : 0);
-  const std::string where = "layer " + std::to_string(job.record / header_.experts) + ", expert " +
-                            std::to_string(job.record % header_.experts);
+  const std::string where =
+      "layer " + std::to_string(job.record / header_.experts) + ", expert " + std::to_string(job.record % header_.experts);
   if (!read_all(file_, to, padded(part_bytes(job.part)), offset(job.record, job.part))) {
     *error = path_ + " can't be read at " + where + ": it is cut off or the disk fails";
   } else if (checksum(to, part_bytes(job.part)) != sums_[2 * job.record + job.part]) {

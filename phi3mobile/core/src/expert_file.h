@@ -1,8 +1,9 @@
 // A file of experts and the memory they are computed from: mapped where all fit, else read into slots.
 //
-// Layout, little-endian: a header of 64 bytes, two checksums (w13, w2) for each record, padding to kAlign; then one record for each
-// layer and expert, [w13][w2], each part at a multiple of kAlign. In a bundle ("plain") a part is its codes, two to a byte as in
-// models/quantized.py, then its bfloat16 scales; in the cache ("packed") it is what XNNPACK makes of that on this machine.
+// Layout, little-endian: a header of 64 bytes, two checksums (w13, w2) for each record, padding to kAlign; then one record for
+// each layer and expert, [w13][w2], each part at a multiple of kAlign. In a bundle ("plain") a part is its codes, two to a byte
+// as in models/quantized.py, then its bfloat16 scales; in the cache ("packed") it is what XNNPACK makes of that on this
+// machine.
 #pragma once
 
 #include <condition_variable>
@@ -58,7 +59,7 @@ class ExpertFile {
  private:
   struct Slot {
     uint8_t* memory = nullptr;
-    int expert = -1;   // that it holds; of a shared slot, in this call
+    int expert = -1;        // that it holds; of a shared slot, in this call
     int state[2] = {0, 0};  // of the parts: 0 nothing, 1 asked for, 2 there, 3 failed
   };
   struct Job {

@@ -1,5 +1,5 @@
-// A bundle's plain experts -> XNNPACK's packed form on this machine, once: the library packs slowly (0.13 GB/s a core where this
-// was written), so a forward could not do it while it reads.
+// A bundle's plain experts -> XNNPACK's packed form on this machine, once: the library packs slowly (0.13 GB/s a core where
+// this was written), so a forward could not do it while it reads.
 #include "expert_file.h"
 #include "xnnpack_operators.h"
 
@@ -90,10 +90,11 @@ std::string pack_experts(const std::string& plain, const std::string& packed, in
   const int records = int(h.layers * h.experts);
   ExpertHeader made = h;
   made.packed = 1;
-  {  // how large a packed part is
+  {                                                                            // how large a packed part is
     std::vector<uint8_t> sample(size_t(std::max(h.bytes13, h.bytes2)), 0x3f);  // scales have to be sensible: 0x3f3f is 0.75
     Packing probe;
-    if (!pack(sample.data(), 2 * size_t(h.inner), h.hidden, h.group13, &probe)) return "XNNPACK can't pack experts of this shape";
+    if (!pack(sample.data(), 2 * size_t(h.inner), h.hidden, h.group13, &probe))
+      return "XNNPACK can't pack experts of this shape";
     made.bytes13 = probe.size;
     if (!pack(sample.data(), h.hidden, h.inner, h.group2, &probe)) return "XNNPACK can't pack experts of this shape";
     made.bytes2 = probe.size;

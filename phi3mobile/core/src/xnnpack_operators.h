@@ -43,6 +43,4 @@ int xnn_run_operator(xnn_operator_t op, pthreadpool* threads);
 int xnn_delete_operator(xnn_operator_t op);
 }
 
-namespace executorch::extension::threadpool {
-pthreadpool* get_pthreadpool();
-}
+namespace executorch::extension::threadpool { pthreadpool* get_pthreadpool(); }
