@@ -38,6 +38,7 @@ def test_float32_cache_equals_the_torch_model(name, checkpoint_of, bundle_of):
     same_logits(*engines, tokens[:20], 0, long=True)
 
 
+@pytest.mark.slow
 def test_int8_cache_costs_little(checkpoint_of, bundle_of):
     torch_engine, program = both("tiny-partial", "host", checkpoint_of, bundle_of)
     tokens = some_tokens(program, 40)

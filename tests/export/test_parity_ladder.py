@@ -186,6 +186,7 @@ def truncated(checkpoint, folder, layers):
     return write_checkpoint(folder, config, tensors, torch.float16, companion_files(checkpoint))
 
 
+@pytest.mark.slow
 def test_real_layers_compute_what_the_torch_model_does(demo_checkpoint, tmp_path):
     """Few layers: where an int8 activation rounds the other way, the error has no 30 layers to grow in."""
     checkpoint = truncated(demo_checkpoint, tmp_path / "checkpoint", 2)

@@ -206,6 +206,7 @@ def qat_table(base: Path, folder: Path, steps: int = 4, **more) -> dict:
     return values
 
 
+@pytest.mark.slow
 def test_what_qat_trained_is_what_the_program_computes(tmp_path, start):
     from phi3mobile.bundle import open_bundle
     from phi3mobile.export.build import export
