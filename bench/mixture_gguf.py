@@ -11,7 +11,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from phi3mobile.bench.to_gguf import Kind
+from phi3mobile.bench.to_gguf import Kind, add_keys
 from phi3mobile.errors import InputError
 from phi3mobile.files import whole_file
 from phi3mobile.models.experts import MixtureConfig
@@ -27,19 +27,9 @@ def write_random_gguf(config: MixtureConfig, path: Path) -> None:
         )
     with whole_file(path) as partial:
         writer = gguf.GGUFWriter(partial, "phimoe")
-        writer.add_context_length(config.max_position_embeddings)
-        writer.add_embedding_length(config.hidden_size)
-        writer.add_block_count(config.num_hidden_layers)
-        writer.add_feed_forward_length(config.intermediate_size)
-        writer.add_head_count(config.num_attention_heads)
-        writer.add_head_count_kv(config.num_key_value_heads)
-        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-        writer.add_rope_freq_base(config.rope_theta)
-        writer.add_rope_dimension_count(config.head_dim)
+        add_keys(writer, config)
         writer.add_expert_count(config.num_local_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
-        writer.add_vocab_size(config.vocab_size)
-        writer.add_tokenizer_model("none")
         tensors = list(_tensors(config))
         for name, shape, kind in tensors:
             stored = shape if kind == Kind.F32 else (*shape[:-1], shape[-1] // 32 * _BLOCK[kind])

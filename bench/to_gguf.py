@@ -39,7 +39,7 @@ def write_gguf(
     }
     with whole_file(path) as partial:
         writer = gguf.GGUFWriter(partial, "llama")
-        _add_keys(writer, config)
+        add_keys(writer, config)
         for name, shape in shapes.items():
             stored = _stored_shape(shape, kinds[name])
             dtype = _STORED.get(kinds[name], np.dtype(np.uint8))
@@ -71,7 +71,8 @@ def _quantized(tensor: np.ndarray, kind: Kind, pool: ThreadPoolExecutor) -> np.n
     return np.concatenate(list(pool.map(lambda rows: gguf.quants.quantize(rows, kind), chunks)))
 
 
-def _add_keys(writer: gguf.GGUFWriter, config: DecoderConfig) -> None:
+def add_keys(writer: gguf.GGUFWriter, config: DecoderConfig) -> None:
+    """The metadata of the shapes that every architecture has; no vocabulary."""
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
