@@ -37,13 +37,12 @@ def beside(path: Path) -> Iterator[Path]:
     What dead processes left in that folder, whatever they were writing, goes before. Raises OSError.
     """
     sweep(path.parent)
-    stem = os.fsdecode(os.fsencode(path.name)[:200])  # names end at 255 bytes
-    partial = path.with_name(f".{stem}.partial-{secrets.token_hex(6)}")
-    with _locked(partial):
-        try:
-            yield partial
-        finally:
-            remove(partial)
+    partial, file = _claim(path)
+    try:
+        yield partial
+    finally:
+        remove(partial)
+        _let_go(_lock_of(partial), file)
 
 
 @contextmanager
@@ -83,19 +82,19 @@ def remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-@contextmanager
-def _locked(partial: Path) -> Iterator[None]:
-    file = _take(_lock_of(partial), os.O_CREAT | os.O_EXCL)
-    if file is None:
-        raise OSError(0, "another process is sweeping here without an end", str(partial))
-    try:
-        yield
-    finally:
-        _let_go(_lock_of(partial), file)
+def _claim(path: Path) -> tuple[Path, int]:
+    """A new hidden name beside `path`, and its open lock. A sweep may hold a lock that is not locked yet: then another name."""
+    stem = os.fsdecode(os.fsencode(path.name)[:200])  # names end at 255 bytes
+    for _ in range(20):
+        partial = path.with_name(f".{stem}.partial-{secrets.token_hex(6)}")
+        file = _take(_lock_of(partial), os.O_CREAT | os.O_EXCL)
+        if file is not None:
+            return partial, file
+    raise OSError(0, "another process is sweeping here without an end", str(path))
 
 
 def _take(lock: Path, flags: int) -> int | None:
-    """Open and lock; None: another process has it. A sweep may take the file away just before it is locked: then again."""
+    """Open and lock; None: another process has it."""
     for _ in range(20):
         file = os.open(lock, os.O_RDWR | flags, 0o600)
         if os.fstat(file).st_size == 0:
@@ -104,9 +103,9 @@ def _take(lock: Path, flags: int) -> int | None:
         if locked is not False and _is(file, lock):
             return file
         os.close(file)
-        if locked is False and not flags & os.O_EXCL:
+        if locked is False or flags & os.O_EXCL:
             return None
-    return None
+    return None  # who had it took it away, each time just before it was ours
 
 
 def _let_go(lock: Path, file: int) -> None:
@@ -142,7 +141,7 @@ def _dead(partial: Path) -> Iterator[bool]:
     locked, dead = flock(file), False
     try:
         if locked is not False and _is(file, lock):
-            ours = os.pread(file, 200, 0).decode(errors="replace") == _kernel()
+            ours = os.pread(file, 200, 0).decode(errors="replace") in (_kernel(), "")  # "": killed before it wrote anything
             dead = bool(locked and ours) or _untouched(partial, lock)
         yield dead
     finally:

@@ -15,6 +15,7 @@ Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 logging.raiseExceptions = False  # a library's handler holds the captured stderr of a test that has ended
+os.environ.setdefault("KIVY_NO_FILELOG", "1")  # as the app does: its file takes all that any library logs, and no odd file name
 
 
 @pytest.fixture(scope="session")
