@@ -14,8 +14,9 @@ from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEv
 
 from phi3mobile.export.packed import EMBEDDING, PackedModel
 from phi3mobile.export.recipe import find_recipe
-from phi3mobile.export.targets.executorch import stamp
+from phi3mobile.export.targets.executorch import stamp, templates
 from phi3mobile.export.targets.executorch.segments import Segment, segment_vectors
+from phi3mobile.export.targets.executorch.templates import Template, kept, name_of
 from phi3mobile.export.targets.executorch.write import (
     ExportedDecoder,
     PackedEmbedding,
@@ -107,3 +108,52 @@ def test_a_changed_packing_is_an_error(checkpoint_of, monkeypatch):
     monkeypatch.setattr(stamp, "named_data", lambda value: [("0" * 64, value.codes)])
     with pytest.raises(RuntimeError, match=r"packs .* in another way"):
         stamp.lower(packed, "start", CHUNK)
+
+
+def test_what_was_lowered_once_is_not_lowered_again(checkpoint_of, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    lowered, real = [], stamp.to_edge_transform_and_lower
+    monkeypatch.setattr(stamp, "to_edge_transform_and_lower", lambda *rest, **more: lowered.append(1) or real(*rest, **more))
+    packed = PackedModel(open_checkpoint(checkpoint_of("tiny-gqa")), find_recipe("host"))
+    first = stamp.lower(packed, "start", CHUNK)
+    assert stamp.lower(packed, "start", CHUNK) == first and len(lowered) == 1
+    assert stamp.lower(packed, "start", CHUNK + 1).kind == "start" and len(lowered) == 2  # another range of T
+
+
+def test_a_damaged_or_forbidden_cache_costs_time_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    template = Template("start", "stock", b"\0payload", {"qkv": ["a", "b"]}, {"eps": (b"\1\2", 16)}, (1, 0))
+    made: list[int] = []
+    assert kept("x", lambda: made.append(1) or template) == template == kept("x", lambda: pytest.fail("it is there"))
+    (path,) = (tmp_path / "phi3mobile" / "lowered").iterdir()
+    whole = path.read_bytes()
+    for damage in (b"", b"{}", b"[1]", b"null", b'"x"', whole[:-20], b"\xff", whole.replace(b'"kind"', b'"k"')):
+        path.write_bytes(damage)
+        made.clear()
+        assert kept("x", lambda: made.append(1) or template) == template and made
+        assert path.read_bytes() == whole
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    made.clear()
+    assert kept("x", lambda: made.append(1) or template) == template and made
+
+
+def test_a_name_says_all_that_a_lowering_depends_on(monkeypatch):
+    class Scaled(torch.nn.Module):
+        def __init__(self, scale: float, times: float) -> None:
+            super().__init__()
+            self.times = times
+            self.register_buffer("scale", torch.tensor([scale]))
+
+        def forward(self, x):
+            return x * self.scale * self.times
+
+    def name(scale=2.0, times=3.0, width=4, top=8, *more):
+        shapes = ({0: torch.export.Dim("T", min=1, max=top)},)
+        return name_of(torch.export.export(Scaled(scale, times), (torch.ones(3, width),), dynamic_shapes=shapes), *more)
+
+    others = [name(2.5), name(2.0, 3.5), name(2.0, 3.0, 5), name(2.0, 3.0, 4, 9), name(2.0, 3.0, 4, 8, "end")]
+    monkeypatch.setattr(templates, "version", lambda package: "1.2.3")
+    assert len({name(), *others}) == 6 and name() == name()
+    monkeypatch.undo()
+    assert name() not in {*others}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,8 @@ from executorch.exir.backend.partitioner import DelegationSpec, Partitioner, Par
 from executorch.exir.backend.utils import tag_constant_data
 from executorch.exir.delegate import executorch_call_delegate
 from executorch.exir.lowered_backend_module import LoweredBackendModule
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 
 from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.targets.executorch.options import recipe_of
@@ -37,6 +39,7 @@ from phi3mobile.export.targets.executorch.segments import (
     projected_shapes,
     segment_parts,
 )
+from phi3mobile.export.targets.executorch.templates import Template, kept, name_of
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.form import Form
 from phi3mobile.models.quantized import Packed
@@ -58,18 +61,6 @@ class _WholeGraph(Partitioner):
                     tag_as_implicit_q_dq(node)
         tag_constant_data(ep)
         return PartitionResult(ep, {"segment": DelegationSpec(XnnpackBackend.__name__, [])})
-
-
-@dataclass(frozen=True)
-class Template:
-    """A lowered segment whose weights are stand-ins."""
-
-    kind: str
-    attention: str
-    payload: bytes
-    keys: dict[str, list[str]]  # matrix's name -> its keys in the payload, in the order of `named_data`
-    shared: dict[str, tuple[bytes, int]]  # key -> bytes and alignment of the named data that every copy has (1/K, eps)
-    order: tuple[int, ...]  # which of the segment's inputs the delegate takes, in its order
 
 
 def named_data(value: Packed) -> list[tuple[str, torch.Tensor]]:
@@ -117,7 +108,10 @@ def _stand_in(rows: int, width: int, form: Form, generator: torch.Generator) -> 
 
 
 def lower(packed: PackedModel, kind: str, chunk: int, layer: int = 0) -> Template:
-    """Lower one segment of the structure that it has at `layer`, T dynamic in [1, chunk], to a single delegate."""
+    """Lower one segment of the structure that it has at `layer`, T dynamic in [1, chunk], to a single delegate.
+
+    Raises RuntimeError if ExecuTorch packs weights in another way than named_data expects.
+    """
     config, attention, matrices = packed.config, recipe_of(packed).attention, stand_ins(packed, kind, layer)
     inputs = example_inputs(config, kind, attention, min(3, chunk))
     length = torch.export.Dim("T", min=1, max=chunk)
@@ -129,22 +123,27 @@ def lower(packed: PackedModel, kind: str, chunk: int, layer: int = 0) -> Templat
             dynamic_shapes=(first, tuple(rest)),
             strict=False,
         )
-        edge = to_edge_transform_and_lower(
-            exported, partitioner=[_WholeGraph()], compile_config=EdgeCompileConfig(_check_ir_validity=False)
-        ).exported_program()
+        keys = {name: [key for key, _ in named_data(value)] for name, value in matrices.items()}
+        return kept(name_of(exported, kind, attention, keys), lambda: _template(exported, kind, attention, keys))
+
+
+def _template(exported: ExportedProgram, kind: str, attention: str, keys: dict[str, list[str]]) -> Template:
+    inputs = sum(spec.kind is InputKind.USER_INPUT for spec in exported.graph_signature.input_specs)
+    edge = to_edge_transform_and_lower(
+        exported, partitioner=[_WholeGraph()], compile_config=EdgeCompileConfig(_check_ir_validity=False)
+    ).exported_program()
     call = next(node for node in edge.graph.nodes if node.target is executorch_call_delegate)
     lowered = getattr(edge.graph_module, call.args[0].target)
     named = lowered.named_data_store_output
     placeholders = [node for node in edge.graph.nodes if node.op == "placeholder"]
     order = tuple(placeholders.index(argument) for argument in call.args[1:])
     outputs = [node.args[1] for node in edge.graph.output_node().args[0]]  # each is (the call)[index]
-    keys = {name: [key for key, _ in named_data(value)] for name, value in matrices.items()}
     own = {key for names in keys.values() for key in names}
     shared = {
         key: (named.buffers[entry.buffer_index], entry.alignment) for key, entry in named.pte_data.items() if key not in own
     }
     missing = [name for name, own in keys.items() if any(key not in named.pte_data for key in own)]
-    if missing or len(placeholders) != len(inputs) or outputs != list(range(len(outputs))):
+    if missing or len(placeholders) != inputs or outputs != list(range(len(outputs))):
         raise RuntimeError(f"segment {kind}: XNNPACK's lowering packs {missing or 'inputs or outputs'} in another way")
     return Template(kind, attention, lowered.processed_bytes, keys, shared, order)
 
