@@ -15,7 +15,10 @@ Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 logging.raiseExceptions = False  # a library's handler holds the captured stderr of a test that has ended
-os.environ.setdefault("KIVY_NO_FILELOG", "1")  # as the app does: its file takes all that any library logs, and no odd file name
+# Kivy, once imported, makes every library log all it does, and neither its file (which the app switches off, too) nor xdist
+# takes file names that are not UTF-8.
+os.environ.setdefault("KIVY_NO_FILELOG", "1")
+logging.getLogger("fsspec").setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session")
