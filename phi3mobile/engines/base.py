@@ -36,6 +36,10 @@ class Engine(Protocol):
         """
         ...
 
+    def forward_embeddings(self, rows: np.ndarray, position: int, long: bool = False) -> np.ndarray:
+        """As forward, of embeddings float32 [T, hidden] in place of tokens: a picture's. InputError where it takes none."""
+        ...
+
     def reset(self) -> None:
         """Forget the sequence."""
         ...

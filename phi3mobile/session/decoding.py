@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass, field
+from itertools import groupby
 from time import perf_counter
 
 import numpy as np
@@ -17,9 +18,13 @@ from phi3mobile.session.sampling import Sampling, sample
 
 @dataclass
 class Rows:
-    """What the engine's KV cache holds: row i was computed from tokens[i]. True also after a failed or stopped run."""
+    """What the engine's KV cache holds: row i was computed from tokens[i]. True also after a failed or stopped run.
+
+    Negative tokens are rows of pictures, of which `embeddings` gives float32 [T, hidden].
+    """
 
     engine: Engine
+    embeddings: Callable[[list[int]], np.ndarray] | None = None
     tokens: list[int] = field(default_factory=list)
     long: bool = False  # computed with LongRoPE's long factors
     farthest: int = 0  # end of the farthest row written since row 0 was
@@ -29,9 +34,22 @@ class Rows:
         del self.tokens[position:]  # before the call: if it fails, these rows are unknown
         self.long = long
         self.farthest = max(self.farthest if position else 0, position + len(tokens))
-        logits = self.engine.forward(np.asarray(tokens, dtype=np.int64), position, long=long)
+        logits = self._run(tokens, position, long)
         self.tokens += tokens
         return logits
+
+    def _run(self, tokens: list[int], position: int, long: bool) -> np.ndarray:
+        """Text and pictures one after the other: an engine takes either."""
+        logits = []
+        for of_picture, run in groupby(tokens, lambda token: token < 0):
+            part = list(run)
+            if of_picture:
+                assert self.embeddings is not None
+                logits.append(self.engine.forward_embeddings(self.embeddings(part), position, long=long))
+            else:
+                logits.append(self.engine.forward(np.asarray(part, dtype=np.int64), position, long=long))
+            position += len(part)
+        return logits[0] if len(logits) == 1 else np.concatenate(logits)
 
     def common(self, tokens: list[int]) -> int:
         """Length of the prefix that `tokens` shares with the cache."""
@@ -153,8 +171,10 @@ class Decoder:
 
     def _counted(self) -> list[int]:
         """The tokens that the repetition penalty counts."""
-        if self.sampling.penalize_prompt or self.sampling.repetition_penalty == 1:
-            return self.tokens
+        if self.sampling.repetition_penalty == 1:
+            return []
+        if self.sampling.penalize_prompt:
+            return [token for token in self.tokens if token >= 0] if self.rows.embeddings else self.tokens
         return self.tokens[len(self.tokens) - self.generated_tokens :]
 
     def _end(self) -> None:

@@ -6,18 +6,23 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from phi3mobile.engines import Engine
+from phi3mobile.engines.tower import Tower
 from phi3mobile.errors import InputError
+from phi3mobile.session.content import encode, has_images, plain, see
 from phi3mobile.session.conversation import Window
 from phi3mobile.session.decoding import Decoder, Rows
 from phi3mobile.session.defaults import MAX_TOKENS, chosen_sampling
 from phi3mobile.session.guidance import Guide
 from phi3mobile.session.repetition import Repetition
 from phi3mobile.session.sampling import GREEDY, Sampling
+
+if TYPE_CHECKING:
+    from phi3mobile.session.pictures import Pictures
 
 Overflow = Literal["stop", "slide"]
 
@@ -62,7 +67,9 @@ class Statistics:
 class Session:
     """Text generation over one KV cache; a conversation's next turn prefills only what is new.
 
-    `bundle` is a path or an opened Bundle; `engine` replaces the bundle's own, and must be given with other Parts.
+    `bundle` is a path or an opened Bundle; `engine` replaces the bundle's own, and must be given with other Parts, as must
+    a `tower` if these see pictures. num_crops: of each picture at most, default the model's; features: a folder where what
+    the tower saw is kept for other sessions.
     One generation runs at a time: starting another ends the one before. `cancel` may come from any thread.
     """
 
@@ -72,6 +79,9 @@ class Session:
         engine: Engine | None = None,
         *,
         experts_memory: int | None = None,
+        tower: Tower | None = None,
+        num_crops: int | None = None,
+        features: Path | None = None,
         on_event: Callable[[str], None] = lambda event: None,
     ) -> None:
         from phi3mobile.bundle import Bundle, open_bundle  # here: with Parts given, a Session needs no files
@@ -84,8 +94,20 @@ class Session:
                 raise TypeError("a Session over other parts than a bundle's must be given its engine")
             engine = open_engine(self.parts, experts_memory=experts_memory)
         self.engine = engine
+        if tower is None and getattr(self.parts, "vision", None) is not None:
+            from phi3mobile.engines.registry import open_tower
+
+            assert isinstance(self.parts, Bundle)
+            tower = open_tower(self.parts)
+        self.pictures: Pictures | None = None  # None: the model sees none
+        if tower is not None:
+            from phi3mobile.session.pictures import Pictures
+
+            self.pictures = Pictures(tower, num_crops, features, on_event)
+        elif num_crops is not None:
+            raise InputError(f"num_crops is {num_crops}: this model sees no pictures; leave it out")
         self.statistics: Statistics | None = None  # of the last answer that ended
-        self._rows = Rows(self.engine)
+        self._rows = Rows(self.engine, self.pictures.embeddings if self.pictures else None)
         self._on_event = on_event
         self._cancel = Event()
         self._running: Generator[str] | None = None
@@ -97,7 +119,7 @@ class Session:
 
     def generate(
         self,
-        messages: Sequence[dict[str, str]],
+        messages: Sequence[dict[str, Any]],
         *,
         sampling: Sampling | None = None,
         max_tokens: int | None = MAX_TOKENS,
@@ -113,7 +135,7 @@ class Session:
         repetition_penalty: float | None = None,
         seed: int | None = None,
     ) -> Iterator[str]:
-        """Stream the answer to `messages` ({"role", "content"} each).
+        """Stream the answer to `messages` ({"role", "content"} each; a content is a text, or a list of texts and images).
 
         `sampling`, or its fields by name (Sampling says what they mean). What is not given is the bundle's: as its checkpoint
         asks, else greedy, with a repetition penalty of 1.1 for models below 1e9 parameters; guided answers are greedy.
@@ -127,10 +149,10 @@ class Session:
         """
         if overflow not in ("stop", "slide"):
             raise InputError(f'overflow is {overflow!r}; it must be "stop" or "slide"')
-        messages = _checked(messages)
+        messages = _checked(messages, self.pictures is not None)
         window = Window(
             messages,
-            encode=lambda kept: self.parts.chat.encode(self.parts.tokenizer, kept),
+            encode=self._encoded,
             max_context=self.engine.info.max_context,
             common=self._rows.common,
             on_event=self._on_event,
@@ -212,6 +234,14 @@ class Session:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def _encoded(self, messages: list[dict[str, Any]]) -> list[int]:
+        """The prompt's ids; of a model that sees pictures, with theirs."""
+        chat, tokenizer, pictures = self.parts.chat, self.parts.tokenizer, self.pictures
+        if pictures is None:
+            return chat.encode(tokenizer, messages)
+        seen = see(messages)
+        return encode(chat, tokenizer, seen.messages, lambda number: pictures.ids(seen.images[number - 1]))
+
     def _sampling(self, sampling: Sampling | None, guide: Guide | None, **given: float | None) -> Sampling:
         return chosen_sampling(GREEDY if guide else getattr(self.parts, "sampling", GREEDY), sampling, given)
 
@@ -234,7 +264,7 @@ class Session:
         if not tokens:
             raise InputError("the prompt has no tokens; write some text")
         if len(tokens) >= self.engine.info.max_context:
-            raise self._too_long(len(tokens), "the prompt has")
+            raise self._too_long(len(tokens), "the prompt has", tokens)
         self._end_running()
         if guide:
             # A slid window keeps the last turn and the answer: the answer has all the other room.
@@ -286,12 +316,15 @@ class Session:
                 raise RuntimeError("this session is generating in another thread: cancel() it and wait first") from None
             self._running = None
 
-    def _too_long(self, length: int, what: str) -> InputError:
+    def _too_long(self, length: int, what: str, tokens: Sequence[int] = ()) -> InputError:
         limit = self.engine.info.max_context
-        return InputError(
-            f"{what} {length} tokens; the context holds {limit}, of which the answer needs at least 1: "
-            "shorten it, drop older messages, or export with a larger context"
-        )
+        too_long = f"{what} {length} tokens; the context holds {limit}, of which the answer needs at least 1: "
+        of_pictures = sum(token < 0 for token in tokens)
+        if self.pictures and of_pictures:
+            fits = self.pictures.smaller(tokens, limit - 1)
+            todo = f"{of_pictures} are of pictures, " + (f"num_crops {fits} would fit" if fits else "show fewer of them")
+            return InputError(too_long + todo)
+        return InputError(too_long + "shorten it, drop older messages, or export with a larger context")
 
 
 class StopGate:
@@ -324,15 +357,23 @@ class StopGate:
         return held
 
 
-def _checked(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """A copy of the messages. Which roles may follow each other is the chat format's to say."""
+def _checked(messages: Sequence[dict[str, Any]], sees: bool) -> list[dict[str, Any]]:
+    """A copy of the messages, lists of texts joined where nobody sees pictures. Which roles may follow is the chat format's."""
     checked = list(messages)
     if not checked:
         raise InputError("there are no messages; give at least one user message")
+    if not sees and has_images(checked):
+        raise InputError("a picture was given, and this model reads text only: export a model that sees, or leave it out")
+    checked = checked if sees else plain(checked)
     for index, message in enumerate(checked):
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+        content = message.get("content") if isinstance(message, dict) else None
+        if (
+            content is None
+            or not isinstance(message.get("role"), str)
+            or not isinstance(content, str | (list if sees else str))
+        ):
             raise InputError(f"message {index} is {message!r:.80}; it must be a dict with the texts role and content")
-    if checked[-1]["role"] == "user" and not checked[-1]["content"].strip():
+    if checked[-1]["role"] == "user" and isinstance(last := checked[-1]["content"], str) and not last.strip():
         raise InputError("the prompt is empty: the last user message has no text; write one")
     return [dict(message) for message in checked]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import takewhile
 
 SHORTEST, HASHED, LONGEST = 2, 4, 8  # tokens that must match; n-grams kept; a longer match says no more
 LENGTHS = 3, 7, 15  # of a draft
@@ -46,7 +47,7 @@ class Draft:
         draft: list[int] = []
         for index in range(start, start + length):  # past the end the draft quotes itself: a period goes on
             draft.append(self._tokens[index] if index < end else draft[index - end])
-        return draft
+        return list(takewhile(lambda token: token >= 0, draft))  # a picture is no text to quote
 
     def _match(self) -> tuple[int, int]:
         """Index of the token that followed the longest n-gram known, and how many tokens before it match; 0: none."""
