@@ -9,7 +9,7 @@ import re
 import tempfile
 import warnings
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -71,7 +71,7 @@ def picture_hash(picture: np.ndarray) -> str:
     """SHA-256 of an opened picture's shape and bytes, in hex: equal pictures have equal ones, whatever file they came in."""
     digest = hashlib.sha256(str(picture.shape).encode())
     for rows in _blocks(*picture.shape[:2]):
-        digest.update(np.ascontiguousarray(picture[rows]))
+        digest.update(np.ascontiguousarray(picture[rows]).data)
     return digest.hexdigest()
 
 
@@ -118,7 +118,7 @@ def _read(file: IO[bytes], name: str) -> np.ndarray:
     file.seek(0)
     if not head:
         raise InputError(f"{name} is empty; give a picture's file")
-    formats = FORMATS
+    formats: tuple[str, ...] = FORMATS
     avif = head[4:8] == b"ftyp" and (b"avif" in head or b"avis" in head)
     if head[4:8] == b"ftyp" and not avif and any(brand in head for brand in _HEIC):
         _register_heic(name)
@@ -129,7 +129,7 @@ def _read(file: IO[bytes], name: str) -> np.ndarray:
             image = Image.open(file, formats=formats)
         except UnidentifiedImageError:
             if avif:
-                raise InputError(f"{name} is AVIF, which this Pillow cannot read: save it as JPEG or PNG") from None
+                raise InputError(f"{name} is AVIF that Pillow cannot read here: save it as JPEG or PNG") from None
             raise InputError(f"{name} is not a picture that can be read: give JPEG, PNG, WebP, GIF, BMP or TIFF") from None
         except Image.DecompressionBombError as error:  # far above our limit
             (pixels,) = re.findall(r"\d+", str(error))[:1] or [0]
@@ -141,6 +141,8 @@ def _read(file: IO[bytes], name: str) -> np.ndarray:
 
 
 def _damaged(name: str, error: Exception) -> InputError:
+    if isinstance(error, MemoryError):
+        return InputError(f"{name} does not fit into memory: make it smaller")
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return InputError(f"{name} is cut short or damaged ({reason}): copy it again, or save it anew")
 
@@ -175,13 +177,13 @@ def _pixels(image: Image.Image, name: str, close: bool) -> np.ndarray:
         with tempfile.TemporaryFile() if size > _IN_MEMORY else io.BytesIO() as store:
             for rows in _blocks(height, width):
                 block = _rgb(image.crop((0, rows.start, width, rows.stop)), white)
-                store.write(np.ascontiguousarray(block))
+                store.write(np.ascontiguousarray(block).data)
             if close:
                 image.close()
             store.seek(0)
             return np.frombuffer(store.read(), np.uint8).reshape(height, width, 3)
     except ValueError as error:
-        raise InputError(f"{name} has colours of the kind {image.mode}, save it as RGB ({error})") from None
+        raise InputError(f"{name} has values of the kind {image.mode} ({error}): save it as RGB") from None
     except OSError as error:
         raise InputError(f"{name}: {size / 1e6:.0f} MB could not be kept in {tempfile.gettempdir()}: {error}") from None
 
@@ -192,7 +194,7 @@ def _white(image: Image.Image, name: str) -> float | None:
         return 65535
     if image.mode not in ("I", "F"):
         return None
-    lowest, highest = image.getextrema()
+    lowest, highest = cast(tuple[float, float], image.getextrema())
     limit = 65535 if image.mode == "I" else 255
     if not 0 <= lowest <= highest <= limit:
         raise InputError(f"{name} has values from {lowest} to {highest}, 0 to {limit} are read: scale them, or save 8 bits")

@@ -1,12 +1,11 @@
 """Bilinear, antialiased resizing of uint8 pictures: by Pillow where it is installed, else in numpy with the same bits.
 
-Pillow's way (src/libImaging/Resample.c): per axis a triangle as wide as the factor of reduction, weights in 22-bit fixed point,
-first along rows, rounded to uint8, then along columns. Done here in blocks of rows, so that a big picture is never held twice.
+Pillow's way (src/libImaging/Resample.c): per axis a triangle as wide as the factor of reduction, weights in 22-bit fixed
+point, first along rows, rounded to uint8, then along columns. Pillow 13 begins with columns where the height shrinks much
+more than the width; the models were trained before. Here in blocks of rows, so that a big picture is never held twice.
 """
 
 from __future__ import annotations
-
-from typing import cast
 
 import numpy as np
 
@@ -78,4 +77,4 @@ def _weights(length: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     distance = np.abs((first[:, None] + at - centre[:, None] + 0.5) * (1.0 / support))
     weights = np.where((distance < 1.0) & (at < taps[:, None]), 1.0 - distance, 0.0)
     weights /= np.cumsum(weights, axis=1)[:, -1:]
-    return first, cast(np.ndarray, (0.5 + weights * (1 << _BITS)).astype(np.int32))
+    return first, (0.5 + weights * (1 << _BITS)).astype(np.int32)

@@ -130,7 +130,8 @@ def _taps(factor: int) -> list[tuple[int, float]]:
 
 
 # float32 in the reference's order of operations: [3 channels, 256 values].
-_LEVELS = (np.arange(256, dtype=np.float32) / np.float32(255) - np.float32(MEAN)[:, None]) / np.float32(STD)[:, None]
+_MEAN, _STD = (np.array(values, np.float32)[:, None] for values in (MEAN, STD))
+_LEVELS = (np.arange(256, dtype=np.float32) / np.float32(255) - _MEAN) / _STD
 
 
 def _normalised(pixels: np.ndarray) -> np.ndarray:
