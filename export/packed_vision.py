@@ -88,10 +88,8 @@ class PackedVision:
 
     def part(self) -> dict[str, Packed | torch.Tensor]:
         """All of it, as solve.folder.write_part takes it."""
-        return {
-            name: replace(value, bias=None) if isinstance(value := self.tensor(name), Packed) else value
-            for name in self.names()
-        }
+        values = {name: self.tensor(name) for name in self.names()}
+        return {name: replace(value, bias=None) if isinstance(value, Packed) else value for name, value in values.items()}
 
     def nbytes(self) -> int:
         """Bytes of integers, scales and float32 values, from the shapes."""

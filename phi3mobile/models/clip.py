@@ -1,8 +1,8 @@
 """CLIP's vision tower, and the projector between it and a decoder, in torch: the reference of every exported tower.
 
-Attributes have the names of the checkpoint's tensors behind `model.vision_embed_tokens.`. A layer is one module, the same for
-all, because targets lower one and stamp the others. Formulas: transformers' CLIPVisionModel (hidden_states[-2] without the class
-token) and the released image_embedding_phi3_v.py.
+Attributes have the names of the checkpoint's tensors behind `model.vision_embed_tokens.`. All layers are one kind of module,
+because targets lower one and stamp the others. Formulas: transformers' CLIPVisionModel (hidden_states[-2] without the class
+token) and the released code of Phi-3-vision.
 """
 
 from __future__ import annotations
@@ -44,9 +44,8 @@ class Attention(nn.Module):
         self.v_proj, self.out_proj = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = (
-            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        heads = (self.heads, -1)
+        q, k, v = (linear(x).unflatten(-1, heads).transpose(1, 2) for linear in (self.q_proj, self.k_proj, self.v_proj))
         weights = torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(2, 3), dim=-1)
         return self.out_proj((weights @ v).transpose(1, 2).flatten(2))
 
@@ -130,7 +129,7 @@ class Vision(nn.Module):
 
     @torch.no_grad()
     def project(self, rows: torch.Tensor) -> torch.Tensor:
-        """Merged patches and separators float32 [T, 4 * hidden] -> what stands for tokens, float32 [T, the decoder's hidden]."""
+        """Merged patches and separators float32 [T, 4 * hidden] -> what stands for tokens, [T, the decoder's hidden]."""
         return self.img_projection(rows)
 
     @property

@@ -101,7 +101,7 @@ class VisionConfig:
         return sum(map(math.prod, self.tensors().values()))
 
     def is_dropped(self, name: str) -> bool:
-        """Whether a checkpoint's tensor is never used: the last layer and its norm, a second copy of the embedding, positions."""
+        """Whether a checkpoint's tensor is never used: the last layer, the norm behind it, a second embedding, positions."""
         last = re.escape(layer_prefix(self.layers))
         spare = rf"{re.escape(TOWER)}(post_layernorm\.(weight|bias)|embeddings\.position_ids)|{re.escape(PREFIX)}wte\.weight"
         return bool(re.fullmatch(rf"{last}.+|{spare}", name))

@@ -40,6 +40,9 @@ _SIZES = tuple(field.name for field in fields(VisionConfig) if field.name != "pr
 _CLIP = {"image_size": VisionConfig.image_size, "patch_size": VisionConfig.patch_size, "hidden_act": "quick_gelu"}
 
 
+_RELEASED = VisionConfig(3072)
+
+
 @dataclass(frozen=True)
 class Phi3VConfig(Phi3Config):
     """phi3's decoder and `vision`, the tower whose rows it takes."""
@@ -47,7 +50,7 @@ class Phi3VConfig(Phi3Config):
     family: ClassVar[str] = "phi3_v"
     layouts: ClassVar[tuple[str, ...]] = MODEL_TYPES
 
-    vision: VisionConfig = VisionConfig(3072)
+    vision: VisionConfig = _RELEASED
 
     def __post_init__(self) -> None:
         super().__post_init__()
