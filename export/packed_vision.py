@@ -25,7 +25,7 @@ from phi3mobile.models.vision_config import PREFIX, PROJECTOR, TOWER, VisionConf
 if TYPE_CHECKING:
     from phi3mobile.export.solve.rotate import Rotated
 
-BITS, GROUP = 8, 32  # the group of 4 bits
+GROUP = 32  # columns of a scale of 4 bits
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -37,14 +37,17 @@ class PackedVision:
     a model without a tower, and for bits or widths that can't be.
     """
 
-    def __init__(self, source: Checkpoint | Rotated | Integers, bits: int = BITS) -> None:
+    def __init__(self, source: Checkpoint | Rotated | Integers, bits: int = 8) -> None:
         if source.config.vision is None:
             raise InputError(f"model_type {source.config.family} takes no pictures: it has no vision tower to pack")
-        self.source, self.bits = source, bits
+        self.source = source
         self.config: VisionConfig = source.config.vision
         self._shapes, self._matrices = self.config.tensors(), frozenset(self.config.matrices())
+        if isinstance(source, Integers) and (form := source.form_of(f"{PROJECTOR}0.weight")):
+            bits = form.bits
         if bits not in (4, 8):
             raise InputError(f"a vision tower of {bits} bits: 4 or 8 are known")
+        self.bits = bits
         widths = (self.config.hidden_size, self.config.intermediate_size, self.config.projection_size)
         if bits == 4 and (uneven := [width for width in widths if width % GROUP]):
             raise InputError(f"a vision tower of 4 bits takes {GROUP} columns a scale: {uneven[0]} columns don't divide so")
@@ -120,7 +123,8 @@ def vision_decibels(source: Checkpoint | Rotated, packed: PackedVision, views: t
         tower = Tower(replace(config, num_hidden_layers=2))
     fill(tower, top, floats, TOWER)
     exact = tower.embed(views)
-    x, layers = exact.clone(), []
+    x = exact.clone()
+    layers: list[float] = []
     for index in range(config.layers):
         base = layer_prefix(index)
         with torch.device("meta"):

@@ -61,7 +61,7 @@ def quantize_checkpoint(
     chosen.check(floats.config)
     checkpoint = Rotated(floats) if rotate else floats
     text = calibration_of(load_tokenizer(folder), checkpoint.config, calibration)
-    require_space(out, checkpoint.config.parameters() + (64 << 20))
+    require_space(out, checkpoint.config.all_parameters() + (64 << 20))
     floats.check_values(progress)
     partial = out.absolute().with_name(f".{out.name}.unfinished")
     settings = [checkpoint.source_hash(), asdict(chosen), text.sha256, bits, rotate, version("phi3mobile")]
@@ -114,7 +114,7 @@ def solve_into(
     card = card_tokens(load_tokenizer(checkpoint.folder), config)
     measured = solve_checkpoint(checkpoint, folder, wanted.matrix_form, text.tokens, card, progress)
     if config.vision is not None:
-        write_part(folder / "packed-vision.safetensors", PackedVision(checkpoint).part())
+        write_part(folder / "packed-vision.safetensors", PackedVision(checkpoint, recipe.vision_bits).part())
     (folder / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n")
     about = {
         "source": source or str(checkpoint.folder),

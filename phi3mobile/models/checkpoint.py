@@ -190,7 +190,7 @@ def write_checkpoint(
     Raises InputError if `folder` exists, the disk is too small, or a tensor does not fit the config or the dtype.
     """
     refuse_existing(folder)
-    require_space(folder, _parameters(config) * dtype.itemsize + (64 << 20))
+    require_space(folder, config.all_parameters() * dtype.itemsize + (64 << 20))
     with new_folder(folder) as partial:
         _write_weights(partial, str(folder), config, tensors, dtype, shard_bytes)
         name = next(name for name, value in DTYPES.items() if value is dtype)
@@ -245,11 +245,6 @@ def _write_weights(
         file = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
         (partial / f"shard-{number}").rename(partial / file)
         weight_map |= dict.fromkeys(names, file)
-    total = _parameters(config) * dtype.itemsize
+    total = config.all_parameters() * dtype.itemsize
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _parameters(config: DecoderConfig) -> int:
-    """Of the decoder, and of the vision tower if there is one."""
-    return config.parameters() + (0 if config.vision is None else config.vision.parameters())

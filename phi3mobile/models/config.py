@@ -187,8 +187,12 @@ class DecoderConfig:
         return self.block(layer).pattern
 
     def parameters(self) -> int:
-        """Exact number of the decoder's weights; a tied embedding counts once. A vision tower counts its own."""
+        """Exact number of the decoder's weights; a tied embedding counts once."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors().values())
+
+    def all_parameters(self) -> int:
+        """Exact number of weights that a checkpoint must hold: the decoder's, and the vision tower's if there is one."""
+        return self.parameters() + (0 if self.vision is None else self.vision.parameters())
 
     def kv_bytes_per_token(self, bytes_per_value: float) -> float:
         """Bytes of K and V that one token adds to the cache."""

@@ -68,12 +68,12 @@ def test_what_rounding_costs_is_measured_layer_by_layer(checkpoint, views, bits,
     kinds = [module for module in rounded.modules() if isinstance(module, QuantizedLinear)]
     assert len(kinds) == len(packed.config.matrices()) and not any(type(m) is torch.nn.Linear for m in rounded.modules())
     want, got = exact.encode(views), rounded.encode(views)
-    assert card["features_db"] == decibels(want, got)
-    assert card["rows_db"] == decibels(exact.project(merged(want)), rounded.project(merged(got)))
+    assert card["features_db"] == pytest.approx(decibels(want, got), abs=0.2)
+    assert card["rows_db"] == pytest.approx(decibels(exact.project(merged(want)), rounded.project(merged(got))), abs=0.2)
 
 
 def decibels(exact: torch.Tensor, values: torch.Tensor) -> float:
-    return round(float(10 * torch.log10(exact.double().square().sum() / (values - exact).double().square().sum())), 1)
+    return float(10 * torch.log10(exact.square().sum() / (values - exact).square().sum()))
 
 
 def test_what_cant_be_packed_is_refused(checkpoint_of, checkpoint):

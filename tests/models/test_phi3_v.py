@@ -196,7 +196,7 @@ def folder_of(path, tensors, **changes):
 def test_what_is_never_used_may_be_there_and_is_dropped(tensors, tmp_path):
     last = f"{TOWER}encoder.layers.2."
     unused = {
-        name.replace(".layers.0.", ".layers.2."): value
+        name.replace(".layers.0.", ".layers.2."): value.clone()
         for name, value in tensors.items()
         if f"{TOWER}encoder.layers.0." in name
     }
@@ -380,3 +380,18 @@ def test_talking_checkpoints_hold_a_tower(checkpoint_of, tmp_path):
     assert num_crops(folder) == 4 and load_vision(folder).config == PRESETS["vision-tiny"].vision
     assert load_model(folder, 64).config.vocab_size == 304
     assert open_checkpoint(talking_checkpoint(tmp_path / "c", "vision-tiny", num_hidden_layers=1)).config.num_hidden_layers == 1
+
+
+def test_a_checkpoint_is_written_again_whole(checkpoint_of, tmp_path):
+    """`phi3mobile import` of a folder, and its card."""
+    from phi3mobile.export.cards import checkpoint_card
+    from phi3mobile.export.checkpoint import import_checkpoint
+
+    source = open_checkpoint(checkpoint_of("vision-tiny"))
+    again = open_checkpoint(import_checkpoint(source.folder, tmp_path / "c", "float32"))
+    again.check()
+    assert again.config == source.config and num_crops(again.folder) == 4
+    assert all(torch.equal(again.tensor(name), source.tensor(name)) for name in source.config.vision_tensors())
+    card = checkpoint_card(again)
+    assert card["pictures"] == f"vision tower of 2 layers x 32, {again.config.vision.parameters():,} parameters more"
+    assert "pictures" not in checkpoint_card(open_checkpoint(checkpoint_of("tiny-gqa")))
