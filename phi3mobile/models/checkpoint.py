@@ -88,7 +88,8 @@ class Checkpoint:
         found = {
             name: tuple(self._slice(name).get_shape()) for name in self._where if name in expected or not self._is_spare(name)
         }
-        refuse_differences(str(self.folder), expected, unstacked(found))
+        tower = {name: found.pop(name) for name in self._tower if name in found}
+        refuse_differences(str(self.folder), expected, unstacked(found) | tower)
         for name in expected:
             if (dtype := self._slice(name).get_dtype()) not in _STORED:
                 raise InputError(f"{self.folder}: {name} is stored as {dtype}; allowed are {', '.join(_STORED)}")
