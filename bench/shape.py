@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -71,12 +72,12 @@ def write_byte_tokenizer(folder: Path) -> None:
 def _tensors(config: DecoderConfig) -> Iterator[tuple[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     pool = torch.randn(POOL, generator=generator).half()
-    for name, shape in shapes(config.tensors()).items():
+    for name, shape in (shapes(config.tensors()) | config.vision_tensors()).items():
         if len(shape) == 1:
             yield name, torch.ones(shape, dtype=torch.float16)
             continue
-        count = shape[0] * shape[1]
+        count, width = math.prod(shape), math.prod(shape[1:])
         start = int(torch.randint(POOL, (1,), generator=generator))
-        spread = shape[1] ** -0.5
+        spread = width**-0.5
         values = torch.cat([pool[start:], *[pool] * (count // POOL + 1)])[:count]
         yield name, (values * spread).view(shape)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from phi3mobile.export.census import Census
     from phi3mobile.models.checkpoint import Checkpoint
     from phi3mobile.models.config import DecoderConfig
+    from phi3mobile.models.vision_config import VisionConfig
 
 
 def bundle_card(bundle: Bundle) -> dict[str, str]:
@@ -86,6 +87,7 @@ def checkpoint_card(checkpoint: Checkpoint) -> dict[str, str]:
         "parameters": f"{config.parameters():,}",
         "shape": f"{config.num_hidden_layers} layers x {config.hidden_size}, ffn {config.intermediate_size}, "
         f"{config.num_attention_heads}/{config.num_key_value_heads} heads x {config.head_dim}",
+        **({"pictures": _tower(config.vision)} if config.vision else {}),
         "vocabulary": f"{config.vocab_size}{', tied' if config.tie_word_embeddings else ''}",
         "context": f"{config.max_position_embeddings}"
         + (f", LongRoPE switch past {config.original_context}" if config.original_context else "")
@@ -95,6 +97,10 @@ def checkpoint_card(checkpoint: Checkpoint) -> dict[str, str]:
         "KV cache, 16 bit": ", ".join(f"{c}: {size(token * c)}" for c in contexts) or size(token) + " per token",
         **({"evicted by host recipes": saved} if (saved := _evictable(config, contexts)) else {}),
     }
+
+
+def _tower(vision: VisionConfig) -> str:
+    return f"vision tower of {vision.layers} layers x {vision.hidden_size}, {vision.parameters():,} parameters more"
 
 
 def _evictable(config: DecoderConfig, contexts: list[int]) -> str:

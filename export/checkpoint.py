@@ -29,5 +29,5 @@ def import_checkpoint(source: str | Path, out: str | Path, dtype: str = "float16
         return import_gguf(source, out, DTYPES[dtype])
     checkpoint = open_checkpoint(source)
     checkpoint.check()
-    tensors = ((name, checkpoint.tensor(name)) for name in checkpoint.names())
+    tensors = ((name, checkpoint.tensor(name)) for name in (*checkpoint.names(), *checkpoint.config.vision_tensors()))
     return write_checkpoint(out, checkpoint.config, tensors, DTYPES[dtype], companion_files(source))

@@ -32,6 +32,7 @@ class Recipe:
     down_group: int | None = None  # of the MLPs' second matrices, the widest ones; None: as the others
     embedding_bits: int = 8
     head_bits: int = 8
+    vision_bits: int = 8  # of a vision tower and its projector: 8, or 4 with a scale for 32 columns
     max_context: int | None = None  # None: as much as the model takes
     method: str = "gptq"  # how the integers are chosen: "gptq" or "rtn", see export/solve
     chunk: int = 128  # tokens of one prefill step: enough to be compute bound, small enough for 16 MB of mini's logits

@@ -42,11 +42,13 @@ def write_tokenizer(folder: Path, vocab: int = VOCAB) -> None:
 
 
 def talking_checkpoint(folder: Path, name: str = "tiny-gqa", **changes) -> Path:
-    """A random phi3 checkpoint of a tiny preset with tokenizer, template and generation config, written to `folder`."""
+    """A random checkpoint of a tiny preset with tokenizer, template and generation config, written to `folder`."""
     config = tiny(name, vocab_size=VOCAB, **changes)
     write_folder(folder, config.to_hf(), stored(config, random_tensors(config), config.family))
     write_tokenizer(folder)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0]}))
+    if config.vision is not None:
+        (folder / "preprocessor_config.json").write_text(json.dumps({"num_crops": 4, "num_img_tokens": 144}))
     return folder
 
 

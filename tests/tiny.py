@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -40,10 +41,19 @@ def random_model(config: Phi3Config, context: int | None = None, seed: int = 0) 
 
 
 def random_tensors(config: Phi3Config, seed: int = 0) -> dict[str, torch.Tensor]:
-    """HF names -> fp32 weights of `random_model`, as a phi3 checkpoint stores them (a tied head is left out)."""
+    """HF names -> fp32 weights of `random_model`, as a phi3 checkpoint stores them (a tied head is left out).
+
+    A vision tower's are among them, none of them zero: a forgotten bias or separator shows.
+    """
     tensors = dict(random_model(config, 1, seed).state_dict())
     if config.tie_word_embeddings:
         del tensors["lm_head.weight"]
+    generator = torch.Generator().manual_seed(seed + 1)
+    for name, shape in config.vision_tensors().items():
+        values = torch.randn(shape, generator=generator)
+        is_norm = "norm" in name and name.endswith("weight")
+        spread = 1.5 / math.prod(shape[1:]) ** 0.5 if name.endswith("weight") and len(shape) > 1 else 0.3
+        tensors[name] = values * spread + (1.0 if is_norm else 0.0)
     return tensors
 
 

@@ -15,12 +15,13 @@ from typing import Any
 
 from phi3mobile.errors import InputError
 from phi3mobile.export.packed import PackedModel
+from phi3mobile.export.packed_vision import PackedVision
 from phi3mobile.export.recipe import DEFAULT_RECIPE, Recipe, find_recipe
 from phi3mobile.export.solve.balance import FormOf
 from phi3mobile.export.solve.budget import TOKENS, choose, measure_classes
 from phi3mobile.export.solve.calibration import Calibration, calibration_of, card_tokens
 from phi3mobile.export.solve.checkpoint import on_grid, solve_checkpoint
-from phi3mobile.export.solve.folder import is_solved, write_about
+from phi3mobile.export.solve.folder import is_solved, write_about, write_part
 from phi3mobile.export.solve.rotate import Rotated
 from phi3mobile.export.solve.stream import load_layer
 from phi3mobile.files import refuse_existing, require_space
@@ -60,7 +61,7 @@ def quantize_checkpoint(
     chosen.check(floats.config)
     checkpoint = Rotated(floats) if rotate else floats
     text = calibration_of(load_tokenizer(folder), checkpoint.config, calibration)
-    require_space(out, checkpoint.config.parameters() + (64 << 20))
+    require_space(out, checkpoint.config.all_parameters() + (64 << 20))
     floats.check_values(progress)
     partial = out.absolute().with_name(f".{out.name}.unfinished")
     settings = [checkpoint.source_hash(), asdict(chosen), text.sha256, bits, rotate, version("phi3mobile")]
@@ -112,6 +113,8 @@ def solve_into(
         _refuse_trained(checkpoint, wanted.matrix_form)
     card = card_tokens(load_tokenizer(checkpoint.folder), config)
     measured = solve_checkpoint(checkpoint, folder, wanted.matrix_form, text.tokens, card, progress)
+    if config.vision is not None:
+        write_part(folder / "packed-vision.safetensors", PackedVision(checkpoint, recipe.vision_bits).part())
     (folder / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n")
     about = {
         "source": source or str(checkpoint.folder),

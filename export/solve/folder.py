@@ -110,7 +110,7 @@ class Solved(Integers):
         self.config = read_config(_read_json(folder / "config.json"))
         parts = [_Part(path) for path in sorted(folder.glob("packed-*.safetensors"))]
         self._where = {name: part for part in parts for name in part.names()}
-        if missing := [name for name in (*self.names(), HEAD) if name not in self._where]:
+        if missing := [name for name in (*self.names(), HEAD, *self.config.vision_tensors()) if name not in self._where]:
             raise InputError(f"{folder} lacks {', '.join(missing[:6])}; quantize again")
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -124,13 +124,13 @@ class Solved(Integers):
 
     def check(self) -> None:
         """InputError for tensors of other shapes than the config's."""
-        for name, shape in shapes(self.config.tensors()).items():
+        for name, shape in (shapes(self.config.tensors()) | self.config.vision_tensors()).items():
             if self.shape(name) != shape:
                 raise InputError(f"{self.folder}: {name} has shape {list(self.shape(name))}, expected {list(shape)}")
 
     def check_values(self, progress: Progress = silent) -> None:
         """InputError naming the first tensor with a scale or value that is NaN or infinite."""
-        for number, name in enumerate(names := list(dict.fromkeys((*self.names(), HEAD)))):
+        for number, name in enumerate(names := list(dict.fromkeys((*self.names(), HEAD, *self.config.vision_tensors())))):
             progress("check tensors", number, len(names))
             found = self.tensor(name)
             parts = [found.scales, *([found.offsets.scales] if found.offsets else [])] if isinstance(found, Packed) else [found]

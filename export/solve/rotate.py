@@ -19,6 +19,7 @@ import torch
 from phi3mobile.errors import InputError
 from phi3mobile.models.checkpoint import Checkpoint
 from phi3mobile.models.tensors import EMBED, FINAL_NORM, NORMS, QKV, O, Tensor
+from phi3mobile.models.vision_config import PROJECTOR
 from phi3mobile.progress import Progress, silent
 
 _LARGEST_SHIFT = 1000.0  # of a final norm's bias over its weight: more would drown the hidden states
@@ -77,6 +78,9 @@ class Rotated:
 
     def tensor(self, name: str) -> torch.Tensor:
         """One weight in float32. InputError if a value of the checkpoint's is NaN or infinite."""
+        if name in self.config.vision_tensors():  # only what the projector writes stands among the hidden states
+            value = self.source.tensor(name)
+            return turn(value, 0) if name.startswith(f"{PROJECTOR}2.") else value
         found, (module, _, part) = self._tensors[name], name.rpartition(".")
         role = found.of or found.role  # of a bias: what it belongs to
         if role in NORMS:

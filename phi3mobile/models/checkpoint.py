@@ -58,9 +58,10 @@ class Checkpoint:
         self._parts = {name: stored_parts(config, name) for name in config.tensors()}
         if config.tie_word_embeddings and HEAD in self._where and EMBEDDING in self._parts.keys() - self._where.keys():
             self._parts[EMBEDDING] = {HEAD: config.tensors()[EMBEDDING].shape}  # tools that keep one name may keep this one
+        self._tower = config.vision_tensors()
 
     def names(self) -> list[str]:
-        """Every weight in model order, under the family's names."""
+        """Every weight of the decoder in model order, under the family's names; a vision tower's are config.vision_tensors."""
         return list(self._parts)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -83,19 +84,19 @@ class Checkpoint:
 
     def check(self) -> None:
         """Raise one InputError naming every missing, extra or misshapen tensor, or the first of a wrong dtype."""
-        expected = {part: shape for parts in self._parts.values() for part, shape in parts.items()}
-        tied = self.config.tie_word_embeddings
+        expected = {part: shape for parts in self._parts.values() for part, shape in parts.items()} | self._tower
         found = {
-            name: tuple(self._slice(name).get_shape()) for name in self._where if name in expected or not is_spare(name, tied)
+            name: tuple(self._slice(name).get_shape()) for name in self._where if name in expected or not self._is_spare(name)
         }
-        refuse_differences(str(self.folder), expected, unstacked(found))
+        tower = {name: found.pop(name) for name in self._tower if name in found}
+        refuse_differences(str(self.folder), expected, unstacked(found) | tower)
         for name in expected:
             if (dtype := self._slice(name).get_dtype()) not in _STORED:
                 raise InputError(f"{self.folder}: {name} is stored as {dtype}; allowed are {', '.join(_STORED)}")
 
     def check_values(self, progress: Progress = silent) -> None:
         """InputError naming the first tensor with a value that is NaN or infinite. Reads every weight once, as it is stored."""
-        stored = [part for parts in self._parts.values() for part in parts]
+        stored = [*(part for parts in self._parts.values() for part in parts), *self._tower]
         for number, part in enumerate(stored):
             progress("check tensors", number, len(stored))
             _forget_pages(self._mapped(part))
@@ -119,9 +120,15 @@ class Checkpoint:
     def _stored(self, name: str) -> list[str]:
         if name == HEAD and self.config.tie_word_embeddings:
             name = EMBEDDING
+        if name in self._tower:
+            return [name]
         if name not in self._parts:
             raise KeyError(f"{name} is not a tensor of this model")
         return list(self._parts[name])
+
+    def _is_spare(self, name: str) -> bool:
+        vision = self.config.vision
+        return is_spare(name, self.config.tie_word_embeddings) or (vision is not None and vision.is_dropped(name))
 
     def _mapped(self, part: str) -> torch.Tensor:
         """A stored tensor, in the file's own memory."""
@@ -184,7 +191,7 @@ def write_checkpoint(
     Raises InputError if `folder` exists, the disk is too small, or a tensor does not fit the config or the dtype.
     """
     refuse_existing(folder)
-    require_space(folder, config.parameters() * dtype.itemsize + (64 << 20))
+    require_space(folder, config.all_parameters() * dtype.itemsize + (64 << 20))
     with new_folder(folder) as partial:
         _write_weights(partial, str(folder), config, tensors, dtype, shard_bytes)
         name = next(name for name, value in DTYPES.items() if value is dtype)
@@ -205,6 +212,7 @@ def _write_weights(
     shard_bytes: int,
 ) -> None:
     own = replace(config, source_model_type=config.family)  # the layout that to_hf names
+    expected = shapes_of(config.tensors()) | config.vision_tensors()
     shards: list[list[str]] = []
     pending: dict[str, torch.Tensor] = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -216,7 +224,7 @@ def _write_weights(
 
     for name, tensor in tensors:
         shapes[name] = tuple(tensor.shape)
-        parts = stored_parts(own, name) if name in config.tensors() else {name: shapes[name]}
+        parts = stored_parts(own, name) if name in expected else {name: shapes[name]}
         rows = [shape[0] for shape in parts.values()]
         if sum(rows) != len(tensor):
             break  # told below, by name
@@ -228,7 +236,7 @@ def _write_weights(
             if pending and sum(t.nbytes for t in pending.values()) + stored.nbytes > shard_bytes:
                 flush()
             pending[part] = stored
-    refuse_differences(where, shapes_of(config.tensors()), shapes)
+    refuse_differences(where, expected, shapes)
     flush()
     if len(shards) == 1:
         (partial / "shard-0").rename(partial / "model.safetensors")
@@ -238,6 +246,6 @@ def _write_weights(
         file = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
         (partial / f"shard-{number}").rename(partial / file)
         weight_map |= dict.fromkeys(names, file)
-    total = config.parameters() * dtype.itemsize
+    total = config.all_parameters() * dtype.itemsize
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")

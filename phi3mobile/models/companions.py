@@ -19,6 +19,7 @@ COMPANIONS = (
     "vocab.json",
     "merges.txt",
     "generation_config.json",
+    "preprocessor_config.json",  # of a model that takes pictures
     "chat_template*",
     "LICENSE*",
     "NOTICE*",

@@ -11,6 +11,7 @@ from phi3mobile.errors import InputError
 from phi3mobile.models.blocksparse import Pattern
 from phi3mobile.models.pieces import Block
 from phi3mobile.models.tensors import BIAS, HEAD, Tensor
+from phi3mobile.models.vision_config import VisionConfig
 
 SHAPE_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
@@ -172,13 +173,26 @@ class DecoderConfig:
         """The name of the head's bias, if it has one."""
         return next((tensor.name for tensor in self.tensors().values() if (tensor.role, tensor.of) == (BIAS, HEAD)), None)
 
+    @property
+    def vision(self) -> VisionConfig | None:
+        """The tower whose rows may take the place of embedded tokens; None where the model takes no pictures."""
+        return None
+
+    def vision_tensors(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of the tower by its name, with shape; {} without one. They have no roles and are not among `tensors`."""
+        return {} if self.vision is None else self.vision.tensors()
+
     def blocksparse(self, layer: int) -> Pattern | None:
         """The pattern of a block-sparse layer; None where attention is dense."""
         return self.block(layer).pattern
 
     def parameters(self) -> int:
-        """Exact number of weights; a tied embedding counts once."""
+        """Exact number of the decoder's weights; a tied embedding counts once."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors().values())
+
+    def all_parameters(self) -> int:
+        """Exact number of weights that a checkpoint must hold: the decoder's, and the vision tower's if there is one."""
+        return self.parameters() + (0 if self.vision is None else self.vision.parameters())
 
     def kv_bytes_per_token(self, bytes_per_value: float) -> float:
         """Bytes of K and V that one token adds to the cache."""

@@ -31,7 +31,8 @@ def pieces(config: DecoderConfig) -> dict[str, str]:
 
     Norms: rmsnorm, layernorm. Activations: swiglu, gegelu. Attention: window, blocksparse. Elsewhere: bias (of linears),
     row_order (fused rows are not [q | k | v] or [gate | up]), longrope (a switch of rope factors), multiplier (of embeddings
-    or logits), masked_ids, head_bias. A mixture: experts, and the kind of routing, sparsemixer or softmax_topk.
+    or logits), masked_ids, head_bias. A mixture: experts, and the kind of routing, sparsemixer or softmax_topk. vision: a tower
+    for pictures, and a decoder that takes its rows.
     """
     found: dict[str, list[int]] = {}
     for layer in range(config.num_hidden_layers):
@@ -57,4 +58,6 @@ def pieces(config: DecoderConfig) -> dict[str, str]:
         placed["masked_ids"] = "head"
     if config.head_bias is not None:
         placed["head_bias"] = "head"
+    if config.vision is not None:
+        placed["vision"] = "pictures"
     return placed

@@ -63,6 +63,13 @@ class Packed:
         return Packed(self.bits, self.group, self.codes[index].contiguous(), self.scales[index].contiguous(), bias, offsets)
 
 
+def stacked(parts: list[Packed]) -> Packed:
+    """Matrices of one width and form, without offsets, one below the other; all with a bias or none."""
+    codes, scales = torch.cat([part.codes for part in parts]), torch.cat([part.scales for part in parts])
+    biases = [part.bias for part in parts if part.bias is not None]
+    return Packed(parts[0].bits, parts[0].group, codes, scales, torch.cat(biases) if biases else None)
+
+
 def pack_nibbles(codes: torch.Tensor) -> torch.Tensor:
     """int8 codes in [-8, 7], [N, K] with K even -> uint8 [N, K/2]."""
     shifted = (codes + 8).to(torch.uint8)

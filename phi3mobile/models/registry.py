@@ -77,4 +77,6 @@ def as_stored(config: DecoderConfig, names: Collection[str]) -> DecoderConfig:
 
 def stored_parts(config: DecoderConfig, name: str) -> dict[str, tuple[int, ...]]:
     """The tensors that `name` is stored as in a folder of the config's source layout, in row order, with shapes."""
+    if (shape := config.vision_tensors().get(name)) is not None:
+        return {name: shape}
     return family_of(config).stored(config, config.tensors()[name])
