@@ -82,11 +82,11 @@ def views(picture: np.ndarray, num_crops: int) -> tuple[CropPlan, Iterator[np.nd
         raise InputError(f"a picture is uint8 [height, width, 3], not {picture.dtype} {list(picture.shape)}: use open_picture")
     height, width = picture.shape[:2]
     plan = plan_crops(width, height, num_crops)
-    return plan, _cut(_padded(picture, plan), plan.grid)
+    return plan, cut(fit(picture, plan), plan.grid)
 
 
-def _padded(picture: np.ndarray, plan: CropPlan) -> np.ndarray:
-    """The resized picture in the middle of a white one: uint8 [H, W, 3].
+def fit(picture: np.ndarray, plan: CropPlan) -> np.ndarray:
+    """The resized picture in the middle of a white one: uint8 [H, W, 3] of plan.padded.
 
     A tall one is resized on its side: values are rounded after the first axis, which in the reference is the longer one.
     """
@@ -98,7 +98,8 @@ def _padded(picture: np.ndarray, plan: CropPlan) -> np.ndarray:
     return canvas
 
 
-def _cut(picture: np.ndarray, grid: tuple[int, int]) -> Iterator[np.ndarray]:
+def cut(picture: np.ndarray, grid: tuple[int, int]) -> Iterator[np.ndarray]:
+    """The views float32 [3, 336, 336] of a fitted picture: the whole, then its crops row by row."""
     across, down = grid
     yield _whole(picture)
     for row in range(down):

@@ -19,7 +19,6 @@ from phi3mobile.text.chat import ChatFormat
 from phi3mobile.text.tokenizer import Tokenizer
 
 PLACEHOLDER = re.compile(r"<\|image_(\d+)\|>")
-Open = Callable[[Any], Any]  # what a message calls an image -> what `ids_of` takes
 
 
 @dataclass(frozen=True)
