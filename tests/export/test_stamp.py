@@ -44,7 +44,7 @@ def straight_export(packed: PackedModel, path: Path) -> None:
         modules.append(StampedSegment(_tuple_output(segment, kind), tuple(range(count)), vectors))
     spec = TraceSpec(CONTEXT, CHUNK)
     embedding = PackedEmbedding(packed.tensor(EMBEDDING), config.embedding_multiplier)
-    decoder = ExportedDecoder(config, packed.recipe, CONTEXT, embedding, modules).eval()
+    decoder = ExportedDecoder(config, packed.recipe, CONTEXT, embedding, modules, []).eval()
     with torch.no_grad():
         exported = torch.export.export(decoder, spec.example, dynamic_shapes=spec.dynamic, strict=False)
         program = to_edge_transform_and_lower(
