@@ -7,6 +7,7 @@ import torch
 
 from phi3mobile.engines.base import BaseEngine
 from phi3mobile.info import EngineInfo
+from phi3mobile.models.clip import Vision
 from phi3mobile.models.decoder import Decoder
 
 
@@ -43,3 +44,22 @@ class EagerEngine(BaseEngine):
 
     def _release(self) -> None:
         del self.model
+
+
+class EagerTower:
+    """A Tower (engines/tower.py) over the torch model: slow, exact, the reference for the others."""
+
+    def __init__(self, vision: Vision, num_crops: int, name: str = "eager") -> None:
+        self.name, self.num_crops, self.hidden = name, num_crops, vision.config.projection_size
+        self._vision = vision
+        sub, whole = vision.separators
+        self.separators = sub.numpy(), whole.numpy()
+
+    def encode(self, view: np.ndarray) -> np.ndarray:
+        return self._vision.encode(torch.from_numpy(view)[None])[0].numpy()
+
+    def project(self, rows: np.ndarray) -> np.ndarray:
+        return self._vision.project(torch.from_numpy(rows)).numpy()
+
+    def close(self) -> None:
+        del self._vision
