@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from phi3mobile.engines.eager import EagerEngine, EagerTower
 from phi3mobile.errors import InputError
 from phi3mobile.models.loading import load_model, load_vision
-from phi3mobile.models.vision import views
+from phi3mobile.models.vision import merge, views
 from phi3mobile.session.content import Message, Picture, encode, see
 from phi3mobile.session.pictures import SPAN, Pictures
 from phi3mobile.session.session import Session
@@ -71,15 +71,13 @@ def session_of(folder):
 
 def answer(session, messages, tokens: int = 6, **options) -> list[int]:
     list(session.generate(messages, max_tokens=tokens, repetition=True, **options))
-    return session._rows.tokens[session.statistics.prompt_tokens :] + [None] * 0
+    return session._rows.tokens[session.statistics.prompt_tokens :]
 
 
 def oracle(folder, runs: list[list[int] | np.ndarray], tokens: int, num_crops: int, context: int = 4096) -> list[int]:
     """Greedy ids after tokens and pictures, each step one forward over all embeddings, the long factors past the switch."""
     model, vision = load_model(folder, context), load_vision(folder)
     table, rows = model.model.embed_tokens.weight.detach(), []
-    from phi3mobile.models.vision import merge
-
     for part in runs:
         if isinstance(part, list):
             rows.append(table[torch.tensor(part, dtype=torch.int64)])
@@ -114,7 +112,6 @@ def test_an_answer_is_the_models(folder, session_of, num_crops, pictures):
 
 def test_past_the_switch_all_rows_are_long(folder, session_of):
     session, _ = session_of(num_crops=4)
-    runs = [session.parts.tokenizer.encode(session.parts.chat.render([{"role": "user", "content": "@"}]).split("@")[0]), B, A]
     pieces = session.parts.chat.render([{"role": "user", "content": "@\n@\nhello"}]).split("@")
     runs = [session.parts.tokenizer.encode(pieces[0]), B, session.parts.tokenizer.encode(pieces[1]), A]
     runs.append(session.parts.tokenizer.encode(pieces[2]))
