@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import importlib
 import io
@@ -32,8 +33,8 @@ _IN_MEMORY = 64_000_000  # bytes; more go through a file while Pillow still hold
 def open_picture(source: str | Path | bytes | Image.Image | np.ndarray) -> np.ndarray:
     """A picture as uint8 [height, width, 3]: not to be written to, and rows need not be contiguous.
 
-    source: a file, its bytes, a Pillow image, or an array uint8 [H, W, 3], [H, W, 4] (RGBA) or [H, W]. EXIF's orientation is
-    applied; transparency lies over white; of an animation this is the first frame; 16-bit greys are scaled, floats count as
+    source: a file, its bytes, a data: URI, a Pillow image, or an array uint8 [H, W, 3], [H, W, 4] (RGBA) or [H, W]. EXIF's
+    orientation is applied; transparency lies over white; of an animation this is the first frame; 16-bit greys are scaled, floats count as
     0 to 1 if none is larger, else as 0 to 255. InputError, in one line, for all that is no such picture.
     """
     if isinstance(source, np.ndarray):
@@ -47,6 +48,8 @@ def open_picture(source: str | Path | bytes | Image.Image | np.ndarray) -> np.nd
         return _decoded(source, "the picture", close=False)
     if isinstance(source, bytes | bytearray):
         return _read(io.BytesIO(source), "the picture")
+    if isinstance(source, str) and source.startswith("data:"):
+        return _read(io.BytesIO(_from_uri(source)), "the picture")
     if not isinstance(source, str | Path):
         raise InputError(
             f"a picture is a file, bytes, a Pillow image or an array uint8 [height, width, 3], not {type(source).__name__}"
@@ -67,12 +70,31 @@ def open_picture(source: str | Path | bytes | Image.Image | np.ndarray) -> np.nd
         return _read(file, name)
 
 
+def data_uri(path: Path) -> str:
+    """A file's bytes as one text that open_picture reads. InputError if it can't be read."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{printable(path)} cannot be read: {error.strerror}; give a picture's file") from None
+    return "data:;base64," + base64.b64encode(data).decode()
+
+
 def picture_hash(picture: np.ndarray) -> str:
     """SHA-256 of an opened picture's shape and bytes, in hex: equal pictures have equal ones, whatever file they came in."""
     digest = hashlib.sha256(str(picture.shape).encode())
     for rows in _blocks(*picture.shape[:2]):
         digest.update(np.ascontiguousarray(picture[rows]).data)
     return digest.hexdigest()
+
+
+def _from_uri(uri: str) -> bytes:
+    head, comma, data = uri.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise InputError(f"{head[:60]!r} is no data: URI of a picture; allowed is data:image/...;base64,...")
+    try:
+        return base64.b64decode(data, validate=True)
+    except ValueError:
+        raise InputError("a data: URI's picture is not base64; encode its bytes again") from None
 
 
 def _blocks(height: int, width: int) -> list[slice]:

@@ -13,7 +13,7 @@ from PIL import AvifImagePlugin, Image, ImageOps, features
 
 from phi3mobile import pictures
 from phi3mobile.errors import InputError
-from phi3mobile.pictures import open_picture, picture_hash
+from phi3mobile.pictures import data_uri, open_picture, picture_hash
 
 RED, GREEN, BLUE, WHITE = (200, 10, 20), (10, 200, 20), (20, 10, 200), (255, 255, 255)
 
@@ -361,7 +361,7 @@ import sys
 from pathlib import Path
 import numpy as np, PIL.Image, PIL.JpegImagePlugin, PIL.PngImagePlugin
 from phi3mobile.models.vision import views
-from phi3mobile.pictures import open_picture, picture_hash
+from phi3mobile.pictures import data_uri, open_picture, picture_hash
 
 def peak():
     return next(int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith("VmHWM"))
@@ -390,3 +390,17 @@ def test_50_megapixels_within_300_mb(ending, tmp_path):
     height, width, channels, count, opened, all_in_all = map(int, done.stdout.split())
     assert (height, width, channels, count) == (8192, 6144, 3, 1 + 12)
     assert opened < 300 and all_in_all < 300, done.stdout
+
+
+def test_a_data_uri_is_its_file(tmp_path):
+    from PIL import Image
+
+    Image.fromarray(np.arange(60, dtype=np.uint8).reshape(4, 5, 3)).save(tmp_path / "a.png")
+    uri = data_uri(tmp_path / "a.png")
+    assert np.array_equal(open_picture(uri), open_picture(tmp_path / "a.png"))
+    assert np.array_equal(open_picture(uri.replace("data:", "data:image/png")), open_picture(uri))
+    for bad in ("data:", "data:image/png,abc", "data:;base64,ä", "data:;base64,####", "data:;base64,", uri[:60]):
+        with pytest.raises(InputError):
+            open_picture(bad)
+    with pytest.raises(InputError, match="cannot be read"):
+        data_uri(tmp_path / "none.png")

@@ -18,9 +18,12 @@ FREE_SHARE = 8  # a slid window leaves 1/8 of the context free
 
 @dataclass
 class Conversation:
-    """Messages {"role", "content"} in order: at most one system message, first, then users' and assistants'."""
+    """Messages {"role", "content"} in order: at most one system message, first, then users' and assistants'.
 
-    messages: list[dict[str, str]] = field(default_factory=list)
+    A user's content may be a list of texts and images (session/content.py), an image being a path or a data: URI.
+    """
+
+    messages: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         given, self.messages = self.messages, []
@@ -31,21 +34,22 @@ class Conversation:
                 raise InputError(f"message {index} is {message!r:.80}; it must have exactly role and content")
             self.say(message["role"], message["content"])
 
-    def say(self, role: str, content: str) -> None:
+    def say(self, role: str, content: str | list[dict[str, str]]) -> None:
         """Append a message. Raises InputError: unknown role, content that is no text, a system message not first."""
         if role not in ROLES:
             raise InputError(f"message {len(self.messages)} has the role {role!r}; allowed are {', '.join(ROLES)}")
-        if not isinstance(content, str):
+        texts = [content] if isinstance(content, str) else _texts(content) if role == "user" else None
+        if texts is None:
             raise InputError(f"message {len(self.messages)} has {type(content).__name__} content; it must be text")
         try:
-            content.encode()
+            "".join(texts).encode()
         except UnicodeEncodeError:
             raise InputError(f"message {len(self.messages)} is not valid Unicode: {content!r:.80}; retype it") from None
         if role == "system" and self.messages:
             raise InputError(f"message {len(self.messages)} is a system message; only the first message may be one")
         self.messages.append({"role": role, "content": content})
 
-    def undo(self) -> list[dict[str, str]]:
+    def undo(self) -> list[dict[str, Any]]:
         """Remove the last user message and what follows it; returns what was removed ([]: there was nothing)."""
         last = max((i for i, message in enumerate(self.messages) if message["role"] == "user"), default=None)
         if last is None:
@@ -104,8 +108,8 @@ class Conversation:
 class Window:
     """The part of `messages` that fits the context: the system message and the newest turns, whole."""
 
-    messages: list[dict[str, str]]
-    encode: Callable[[list[dict[str, str]]], list[int]]
+    messages: list[dict[str, Any]]
+    encode: Callable[[list[dict[str, Any]]], list[int]]
     max_context: int
     common: Callable[[list[int]], int]  # length of the prefix that the KV cache holds
     on_event: Callable[[str], None]
@@ -133,11 +137,25 @@ class Window:
         """Ids of the system message and the last turn."""
         return self.encode(self._from(_turn_starts(self.messages)[-1]))
 
-    def _from(self, start: int) -> list[dict[str, str]]:
+    def _from(self, start: int) -> list[dict[str, Any]]:
         return self.messages[: _turn_starts(self.messages)[0]] + self.messages[start:]
 
 
-def _turn_starts(messages: list[dict[str, str]]) -> list[int]:
+def _texts(content: Any) -> list[str] | None:
+    """The texts of a content of texts and images, an image being a text, too: its path or data: URI. None: it is no such."""
+    if not isinstance(content, list) or not content:
+        return None
+    kinds = {"text": {"type", "text"}, "image": {"type", "image"}}
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in kinds or set(part) != kinds[kind] or not isinstance(part[kind], str):
+            return None
+        texts.append(part[kind])
+    return texts
+
+
+def _turn_starts(messages: list[dict[str, Any]]) -> list[int]:
     """Indices where a turn starts: the first message that is not the system's, then every user message."""
     first = int(messages[0]["role"] == "system")
     return [first, *(i for i in range(first + 1, len(messages)) if messages[i]["role"] == "user")]

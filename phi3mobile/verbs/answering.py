@@ -33,6 +33,10 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--experts-memory", metavar="BYTES", help="for a mixture's experts, such as 4GB; the others are read")
 
 
+def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--num-crops", type=int, help="of a picture at most: more for small print (default: the model's)")
+
+
 def add_guide_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--library", type=Path, help="answer from documents: a file made by `phi3mobile index`")
     guides = parser.add_mutually_exclusive_group()
@@ -53,7 +57,7 @@ def options_from(args: argparse.Namespace) -> dict[str, Any]:
     return options | {"max_tokens": limit, "stop": args.stop, "lookup": args.lookup, "repetition": args.allow_repetition}
 
 
-def open_session(path: str, experts_memory: str | None = None) -> Session:
+def open_session(path: str, experts_memory: str | None = None, num_crops: int | None = None) -> Session:
     """A session over a bundle, without the runtime's chatter. experts_memory: as the flag gives it."""
     from phi3mobile.quiet import quiet
     from phi3mobile.session.session import Session
@@ -64,7 +68,8 @@ def open_session(path: str, experts_memory: str | None = None) -> Session:
 
         memory = parse_memory(experts_memory)
     with quiet():
-        return Session(path, experts_memory=memory, on_event=lambda event: print(f"[{event}]", file=sys.stderr))
+        on_event = lambda event: print(f"[{event}]", file=sys.stderr)  # noqa: E731
+        return Session(path, experts_memory=memory, num_crops=num_crops, on_event=on_event)
 
 
 def show(pieces: Iterable[str]) -> str:
@@ -97,12 +102,24 @@ def print_sources(passages: list[Passage]) -> None:
         print(f"[{number}] {line}", file=sys.stderr)
 
 
-def messages_of(prompt: str, passages: list[Passage], system: list[dict[str, str]]) -> list[dict[str, str]]:
-    if not passages:
-        return [*system, {"role": "user", "content": prompt}]
-    from phi3mobile.retrieval.answer import grounded_messages
+def messages_of(
+    prompt: str, passages: list[Passage], before: list[dict[str, Any]], images: list[str] | None = None
+) -> list[dict[str, Any]]:
+    """What the model is asked: the prompt, grounded in the passages if there are any, below its images."""
+    if passages:
+        from phi3mobile.retrieval.answer import grounded_messages
 
-    return grounded_messages(prompt, passages, system)
+        messages: list[dict[str, Any]] = grounded_messages(prompt, passages, before)
+    else:
+        messages = [*before, {"role": "user", "content": prompt}]
+    return [*messages[:-1], messages[-1] | {"content": content_of(messages[-1]["content"], images or [])}]
+
+
+def content_of(text: str, images: list[str]) -> str | list[dict[str, str]]:
+    """A message's content: the text, or images and text."""
+    if not images:
+        return text
+    return [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text}]
 
 
 def guide_grammar(args: argparse.Namespace) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phi3mobile.errors import InputError
-from phi3mobile.verbs.answering import add_guide_arguments, add_sampling_arguments
+from phi3mobile.verbs.answering import add_guide_arguments, add_picture_arguments, add_sampling_arguments
 
 if TYPE_CHECKING:
     from phi3mobile.session.conversation import Conversation
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 HELP = (
     "/reset forgets the conversation, /undo the last turn, /save FILE and /load FILE keep it, "
-    "/stats shows the last answer's numbers, /exit ends"
+    "/image FILE shows a picture with the next message, /stats shows the last answer's numbers, /exit ends"
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="folder made by `phi3mobile export`")
     parser.add_argument("--system", help="system message")
+    add_picture_arguments(parser)
     add_sampling_arguments(parser)
     add_guide_arguments(parser)
 
@@ -42,13 +43,14 @@ def run(args: argparse.Namespace) -> None:
         import readline  # line editing and history where the platform has it
 
         readline.parse_and_bind("set enable-bracketed-paste on")  # Python turns it off: a pasted text is one message
-    with open_session(args.bundle, args.experts_memory) as session:
+    with open_session(args.bundle, args.experts_memory, args.num_crops) as session:
         session.parts.chat  # noqa: B018  a bundle without a chat template says so here, not at the first message
         options |= guided(grammar, session)
         print(HELP, file=sys.stderr)
+        images: list[str] = []
         while True:
             try:
-                if not _answer(input("\n> "), session, conversation, args.library, options):
+                if not _answer(input("\n> "), session, conversation, images, args.library, options):
                     return
             except EOFError:
                 print()
@@ -59,8 +61,10 @@ def run(args: argparse.Namespace) -> None:
                 print("phi3mobile: that line is not UTF-8 text; type it again", file=sys.stderr)
 
 
-def _answer(line: str, session: Session, conversation: Conversation, library: Path | None, options: dict) -> bool:
-    """Do what the line says; False: end the chat."""
+def _answer(
+    line: str, session: Session, conversation: Conversation, images: list[str], library: Path | None, options: dict
+) -> bool:
+    """Do what the line says; False: end the chat. images: for the next message."""
     from phi3mobile.verbs.answering import summary
 
     def say(text: str) -> None:
@@ -73,6 +77,7 @@ def _answer(line: str, session: Session, conversation: Conversation, library: Pa
             return False
         case "/reset":
             conversation.reset()
+            images.clear()
             say("(the conversation is forgotten)")
         case "/undo":
             before = len(conversation.messages)
@@ -81,6 +86,10 @@ def _answer(line: str, session: Session, conversation: Conversation, library: Pa
             say(f"(the last turn is gone, {left} messages are left)" if left < before else "(there is no turn to undo)")
         case "/save" | "/load" as command:
             say(f"{command} needs a file name: {command} chat.json")
+        case "/image":
+            say("/image needs a file name: /image photo.jpg")
+        case command if command.startswith("/image "):
+            _attach(session, images, command.split(maxsplit=1)[1])
         case command if command.startswith(("/save ", "/load ")):
             _keep(conversation, *command.split(maxsplit=1))
         case "/stats":
@@ -89,7 +98,7 @@ def _answer(line: str, session: Session, conversation: Conversation, library: Pa
             say(f"{command.split()[0]} is not a command; {HELP}")
         case _:
             with _ctrl_c(session.cancel):
-                _turn(session, conversation, line, library, options)
+                _turn(session, conversation, line, images, library, options)
     return True
 
 
@@ -106,10 +115,28 @@ def _keep(conversation: Conversation, command: str, path: str) -> None:
     print(f"  ({len(conversation.messages)} messages)", file=sys.stderr)
 
 
-def _turn(session: Session, conversation: Conversation, line: str, library: Path | None, options: dict) -> None:
+def _attach(session: Session, images: list[str], path: str) -> None:
+    """Take a picture along; it lies in the conversation itself, so that a saved one needs no other file."""
+    from phi3mobile.pictures import data_uri, open_picture
+
+    try:
+        if session.pictures is None:
+            raise InputError("this model reads text only: it sees no pictures")
+        image = data_uri(Path(path).expanduser())
+        height, width = open_picture(image).shape[:2]
+    except InputError as error:
+        print(f"phi3mobile: {error}", file=sys.stderr)
+        return
+    images.append(image)
+    print(f"  ({width} × {height} pixels: shown with the next message)", file=sys.stderr)
+
+
+def _turn(
+    session: Session, conversation: Conversation, line: str, images: list[str], library: Path | None, options: dict
+) -> None:
     """One question and its answer; a stopped answer stays in the history as far as it went."""
     from phi3mobile.retrieval.answer import NOTHING_FOUND
-    from phi3mobile.verbs.answering import look_up, messages_of, print_sources, show
+    from phi3mobile.verbs.answering import content_of, look_up, messages_of, print_sources, show
 
     asked = len(conversation.messages)
     try:
@@ -117,12 +144,13 @@ def _turn(session: Session, conversation: Conversation, line: str, library: Path
         if library and not passages:
             print(NOTHING_FOUND)
             return
-        conversation.say("user", line)
-        answer = show(session.generate(messages_of(line, passages, conversation.messages[:-1]), **options))
+        conversation.say("user", content_of(line, images))
+        answer = show(session.generate(messages_of(line, passages, conversation.messages[:-1], images), **options))
     except InputError as error:
         del conversation.messages[asked:]
         print(f"phi3mobile: {error}", file=sys.stderr)
         return
+    images.clear()
     conversation.say("assistant", answer)
     print_sources(passages)
     reason = session.statistics.finish_reason if session.statistics is not None else "cancelled"

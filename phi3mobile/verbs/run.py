@@ -6,13 +6,15 @@ import argparse
 import sys
 
 from phi3mobile.errors import InputError
-from phi3mobile.verbs.answering import add_guide_arguments, add_sampling_arguments
+from phi3mobile.verbs.answering import add_guide_arguments, add_picture_arguments, add_sampling_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="folder made by `phi3mobile export`")
     parser.add_argument("prompt", help="the question; - reads it from stdin")
     parser.add_argument("--system", help="system message")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture to ask about (repeatable)")
+    add_picture_arguments(parser)
     parser.add_argument("--raw", action="store_true", help="complete the prompt as text, without the chat template")
     parser.add_argument("--json", action="store_true", help="print one JSON object: text, sources and statistics")
     add_sampling_arguments(parser)
@@ -41,18 +43,20 @@ def run(args: argparse.Namespace) -> None:
         raise InputError("the prompt is empty; write some text")
     if args.library and args.raw:
         raise InputError("--library answers a question and --raw completes a text: leave one of them out")
+    if args.image and args.raw:
+        raise InputError("--image is shown in a chat and --raw completes a text: leave one of them out")
     grammar, options = guide_grammar(args), options_from(args)
     passages = look_up(args.library, prompt)
     if args.library and not passages:
         print_json({"text": NOTHING_FOUND, "sources": [], "statistics": {}}) if args.json else print(NOTHING_FOUND)
         return
-    with open_session(args.bundle, args.experts_memory) as session:
+    with open_session(args.bundle, args.experts_memory, args.num_crops) as session:
         options |= guided(grammar, session)
         if args.raw:
             pieces = session.complete(prompt, **options)
         else:
             system = [{"role": "system", "content": args.system}] if args.system else []
-            pieces = session.generate(messages_of(prompt, passages, system), **options)
+            pieces = session.generate(messages_of(prompt, passages, system, args.image), **options)
         if args.json:
             text = "".join(pieces)
             print_json(
