@@ -34,8 +34,8 @@ def open_picture(source: str | Path | bytes | Image.Image | np.ndarray) -> np.nd
     """A picture as uint8 [height, width, 3]: not to be written to, and rows need not be contiguous.
 
     source: a file, its bytes, a data: URI, a Pillow image, or an array uint8 [H, W, 3], [H, W, 4] (RGBA) or [H, W]. EXIF's
-    orientation is applied; transparency lies over white; of an animation this is the first frame; 16-bit greys are scaled, floats count as
-    0 to 1 if none is larger, else as 0 to 255. InputError, in one line, for all that is no such picture.
+    orientation is applied; transparency lies over white; of an animation this is the first frame; 16-bit greys are scaled,
+    floats count as 0 to 1 if none is larger, else as 0 to 255. InputError, in one line, for all that is no such picture.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
