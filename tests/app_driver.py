@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fake_app import open_script, quoted
+from fake_app import open_fake_tower, open_script, quoted
 
 from phi3mobile.assistant.launch import _configure
 from phi3mobile.assistant.places import Places
@@ -33,7 +33,7 @@ class Driver:
 
         self.folder, self.seen = folder, {}
         self.where = Places(folder / "chats.db", (folder / "models",), (folder / "libraries",), folder)
-        worker = Worker(parts, (lambda path: library) if library is not None else None, quoted, open_script)
+        worker = Worker(parts, (lambda path: library) if library is not None else None, quoted, open_script, open_fake_tower)
         self.state = State(Store(self.where.store), worker)
         self.app = AssistantApp(self.state, self.where)
 

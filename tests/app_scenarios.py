@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from app_driver import Driver, run
-from fake_app import ANSWERS, PASSAGES, FakeLibrary, counted, parts_saying
+from app_driver import Driver, png, run
+from fake_app import ANSWERS, PASSAGES, FakeLibrary, FakeTower, counted, parts_saying
 
 
 def chat(folder: Path) -> None:
@@ -149,6 +149,111 @@ def sheets(folder: Path) -> None:
         d.app.toggle_panel()
         yield 0.4
         d.shot("dark-panel")
+
+    run(steps, driver)
+
+
+def pictures(folder: Path) -> None:
+    """Pictures by touch: from the folders' sheet, pasted, dropped; removed, sent, edited; light, dark, large; a blind model."""
+    import numpy as np
+    from kivy.core.clipboard import Clipboard
+    from kivy.core.window import Window
+
+    shelf = folder / "Pictures"
+    shelf.mkdir()
+    row, column = np.mgrid[0:300, 0:400]
+    paint = np.stack([column * 255 // 400, row * 255 // 300, 120 + 0 * row], axis=2).astype(np.uint8)
+    paint[80:220, 120:260] = (230, 180, 40)
+    (shelf / "a wall.png").write_bytes(png(paint))
+    (shelf / "tall.png").write_bytes(png(paint[:, 150:200]))
+    (shelf / "wide.png").write_bytes(png(paint[100:140]))
+    (shelf / "broken.jpg").write_bytes(b"no")
+    (shelf / "notes.txt").write_bytes(b"no picture")
+    seeing = parts_saying("A yellow square on a wall.", "The same.", pause_s=0.002, tower=FakeTower(pause_s=0.1))
+    driver = Driver(folder, lambda path: parts_saying("Words.") if path.name == "blind" else seeing)
+
+    def steps(d: Driver):
+        strip = lambda: [picture.file.name for picture in d.state.draft.pictures]  # noqa: E731
+        opened = lambda: not d.state.draft.opening  # noqa: E731
+        d.state.open_bundle("phi-3-vision")
+        yield d.idle
+        yield 0.3
+        button = d.content.composer.attach
+        d.seen["button"] = (button.width, button.height)
+        d.press(button)
+        yield 0.4
+        d.shot("browser")
+        d.seen["listed"] = [w.caption for w in d.content.sheet.walk() if hasattr(w, "caption")]
+        d.press("a wall.png")
+        yield lambda: opened() and len(strip()) == 1
+        yield 0.3
+        d.shot("attached")
+        for name in ("tall.png", "wide.png"):
+            Window.dispatch("on_drop_file", str(shelf / name).encode(), 10, 10)
+            yield opened
+        yield 0.3
+        d.seen["dropped"], d.seen["cut"] = len(strip()), d.cut()
+        tiles = d.content.composer.pictures
+        d.seen["crosses"] = [
+            (*w.to_window(*w.pos), w.width, w.height) for w in tiles.walk() if getattr(w, "icon", "") == "close"
+        ]
+        d.seen["strip"] = (*tiles.to_window(*tiles.pos), tiles.width, tiles.height)
+        field = d.content.composer.field
+        d.seen["field top"] = field.to_window(0, field.top)[1]
+        d.shot("three")
+        d.press(next(w for w in tiles.walk() if getattr(w, "icon", "") == "close"))
+        yield 0.3
+        d.seen["after removing"] = len(strip())
+        Clipboard.copy(str(shelf / "a wall.png"))
+        field.paste()
+        yield opened
+        yield 0.2
+        d.seen["pasted"] = (len(strip()), field.text)
+        Window.dispatch("on_drop_file", str(shelf / "broken.jpg").encode(), 10, 10)
+        yield opened
+        yield 0.3
+        d.seen["broken"] = (d.state.problem.sentence, d.state.problem.detail, d.cut())
+        d.shot("broken")
+        d.state.show(None)
+        d.ask("What is on these pictures?")
+        yield lambda: d.state.notice != ""
+        yield 0.1
+        d.seen["notice"] = d.content.composer.notice.source
+        d.shot("looking")
+        yield d.idle
+        yield 0.4
+        d.seen["strip after"] = (d.content.composer.pictures.height, d.state.notice)
+        d.seen["bubble"] = [
+            (*w.to_window(*w.pos), w.width, w.height) for w in d.content.chat.walk() if type(w).__name__ == "Thumbnail"
+        ]
+        d.seen["textures"] = [bool(w.texture) for w in d.content.chat.walk() if type(w).__name__ == "Thumbnail"]
+        d.seen["bubble cut"] = d.cut()
+        d.shot("light")
+        d.press("Edit")
+        yield 0.3
+        d.seen["editing"] = (len(strip()), field.text)
+        d.press("Cancel")
+        yield 0.3
+        d.seen["cancelled"] = (len(strip()), field.text)
+        d.app.change(theme="dark")
+        d.content.close_sheet()
+        d.state.attach(shelf / "a wall.png")
+        yield opened
+        yield 0.4
+        d.shot("dark")
+        d.app.change(text_scale=2.0)
+        d.content.close_sheet()
+        yield 0.4
+        d.seen["large cut"] = d.cut()
+        d.shot("large")
+        d.state.open_bundle("blind")
+        yield d.idle
+        yield 0.3
+        d.seen["blind has a button"] = d.content.composer.attach.parent is not None
+        d.ask("And this?")
+        yield 0.3
+        d.seen["blind"] = (d.state.problem.sentence, d.content.composer.field.text)
+        d.shot("blind")
 
     run(steps, driver)
 

@@ -13,6 +13,7 @@ import numpy as np
 from phi3mobile.engines import EngineInfo
 
 EOS, ASK = 256, 257  # after the 256 bytes
+ANSWER = "<answer>"  # ASK, as a text between others
 
 
 @dataclass
@@ -44,13 +45,47 @@ class ScriptEngine:
             logits[row, self._text[at] if 0 <= at < len(self._text) else EOS] = 0.0
         return logits
 
+    def forward_embeddings(self, rows: np.ndarray, position: int, long: bool = False) -> np.ndarray:
+        self.rows = rows
+        return np.zeros((len(rows), 258), np.float32)
+
     def reset(self) -> None: ...
 
     def close(self) -> None:
         self.closed = True
 
 
+@dataclass
+class FakeTower:
+    """Sees of a view the mean of its values; `pause_s` each."""
+
+    pause_s: float = 0.0
+    name: str = "fake"
+    num_crops: int = 4
+    hidden: int = 4
+    seen: int = 0
+    closed: bool = False
+    separators: tuple[np.ndarray, np.ndarray] = (np.zeros(16, np.float32), np.zeros(16, np.float32))
+
+    def encode(self, view: np.ndarray) -> np.ndarray:
+        time.sleep(self.pause_s)
+        self.seen += 1
+        return np.full((576, 4), view.mean(), np.float32)
+
+    def project(self, rows: np.ndarray) -> np.ndarray:
+        return rows[:, : self.hidden]
+
+    def close(self) -> None:
+        self.closed = True
+
+
 class Bytes:
+    special_ids = frozenset[str]()
+    around: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+
+    def encode_spans(self, spans: list[tuple[str, bool]]) -> list[int]:
+        return [token for text, _ in spans for token in ([ASK] if text == ANSWER else self.encode(text))]
+
     def encode(self, text: str, special: bool = True) -> list[int]:
         return list(text.encode())
 
@@ -79,6 +114,10 @@ class Turns:
         self.asked.append([dict(message) for message in messages])
         return [*tokenizer.encode("\n".join(f"{m['role']}: {m['content']}" for m in messages)), ASK]
 
+    def spans(self, messages: list[dict[str, str]], trusted: set[str]) -> list[tuple[str, bool]]:
+        self.asked.append([dict(message) for message in messages])
+        return [("\n".join(f"{m['role']}: {m['content']}" for m in messages), False), (ANSWER, True)]
+
 
 @dataclass
 class ScriptParts:
@@ -87,6 +126,7 @@ class ScriptParts:
     tokenizer: Bytes = field(default_factory=Bytes)
     chat: Turns = field(default_factory=Turns)
     eos_ids: frozenset[int] = frozenset({EOS})
+    tower: FakeTower | None = None
 
     @property
     def manifest(self) -> dict[str, str]:
@@ -96,6 +136,10 @@ class ScriptParts:
 def open_script(parts: ScriptParts) -> ScriptEngine:
     """What a Worker opens in place of a bundle's engine."""
     return parts.engine
+
+
+def open_fake_tower(parts: ScriptParts) -> FakeTower | None:
+    return parts.tower
 
 
 @dataclass(frozen=True)
@@ -122,9 +166,11 @@ def quoted(question: str, passages: list[FakePassage], history: list[dict[str, s
     return [*history, {"role": "user", "content": f"{sources}\n{question}"}]
 
 
-def parts_saying(*texts: str, pause_s: float = 0.0, prefill_s: float = 0.0, context: int = 4096) -> ScriptParts:
-    """A model that gives these answers in turn, again and again."""
-    return ScriptParts(ScriptEngine(lambda number: texts[number % len(texts)], pause_s, prefill_s, context))
+def parts_saying(
+    *texts: str, pause_s: float = 0.0, prefill_s: float = 0.0, context: int = 4096, tower: FakeTower | None = None
+) -> ScriptParts:
+    """A model that gives these answers in turn, again and again; with a tower, one that sees."""
+    return ScriptParts(ScriptEngine(lambda number: texts[number % len(texts)], pause_s, prefill_s, context), tower=tower)
 
 
 # What the scripts say

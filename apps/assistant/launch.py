@@ -10,7 +10,7 @@ from phi3mobile.assistant import bench, problems
 from phi3mobile.assistant.device import device
 from phi3mobile.assistant.places import Places, places
 from phi3mobile.assistant.state import State
-from phi3mobile.assistant.store import Store
+from phi3mobile.assistant.store import MEMORY, Store
 from phi3mobile.assistant.worker import Worker
 from phi3mobile.bench.request import Request
 from phi3mobile.errors import InputError
@@ -35,7 +35,7 @@ def launch(
     try:
         store, failed = Store(where.store), None
     except InputError as error:
-        store, failed = Store(":memory:"), str(error)  # nothing is lost: the file stays until the person says otherwise
+        store, failed = Store(MEMORY), str(error)  # nothing is lost: the file stays until the person says otherwise
     state = State(store, worker or Worker())
     if bundle is not None:
         state.change(bundle=str(bundle))

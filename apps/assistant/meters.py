@@ -29,6 +29,11 @@ class Metered:
         self.used, self.forwards = position + len(tokens), self.forwards + 1
         return logits
 
+    def forward_embeddings(self, rows: np.ndarray, position: int, long: bool = False) -> np.ndarray:
+        logits = self.engine.forward_embeddings(rows, position, long=long)
+        self.used, self.forwards = position + len(rows), self.forwards + 1
+        return logits
+
     def reset(self) -> None:
         self.used = 0
         self.engine.reset()

@@ -10,7 +10,7 @@ class Problem:
     sentence: str
     detail: str  # the library's own line, or ""
     button: str
-    action: str  # what State.solve does: pick_bundle, pick_library, no_library, new_chat, retry, new_store, copy
+    action: str  # what State.solve does: pick_bundle, pick_library, no_library, pick_picture, new_chat, retry, new_store, copy
 
 
 def no_bundle() -> Problem:
@@ -42,6 +42,19 @@ def answer_refused(detail: str) -> Problem:
     if "context" in detail and "tokens" in detail:
         return Problem("This conversation is too long for the model.", detail, "Start a new chat", "new_chat")
     return Problem("The model can't answer this.", detail, "Try again", "retry")
+
+
+def picture_failed(detail: str) -> Problem:
+    """A picture that was picked, pasted or dropped and can't be opened or kept."""
+    return Problem("This picture can't be opened.", detail, "Choose another picture", "pick_picture")
+
+
+def sees_nothing() -> Problem:
+    return Problem("This model reads text only: it sees no pictures.", "", "Choose another model", "pick_bundle")
+
+
+def picture_gone() -> Problem:
+    return Problem("A picture of this conversation is no longer on this device.", "", "Start a new chat", "new_chat")
 
 
 def bug(error: BaseException) -> Problem:

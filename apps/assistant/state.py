@@ -9,22 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from phi3mobile.assistant import problems, worker
+from phi3mobile.assistant.history import CHARACTERS, conversation, title_of
 from phi3mobile.assistant.meters import Speed, memory_used
+from phi3mobile.assistant.pictures import Draft, Picture
 from phi3mobile.assistant.problems import Problem
 from phi3mobile.assistant.settings import Settings
 from phi3mobile.assistant.store import Chat, Message, Store
 from phi3mobile.assistant.worker import Worker
+from phi3mobile.errors import InputError
 
 WRITE_EVERY_S = 0.25  # the running answer goes to disk this often
-CHARACTERS = 12  # no text has more of them per token, on average
 SAMPLE_EVERY_S = 0.1  # of the speed
-TITLE_LENGTH = 40
 
 
 class State:
     """One conversation is shown at a time. Call `poll` once per frame; it tells which parts of the window are old.
 
-    Parts: "chats", "messages" (their list), "answer" (text of the last one), "status", "problem", "library".
+    Parts: "chats", "messages" (their list), "answer" (text of the last one), "status", "problem", "library",
+    "pictures" (of the draft).
     """
 
     def __init__(self, store: Store, worker: Worker, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -54,9 +56,10 @@ class State:
         self.store, self.settings = store, Settings.from_dict(store.setting("settings", {}))
         self.chats: list[Chat] = store.chats()
         self.chat, self.messages = None, []
+        self.draft = Draft(store.album)
         if self.chats:
             self.open_chat(self.chats[0].id)
-        self._mark("chats", "messages", "status")
+        self._mark("chats", "messages", "status", "pictures")
 
     def open_chat(self, chat: int) -> None:
         if chat == self.chat:
@@ -75,7 +78,7 @@ class State:
         if chat == self._answer_chat and self._answer is not None:
             self.stop()
             self._answer = self._answer_chat = None
-        self.store.delete(chat)
+        self.store.delete(chat, keep={picture.name for picture in self.draft.pictures})
         if chat == self.chat:
             self.chat, self.messages = None, []
         self.chats = self.store.chats()
@@ -92,38 +95,47 @@ class State:
     def can_send(self) -> bool:
         return self.model is not None and not self.answering and self.loading is None
 
+    @property
+    def sees(self) -> bool:
+        """Whether the open model takes pictures."""
+        return self.model is not None and self.model.sees
+
     def send(self, text: str) -> bool:
-        """Ask. False: nothing was sent (no text, or no model: then `problem` says so, and the text is still the caller's)."""
+        """Ask about the text and the draft's pictures. False: nothing was sent (there is nothing, or it is not ready, or no
+        model can answer it: then `problem` says so), and the text is still the caller's."""
         text = text.strip().encode("utf-8", "replace").decode("utf-8")
-        if not text or self.answering:
+        if not (text or self.draft.pictures) or self.answering or self.draft.opening:
             return False
         if self.model is None:
             if self.loading is None:
                 self.show(problems.no_bundle())
             return False
+        if self._blind(self.draft.pictures):
+            return False
         if self.chat is None:
-            self.chat = self.store.new_chat(_title(text))
+            self.chat = self.store.new_chat(title_of(text))
             self.chats = self.store.chats()
-        self.messages.append(self.store.add(self.chat, "user", text))
+        self.messages.append(self.store.add(self.chat, "user", text, pictures=self.draft.take()))
         self._start()
-        self._mark("chats")
+        self._mark("chats", "pictures")
         return True
 
     def regenerate(self) -> bool:
         """Another answer to the last question."""
-        if not self.can_send or not self.messages:
+        question = next((message for message in reversed(self.messages) if message.role == "user"), None)
+        if not self.can_send or question is None or self._blind(question.pictures):
             return False
         if self.messages[-1].role == "assistant":
             self.store.replace_from(self.chat, self.messages.pop().id)
-        if not self.messages:
-            return False
         self._start()
         return True
 
     def resend(self, message: int, text: str) -> bool:
-        """Ask a question again in other words; what followed it leaves the conversation."""
+        """Ask a question again in other words, with the draft's pictures; what followed it leaves the conversation."""
         index = next((i for i, old in enumerate(self.messages) if old.id == message and old.role == "user"), None)
-        if index is None or not text.strip() or not self.can_send:
+        if index is None or not (text.strip() or self.draft.pictures) or not self.can_send or self.draft.opening:
+            return False
+        if self._blind(self.draft.pictures):
             return False
         self.store.replace_from(self.chat, message)
         del self.messages[index:]
@@ -135,17 +147,46 @@ class State:
             self.worker.stop()
 
     def _start(self) -> None:
-        history = conversation(self.messages, self.settings.system_prompt, self.model.context * CHARACTERS)
+        history = conversation(self.messages, self.settings.system_prompt, self.model.context * CHARACTERS, self.sees)
         self._answer = self.store.add(self.chat, "assistant", "", state="streaming")
         self._answer_chat = self.chat
         self.messages.append(self._answer)
         self._unwritten, self._first_s = False, None
         self._started = self._written = self._clock()
-        self.answering, self.notice, self.problem = True, "", None
+        unseen = not self.sees and any(message.pictures for message in self.messages)
+        self.notice = "This model sees no pictures: it reads the words alone." if unseen else ""
+        self.answering, self.problem = True, None
         self.speed.start()
         self._rate = 0.0
         self.worker.answer(history, self.settings.sampling(), self.settings.max_tokens)
         self._mark("messages", "status", "problem")
+
+    def _blind(self, pictures: tuple[Picture, ...]) -> bool:
+        """Whether there are pictures that the model can't see, which `problem` then says."""
+        if not pictures or self.model is None or self.sees:
+            return False
+        self.show(problems.sees_nothing())
+        return True
+
+    # pictures of the next question
+
+    def attach(self, source: Path | bytes) -> bool:
+        """Put a picture (a file, its bytes) to the draft; one that can't be opened becomes a problem. False: nobody sees it."""
+        if self.model is not None and not self.sees:
+            self.show(problems.sees_nothing())
+            return False
+        self.draft.add(source)
+        self._mark("status")
+        return True
+
+    def detach(self, name: str) -> None:
+        self.draft.remove(name)
+        self._mark("pictures")
+
+    def draft_again(self, pictures: tuple[Picture, ...]) -> None:
+        """The draft has these pictures now: an earlier question's, or none."""
+        self.draft.pictures = pictures
+        self._mark("pictures")
 
     # model, library, settings
 
@@ -198,6 +239,11 @@ class State:
         """Take in what the model's thread did; the parts of the window that are old now."""
         while not self.worker.events.empty():
             self._take(self.worker.events.get())
+        for opened in self.draft.poll():
+            if isinstance(opened, BaseException):
+                known = isinstance(opened, InputError)
+                self.show(problems.picture_failed(str(opened)) if known else problems.bug(opened))
+            self._mark("pictures", "status")
         now = self._clock()
         if self.answering and self._first_s is not None and now - self._sampled >= SAMPLE_EVERY_S:
             self._sampled, self._rate = now, self.speed.push(now, self.worker.engine.used if self.worker.engine else 0)
@@ -285,41 +331,8 @@ class State:
     def close(self) -> None:
         """End well: the running answer is kept as far as it went."""
         self.worker.close()
+        self.draft.close()
         self.poll()
         if self._answer is not None:
             self._write("interrupted")
         self.store.close()
-
-
-def conversation(messages: list[Message], system_prompt: str = "", most: int | None = None) -> list[dict[str, str]]:
-    """What the model is given: roles alternate, so a question that got no answer is asked with the next one.
-
-    Old turns that can't fit (`most` characters; the session counts tokens) are left out here: counting them takes long.
-    """
-    history: list[dict[str, str]] = []
-    for message in messages:
-        if not message.content.strip():
-            continue
-        if history and history[-1]["role"] == message.role:
-            history[-1]["content"] += f"\n\n{message.content}"
-        else:
-            history.append({"role": message.role, "content": message.content})
-    size = 0
-    for index in range(len(history) - 1, -1, -1):
-        size += len(history[index]["content"])
-        if most is not None and size > most and index < len(history) - 1:
-            rest = history[index + 1 :]
-            history = rest[1:] if rest[0]["role"] == "assistant" and len(rest) > 1 else rest
-            break
-    if system_prompt.strip():
-        history.insert(0, {"role": "system", "content": system_prompt.strip()})
-    return history
-
-
-def _title(question: str) -> str:
-    """A conversation's name: the beginning of its first question, at a word's end."""
-    line = " ".join(question.split())
-    if len(line) <= TITLE_LENGTH:
-        return line
-    cut = line[:TITLE_LENGTH].rpartition(" ")[0] or line[:TITLE_LENGTH]
-    return f"{cut}…"

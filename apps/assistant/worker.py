@@ -14,8 +14,10 @@ from typing import Any
 
 from phi3mobile.assistant import problems
 from phi3mobile.assistant.device import open_engine
+from phi3mobile.assistant.history import images_of, text_of, with_pictures
 from phi3mobile.assistant.meters import Metered
 from phi3mobile.assistant.problems import Problem
+from phi3mobile.engines.tower import Tower
 from phi3mobile.errors import InputError
 from phi3mobile.session.sampling import GREEDY, Sampling
 
@@ -36,6 +38,7 @@ class Loaded:
     context: int
     load_s: float
     sampling: Sampling = GREEDY  # the model's own
+    sees: bool = False  # pictures
 
 
 @dataclass(frozen=True)
@@ -78,23 +81,26 @@ Event = Loading | Loaded | LibraryOpened | Notice | Sources | Piece | Finished |
 class Worker:
     """Orders run one after another in one daemon thread. `stop` acts at once.
 
-    `open_bundle`, `open_library`, `ground` (grounded_messages) and `open_engine` replace phi3mobile's own in tests.
+    `open_bundle`, `open_library`, `ground` (grounded_messages), `open_engine` and `open_tower` replace phi3mobile's own in
+    tests; open_tower gives None where the session is to open the bundle's own, if it has one.
     """
 
     def __init__(
         self,
         open_bundle: Callable[[str | Path], Any] | None = None,
         open_library: Callable[[str | Path], Any] | None = None,
-        ground: Callable[..., list[dict[str, str]]] | None = None,
+        ground: Callable[..., list[dict[str, Any]]] | None = None,
         open_engine: Callable[[Any], Any] = open_engine,
+        open_tower: Callable[[Any], Tower | None] = lambda bundle: None,
     ) -> None:
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.engine: Metered | None = None  # of the open bundle; its counters may be read from any thread
         self._open_bundle, self._open_library = open_bundle or _open_bundle, open_library or _open_library
-        self._ground, self._open_engine = ground or _ground, open_engine
+        self._ground, self._open_engine, self._open_tower = ground or _ground, open_engine, open_tower
         self._orders: queue.SimpleQueue[tuple[str, Callable[[], None]] | None] = queue.SimpleQueue()
         self._session: Any = None
         self._library: Any = None
+        self._looking = False  # the last notice says that pictures are looked at
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
@@ -113,8 +119,9 @@ class Worker:
         documents = list(documents)
         self._orders.put(("library", lambda: self._index(documents, library)))
 
-    def answer(self, messages: list[dict[str, str]], sampling: Sampling, max_tokens: int) -> None:
-        """Answer the last message. Events: Sources (with a library), Piece..., then Finished or Failed."""
+    def answer(self, messages: list[dict[str, Any]], sampling: Sampling, max_tokens: int) -> None:
+        """Answer the last message (contents as session.content has them; an image is a file). Events: Sources (with a
+        library), Notice (with pictures), Piece..., then Finished or Failed."""
         self._stopping.clear()
         self._orders.put(("answer", lambda: self._answer(messages, sampling, max_tokens)))
 
@@ -158,11 +165,26 @@ class Worker:
         bundle.tokenizer.encode("warm")
         self.events.put(Loading("Loading the model", 0.6))
         engine = Metered(self._open_engine(bundle))
-        self._session = Session(bundle, engine=engine, on_event=lambda text: self.events.put(Notice(text)))
+        try:
+            self._session = Session(bundle, engine=engine, tower=self._open_tower(bundle), on_event=self._notice)
+        except BaseException:
+            engine.close()
+            raise
         self.engine = engine
         name = getattr(bundle, "manifest", {}).get("name", path.name)
         seconds = time.perf_counter() - start
-        self.events.put(Loaded(path, name, engine.info.max_context, seconds, getattr(bundle, "sampling", GREEDY)))
+        sampling, sees = getattr(bundle, "sampling", GREEDY), self._session.pictures is not None
+        self.events.put(Loaded(path, name, engine.info.max_context, seconds, sampling, sees))
+
+    def _notice(self, text: str) -> None:
+        """What the session is at, for people."""
+        self._looking = text.startswith("looking at a picture")
+        self.events.put(Notice("Looking at the picture…" if self._looking else text))
+
+    def _looked(self) -> None:
+        if self._looking:
+            self._looking = False
+            self.events.put(Notice(""))
 
     def _close_session(self) -> None:
         session, self._session, self.engine = self._session, None, None
@@ -206,9 +228,12 @@ class Worker:
             with contextlib.suppress(Exception):
                 library.close()
 
-    def _answer(self, messages: list[dict[str, str]], sampling: Sampling, max_tokens: int) -> None:
+    def _answer(self, messages: list[dict[str, Any]], sampling: Sampling, max_tokens: int) -> None:
         if self._session is None:
             self.events.put(Failed("answer", problems.no_bundle()))
+            return
+        if any(not Path(image).is_file() for message in messages for image in images_of(message)):
+            self.events.put(Failed("answer", problems.picture_gone()))
             return
         given = self._with_sources(messages) if self._library is not None else messages
         if given is None:
@@ -222,14 +247,20 @@ class Worker:
         pieces = self._session.generate(given, sampling=sampling, max_tokens=max_tokens, overflow="slide", lookup=quotes)
         if self._stopping.is_set():  # asked for before generate forgot earlier cancels
             self._session.cancel()
-        for text in pieces:
-            self.events.put(Piece(text))
+        try:
+            for text in pieces:
+                self._looked()
+                self.events.put(Piece(text))
+        finally:
+            self._looked()
         self.events.put(Finished(asdict(self._session.statistics)))
 
-    def _with_sources(self, messages: list[dict[str, str]]) -> list[dict[str, str]] | None:
-        """The messages with what the library says to the last one, and its Sources event; None if it says nothing: the model,
-        asked all the same, would invent."""
-        question = messages[-1]["content"]
+    def _with_sources(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+        """The messages with what the library says to the last one, and its Sources event; None if it says nothing and there
+        are no pictures: the model, asked all the same, would invent."""
+        question = text_of(messages[-1])
+        if not question:  # pictures alone
+            return messages
         try:
             passages = self._library.search(question, k=PASSAGES)
         except InputError as error:
@@ -237,8 +268,12 @@ class Worker:
             return messages
         self.events.put(Sources(tuple(_plain(passage) for passage in passages)))
         if not passages:
-            return None
-        return self._ground(question, passages, messages[:-1])
+            return messages if any(map(images_of, messages)) else None
+        *history, grounded = self._ground(question, passages, messages[:-1])
+        if images := images_of(messages[-1]):
+            text = grounded["content"].replace("<|image_", "<image_")  # a document must not place pictures
+            grounded = grounded | {"content": with_pictures(images, text)}
+        return [*history, grounded]
 
 
 def _plain(passage: Any) -> dict[str, Any]:
@@ -264,7 +299,7 @@ def _embedder_files(progress: Callable[[str, int, int], None]) -> tuple[bytes, b
         return None
 
 
-def _ground(question: str, passages: list[Any], history: list[dict[str, str]]) -> list[dict[str, str]]:
+def _ground(question: str, passages: list[Any], history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     from phi3mobile.retrieval.answer import grounded_messages
 
     return grounded_messages(question, passages, history)

@@ -227,6 +227,8 @@ class Session:
         """Give the engine's memory back."""
         self._end_running()
         self.engine.close()
+        if self.pictures is not None:
+            self.pictures.close()
 
     def __enter__(self) -> Session:
         return self

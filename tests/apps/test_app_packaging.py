@@ -17,8 +17,8 @@ from tracked import ROOT, tracked
 
 APPS = Path(__file__).parents[2] / "apps"
 # Recipe names of python-for-android 2026.5.9 and kivy-ios 2025.5.17 that we use; everything else must be pure Python.
-P4A_RECIPES = {"python3", "sqlite3", "numpy", "kivy", "pyjnius", "android"}
-KIVY_IOS_RECIPES = {"python3", "numpy", "kivy", "pyobjus", "markupsafe", "jinja2"}
+P4A_RECIPES = {"python3", "sqlite3", "numpy", "pillow", "kivy", "pyjnius", "android"}
+KIVY_IOS_RECIPES = {"python3", "numpy", "pillow", "kivy", "pyobjus", "markupsafe", "jinja2"}
 PURE = {"python-bidi", "six", "arabic-reshaper", "jinja2", "markupsafe", "filetype"}
 ALLOWED = {"numpy", "kivy", "bidi", "arabic_reshaper", "six", "jinja2", "markupsafe", "jnius", "pyobjus", "android", "tools"}
 

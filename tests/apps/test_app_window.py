@@ -1,6 +1,7 @@
 """The assistant's real window under Xvfb: touches go in, screenshots and what was seen come out (app_scenarios.py)."""
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -102,6 +103,32 @@ def test_models_documents_sources_and_settings_by_touch(play, size):
         "large cut": [],
         "largest cut": [],
     }
+
+
+@pytest.mark.parametrize("size", [PHONE, pytest.param(DESKTOP, marks=pytest.mark.slow)])
+def test_pictures_by_touch(play, size):
+    pytest.importorskip("PIL", reason="pip install pillow")
+    seen = play("pictures", size)
+    assert min(seen["button"]) >= 44 and {"a wall.png", "tall.png", "wide.png", "broken.jpg", "Up"} <= set(seen["listed"])
+    assert "notes.txt" not in seen["listed"]
+    assert seen["dropped"] == 3 and seen["after removing"] == 2
+    assert seen["pasted"] == [3, ""]  # a picture, not its path as text
+    assert len(seen["crosses"]) == 3 and all(min(width, height) >= 44 for *_, width, height in seen["crosses"])
+    (_, bottom, _, high), top = seen["strip"], seen["field top"]
+    assert bottom >= top and all(bottom <= y and y + height <= bottom + high for _, y, _, height in seen["crosses"])
+    lefts = sorted(x for x, *_ in seen["crosses"])
+    assert all(b - a >= 44 for a, b in itertools.pairwise(lefts))  # no finger hits two
+    assert seen["broken"][0] == "This picture can't be opened." and "broken.jpg" in seen["broken"][1]
+    assert seen["notice"] == "Looking at the picture…" and seen["strip after"] == [0, ""]
+    assert len(seen["bubble"]) == 3 and all(seen["textures"])
+    boxes = seen["bubble"]
+    assert all(x >= 0 and x + width <= int(size.partition("x")[0]) for x, _, width, _ in boxes)
+    for (x, y, w, h), (u, v, s, t) in itertools.combinations(boxes, 2):
+        assert x + w <= u or u + s <= x or y + h <= v or v + t <= y
+    assert seen["editing"] == [3, "What is on these pictures?"] and seen["cancelled"] == [0, ""]
+    assert seen["blind has a button"] is False
+    assert seen["blind"] == ["This model reads text only: it sees no pictures.", "And this?"]
+    assert (seen["cut"], seen["broken"][2], seen["bubble cut"], seen["large cut"]) == ([], [], [], [])
 
 
 def test_problems_are_a_sentence_and_a_button(play):

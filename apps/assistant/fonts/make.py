@@ -35,6 +35,7 @@ ICONS = [  # those of ui/theme.py
     0xF004D,
     0xF0365,
     0xF0045,
+    0xF087C,
 ]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from kivy.core.window import Window
 from kivy.metrics import dp
 
 from phi3mobile.assistant import bundles
+from phi3mobile.assistant.device import device
 from phi3mobile.assistant.meters import Frames
+from phi3mobile.assistant.pictures import copied
 from phi3mobile.assistant.places import Places
 from phi3mobile.assistant.state import State
 from phi3mobile.assistant.store import Chat, Message, Store, set_aside
@@ -43,6 +47,7 @@ class AssistantApp(App):
         Window.softinput_mode = "below_target"
         self.content = Content(self._theme(), self.state, self)
         Window.bind(size=self._resized, on_key_down=self._key, on_keyboard=self._back)
+        Window.bind(on_drop_file=lambda _, name, *__: self.state.attach(Path(os.fsdecode(name))))
         Window.bind(on_flip=lambda *_: self.frames.drawn(time.perf_counter()))
         Clock.schedule_interval(self._frame, 0)
         return self.content
@@ -136,7 +141,32 @@ class AssistantApp(App):
         Clipboard.copy(text)
 
     def edit(self, message: Message) -> None:
+        self.state.draft_again(message.pictures)
         self.content.composer.edit(message)
+
+    def end_edit(self) -> None:
+        self.state.draft_again(())
+
+    def attach(self) -> None:
+        """Let the person choose a picture, as the device does it."""
+        self.content.close_sheet()
+        if self.where.browse:
+            pictures = self.where.browse / "Pictures"
+            self._browse("picture", self.pick_picture, pictures if pictures.is_dir() else None)
+        else:
+            self._photo_picker()(self._picked)
+
+    def detach(self, name: str) -> None:
+        self.state.detach(name)
+
+    def pick_picture(self, path: Path) -> None:
+        self.content.close_sheet()
+        self.state.attach(path)
+
+    def paste_picture(self) -> bool:
+        """Whether the clipboard held a picture, or named a picture's file, for a model that sees."""
+        picture = self.state.sees and copied(Clipboard)
+        return bool(picture) and self.state.attach(picture)
 
     def edit_last(self) -> None:
         if last := next((message for message in reversed(self.state.messages) if message.role == "user"), None):
@@ -233,15 +263,27 @@ class AssistantApp(App):
             self.open_models()
         elif action == "pick_library":
             self.open_library()
+        elif action == "pick_picture":
+            self.attach()
         elif action == "new_store":
             set_aside(self.where.store)
             self.state.use_store(Store(self.where.store))
         elif action == "copy" and problem:
             self.copy(f"{problem.sentence}\n{problem.detail}")
 
-    def _browse(self, wanted: str, pick) -> None:
+    def _browse(self, wanted: str, pick, start: Path | None = None) -> None:
         self.content.close_sheet()
-        self.content.open_sheet(pickers.Browser(self.content.theme, self.where.browse, wanted, pick, self.content.close_sheet))
+        start = start or self.where.browse
+        self.content.open_sheet(pickers.Browser(self.content.theme, start, wanted, pick, self.content.close_sheet))
+
+    def _picked(self, result: bytes | str) -> None:
+        """A picture's bytes from the system's picker, or the sentence that says why there are none."""
+        if isinstance(result, bytes):
+            self.state.attach(result)
+        else:
+            from phi3mobile.assistant.problems import picture_failed
+
+            self.state.show(picture_failed(result))
 
     def _system_picker(self) -> tuple[str, Any] | None:
         from kivy.utils import platform
@@ -251,6 +293,13 @@ class AssistantApp(App):
         from phi3mobile.assistant.android_import import pick_folder
 
         return ("Import a folder", lambda: pick_folder(self.where.models[0], self._imported))
+
+    def _photo_picker(self) -> Callable[[Callable[[bytes | str], None]], None]:
+        if device() == "android":
+            from phi3mobile.assistant.android_pictures import pick_picture
+        else:
+            from phi3mobile.assistant.ios_pictures import pick_picture
+        return pick_picture
 
     def _imported(self, result: Path | str) -> None:
         """A folder that was copied in, or the sentence that says why not."""

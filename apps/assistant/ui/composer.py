@@ -1,4 +1,4 @@
-"""Where a person writes: a field that grows, and one button that sends or stops."""
+"""Where a person writes: a field that grows, the pictures of the question, and one button that sends or stops."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from kivy.metrics import dp
 from kivy.uix.boxlayout import BoxLayout
 from kivy.utils import platform
 
+from phi3mobile.assistant.ui.attachments import Attachments
 from phi3mobile.assistant.ui.drawn import Field, Text
 from phi3mobile.assistant.ui.parts import Column, IconButton, Surface, TextButton, row
 from phi3mobile.assistant.ui.theme import Theme
@@ -19,6 +20,10 @@ class ComposerActions(Protocol):
     def submit(self, text: str) -> bool: ...
     def stop_answer(self) -> None: ...
     def edit_last(self) -> None: ...
+    def end_edit(self) -> None: ...
+    def attach(self) -> None: ...
+    def detach(self, name: str) -> None: ...
+    def paste_picture(self) -> bool: ...
 
 
 class Entry(Field):
@@ -40,6 +45,10 @@ class Entry(Field):
                 self._actions.stop_answer()
         return super().keyboard_on_key_down(window, keycode, text, modifiers)
 
+    def paste(self) -> None:
+        if not self._actions.paste_picture():
+            super().paste()
+
 
 class Composer(Column):
     def __init__(self, theme: Theme, actions: ComposerActions) -> None:
@@ -47,16 +56,20 @@ class Composer(Column):
         self._theme, self._actions, self.editing, self.busy = theme, actions, None, False
         self._banner = BoxLayout(size_hint_y=None, height=0)
         self.notice = Text(theme, "", size=theme.small, color="dim", plain=True)
+        self.pictures = Attachments(theme, actions.detach)
         box = Surface(theme, "surface", radius=dp(22), line="line", size_hint_y=None, padding=(dp(12), dp(2), dp(4), dp(2)))
+        self._box = box
         self.field = Entry(theme, actions, self.send)
         self.field.bind(minimum_height=self._grow)
         self.button = IconButton(theme, "send", self.press, "accent", pos_hint={"y": 0})
+        self.attach = IconButton(theme, "picture", actions.attach, pos_hint={"y": 0})
         box.add_widget(self.field)
         box.add_widget(self.button)
         self.field.bind(height=lambda _, height: setattr(box, "height", max(height + dp(4), theme.touch + dp(4))))
         self._grow()
         self.add_widget(self._banner)
         self.add_widget(self.notice)
+        self.add_widget(self.pictures)
         self.add_widget(box)
         self.say("")
 
@@ -71,6 +84,14 @@ class Composer(Column):
         self.notice.opacity = 1 if text else 0
         if not text:
             self.notice.height = 0
+
+    def set_sees(self, sees: bool) -> None:
+        """Whether the model takes pictures: only then is there a button for them."""
+        if sees and self.attach.parent is None:
+            self._box.add_widget(self.attach, index=len(self._box.children))
+        elif not sees and self.attach.parent is not None:
+            self._box.remove_widget(self.attach)
+        self._box.padding = (dp(2 if sees else 12), dp(2), dp(4), dp(2))
 
     def set_busy(self, busy: bool) -> None:
         self.busy = busy
@@ -103,4 +124,5 @@ class Composer(Column):
 
     def _cancel(self) -> None:
         self.field.text = ""
+        self._actions.end_edit()
         self.edit(None)

@@ -12,6 +12,7 @@ from kivy.uix.widget import Widget
 from phi3mobile.assistant.store import Message
 from phi3mobile.assistant.text.blocks import BULLET, CODE, HEADING, Block, blocks
 from phi3mobile.assistant.text.runs import visual
+from phi3mobile.assistant.ui.attachments import shown
 from phi3mobile.assistant.ui.drawn import Text, width_of
 from phi3mobile.assistant.ui.parts import Column, Surface, TextButton
 from phi3mobile.assistant.ui.theme import Theme
@@ -33,18 +34,24 @@ class Actions(Protocol):
 
 
 class Question(BoxLayout):
-    """The person's words, to the right."""
+    """The person's words below the pictures they are about, to the right."""
 
     def __init__(self, theme: Theme, message: Message, actions: Actions, last: bool) -> None:
         super().__init__(orientation="horizontal", size_hint_y=None)
         self.message = message
         column = Column(spacing=dp(2), size_hint_x=None)
         natural = max(width_of(visual(line), theme.text) for line in message.content.split("\n")) + dp(32)
+        if message.pictures:
+            pictures = shown(theme, message.pictures, theme.touch * 5)
+            natural = max(natural, sum(picture.width + dp(6) for picture in pictures.children) + dp(32))
         buttons_width, widest = dp(190) * max(1.0, theme.scale), 0.88 if theme.phone else 0.78
         self.bind(width=lambda _, width: setattr(column, "width", min(max(natural, buttons_width), width * widest)))
         bubble = Surface(theme, "bubble", radius=dp(16), orientation="vertical", padding=(dp(14), dp(9)), size_hint_y=None)
+        if message.pictures:
+            bubble.add_widget(pictures)
         self.text = Text(theme, message.content, plain=True)
-        bubble.add_widget(self.text)
+        if message.content:
+            bubble.add_widget(self.text)
         bubble.bind(minimum_height=bubble.setter("height"))
         column.add_widget(bubble)
         buttons = BoxLayout(size_hint_y=None, height=theme.touch * 0.8, spacing=dp(2))

@@ -10,6 +10,7 @@ from kivy.uix.boxlayout import BoxLayout
 from kivy.uix.widget import Widget
 
 from phi3mobile.assistant.bundles import DAMAGED, FITS, TIGHT, TOO_LARGE, Choice
+from phi3mobile.assistant.pictures import SUFFIXES
 from phi3mobile.assistant.ui.drawn import Line, Text
 from phi3mobile.assistant.ui.parts import Column, Icon, Pressable, TextButton, row
 from phi3mobile.assistant.ui.sheets import Sheet
@@ -107,10 +108,16 @@ def library_sheet(
 
 
 class Browser(Sheet):
-    """Looks through folders. `wanted`: "bundle" (folders with a manifest), "library" (.db) or "documents" (files, folders)."""
+    """Looks through folders. `wanted`: "bundle" (folders with a manifest), "library" (.db), "documents" (files, folders) or
+    "picture" (the newest first)."""
 
     def __init__(self, theme: Theme, start: Path, wanted: str, pick: Callable[[Path], None], close: Callable[[], None]) -> None:
-        titles = {"bundle": "Find a model", "library": "Find a library", "documents": "Add documents"}
+        titles = {
+            "bundle": "Find a model",
+            "library": "Find a library",
+            "documents": "Add documents",
+            "picture": "Attach a picture",
+        }
         super().__init__(theme, titles[wanted], close)
         self._wanted, self._pick = wanted, pick
         self.open(start)
@@ -125,7 +132,7 @@ class Browser(Sheet):
         if folder.parent != folder:
             self.column.add_widget(entry(self.theme, "back", "Up", "", lambda: self.open(folder.parent)))
         try:
-            inside = sorted(folder.iterdir(), key=lambda path: (not path.is_dir(), path.name.lower()))
+            inside = sorted(folder.iterdir(), key=_newest if self._wanted == "picture" else _by_name)
         except OSError as error:
             self.column.add_widget(Text(self.theme, f"This folder can't be read: {error.strerror}.", plain=True))
             return
@@ -146,8 +153,23 @@ class Browser(Sheet):
             else:
                 self.column.add_widget(entry(self.theme, "folder", path.name, "", lambda: self.open(path)))
             return True
-        suffixes = {"library": (".db",), "documents": DOCUMENTS}.get(self._wanted, ())
+        suffixes = {"library": (".db",), "documents": DOCUMENTS, "picture": SUFFIXES}.get(self._wanted, ())
         if path.suffix.lower() in suffixes:
-            self.column.add_widget(entry(self.theme, "file", path.name, "", lambda: self._pick(path)))
+            icon = "picture" if self._wanted == "picture" else "file"
+            self.column.add_widget(entry(self.theme, icon, path.name, "", lambda: self._pick(path)))
             return True
         return False
+
+
+def _by_name(path: Path) -> tuple[bool, float, str]:
+    """Folders first."""
+    return (not path.is_dir(), 0.0, path.name.lower())
+
+
+def _newest(path: Path) -> tuple[bool, float, str]:
+    """Folders first, by name."""
+    is_file, _, name = _by_name(path)
+    try:
+        return (is_file, -path.stat().st_mtime if is_file else 0.0, name)
+    except OSError:  # a link that leads nowhere
+        return (is_file, 0.0, name)

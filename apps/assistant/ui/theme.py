@@ -32,6 +32,7 @@ ICONS = {
     "back": "\U000f004d",
     "chat": "\U000f0365",
     "down": "\U000f0045",
+    "picture": "\U000f087c",
 }
 # Scripts that are not bundled are drawn by the system's fonts, where it has one of these.
 _CJK = (

@@ -52,7 +52,7 @@ class Content(FloatLayout):
         self.add_widget(row)
         if state.settings.panel:
             self.toggle_panel()
-        self.refresh({"chats", "messages", "status", "problem"})
+        self.refresh({"chats", "messages", "status", "problem", "pictures"})
 
     def refresh(self, old: set[str]) -> None:
         """Draw anew the parts of State that are old (see State)."""
@@ -65,6 +65,8 @@ class Content(FloatLayout):
             self.chat.show(state.messages, suggest=state.problem is None)
         elif "answer" in old and state.messages:
             self.chat.grow(state.messages[-1])
+        if "pictures" in old:
+            self.composer.pictures.show(self.state.draft.pictures)
         if "problem" in old:
             self._show_problem()
         if old & {"status", "library", "chats", "messages"}:
@@ -138,7 +140,8 @@ class Content(FloatLayout):
         self._load_bar.height = 0 if loading is None else dp(4)
         self._load_bar.set(loading.fraction if loading else 0)
         self.composer.set_busy(state.answering)
-        self.composer.say(state.notice)
+        self.composer.set_sees(state.sees)
+        self.composer.say(state.notice or ("Opening the picture…" if state.draft.opening else ""))
         self.library_button.color = self.theme.color("accent" if state.library else "dim")
 
     def _show_problem(self) -> None:
