@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from phi3mobile.assistant import problems, worker
+from phi3mobile.assistant import events, problems
 from phi3mobile.assistant.history import CHARACTERS, conversation, title_of
 from phi3mobile.assistant.meters import Speed, memory_used
 from phi3mobile.assistant.pictures import Draft, Picture
@@ -33,8 +33,8 @@ class State:
         self.worker, self._clock = worker, clock
         self.chat: int | None = None
         self.messages: list[Message] = []
-        self.loading: worker.Loading | None = None
-        self.model: worker.Loaded | None = None
+        self.loading: events.Loading | None = None
+        self.model: events.Loaded | None = None
         self.library: Path | None = None
         self.problem: Problem | None = None
         self.notice = ""
@@ -192,7 +192,7 @@ class State:
 
     def open_bundle(self, path: str | Path) -> None:
         self.model, self.problem = None, None
-        self.loading = worker.Loading("Opening", 0.0)
+        self.loading = events.Loading("Opening", 0.0)
         self.worker.load(path)
         self._mark("status", "problem")
 
@@ -261,39 +261,39 @@ class State:
         context = self.model.context if self.model else 0
         return {"tokens_per_s": rate, "ttft_s": ttft, "memory": memory_used(), "used": used, "context": context}
 
-    def _take(self, event: worker.Event) -> None:
+    def _take(self, event: events.Event) -> None:
         match event:
-            case worker.Loading():
+            case events.Loading():
                 self.loading = event
                 self._mark("status")
-            case worker.Loaded():
+            case events.Loaded():
                 self.loading, self.model = None, event
                 self.settings = self.settings.with_model(event.sampling)
                 self.change(bundle=str(event.path))
                 self._mark("status")
-            case worker.LibraryOpened(path, documents):
+            case events.LibraryOpened(path, documents):
                 self.library, self.notice = path, ""
                 if documents:
                     self.store.put_setting("documents", documents)
                 self.change(library=str(path) if path else "")
                 self._mark("library", "status")
-            case worker.Notice(text):
+            case events.Notice(text):
                 self.notice = text
                 self._mark("status")
-            case worker.Sources(passages) if self._answer is not None:
+            case events.Sources(passages) if self._answer is not None:
                 self._put(replace(self._answer, sources=passages))
                 self._write("streaming")
                 self._mark("messages")
-            case worker.Piece(text) if self._answer is not None:
+            case events.Piece(text) if self._answer is not None:
                 if self._first_s is None:
                     self._first_s = self._clock() - self._started
                 self._unwritten = True
                 self._put(replace(self._answer, content=self._answer.content + text))
                 self._mark("answer")
-            case worker.Finished(numbers):
+            case events.Finished(numbers):
                 self.numbers = numbers
                 self._end("stopped" if numbers and numbers["finish_reason"] == "cancelled" else "done", numbers)
-            case worker.Failed(at, problem):
+            case events.Failed(at, problem):
                 self._failed(at, problem)
 
     def _failed(self, at: str, problem: Problem) -> None:

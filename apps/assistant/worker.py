@@ -8,12 +8,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from phi3mobile.assistant import problems
 from phi3mobile.assistant.device import open_engine
+from phi3mobile.assistant.events import Event, Failed, Finished, LibraryOpened, Loaded, Loading, Notice, Piece, Sources
 from phi3mobile.assistant.history import images_of, text_of, with_pictures
 from phi3mobile.assistant.meters import Metered
 from phi3mobile.assistant.problems import Problem
@@ -23,59 +24,6 @@ from phi3mobile.session.sampling import GREEDY, Sampling
 
 PASSAGES = 4  # given to the model with a question
 _log = logging.getLogger("phi3mobile.assistant")
-
-
-@dataclass(frozen=True)
-class Loading:
-    stage: str
-    fraction: float  # of the stages, 0 to 1
-
-
-@dataclass(frozen=True)
-class Loaded:
-    path: Path
-    name: str
-    context: int
-    load_s: float
-    sampling: Sampling = GREEDY  # the model's own
-    sees: bool = False  # pictures
-
-
-@dataclass(frozen=True)
-class LibraryOpened:
-    path: Path | None  # None: none is open any more
-    documents: tuple[str, ...] = ()  # that it was made from just now
-
-
-@dataclass(frozen=True)
-class Notice:
-    text: str
-
-
-@dataclass(frozen=True)
-class Sources:
-    passages: tuple[dict[str, Any], ...]
-
-
-@dataclass(frozen=True)
-class Piece:
-    text: str
-
-
-@dataclass(frozen=True)
-class Finished:
-    numbers: dict[str, Any] | None  # Statistics as a dict
-
-
-@dataclass(frozen=True)
-class Failed:
-    """`at`: load, library, documents or answer."""
-
-    at: str
-    problem: Problem
-
-
-Event = Loading | Loaded | LibraryOpened | Notice | Sources | Piece | Finished | Failed
 
 
 class Worker:

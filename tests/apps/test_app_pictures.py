@@ -12,11 +12,12 @@ import pytest
 from fake_app import FakeLibrary, FakePassage, FakeTower, open_fake_tower, open_script, parts_saying, quoted
 
 from phi3mobile.assistant import problems
+from phi3mobile.assistant.events import Notice
 from phi3mobile.assistant.history import conversation, title_of
 from phi3mobile.assistant.pictures import THUMBNAIL, Album, Picture, copied, png
 from phi3mobile.assistant.state import State
 from phi3mobile.assistant.store import Message, Store, set_aside
-from phi3mobile.assistant.worker import Notice, Worker
+from phi3mobile.assistant.worker import Worker
 from phi3mobile.errors import InputError
 from phi3mobile.pictures import open_picture
 

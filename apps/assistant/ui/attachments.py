@@ -94,9 +94,10 @@ class Attachments(ScrollView):
             disc = Ellipse(size=(side, side))
 
         def center(*_: object) -> None:
-            disc.pos = (close.center_x - side / 2, close.center_y - side / 2)
+            left = close.center_x - close.texture_size[0] / 2  # of the glyph, which is square; its texture may be wider
+            disc.pos = (left + close.font_size / 2 - side / 2, close.center_y - side / 2)
 
-        close.bind(pos=center)
+        close.bind(pos=center, texture_size=center)
         center()
         tile.add_widget(close)
         return tile
