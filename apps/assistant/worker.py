@@ -18,7 +18,6 @@ from phi3mobile.assistant.events import Event, Failed, Finished, LibraryOpened, 
 from phi3mobile.assistant.history import images_of, text_of, with_pictures
 from phi3mobile.assistant.meters import Metered
 from phi3mobile.assistant.problems import Problem
-from phi3mobile.engines.tower import Tower
 from phi3mobile.errors import InputError
 from phi3mobile.session.sampling import GREEDY, Sampling
 
@@ -39,7 +38,7 @@ class Worker:
         open_library: Callable[[str | Path], Any] | None = None,
         ground: Callable[..., list[dict[str, Any]]] | None = None,
         open_engine: Callable[[Any], Any] = open_engine,
-        open_tower: Callable[[Any], Tower | None] = lambda bundle: None,
+        open_tower: Callable[[Any], Any] = lambda bundle: None,
     ) -> None:
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.engine: Metered | None = None  # of the open bundle; its counters may be read from any thread
