@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from kivy.core.image import Image as CoreImage
-from kivy.graphics import Color, Ellipse, RoundedRectangle
+from kivy.graphics import Color, Ellipse, Line, RoundedRectangle
 from kivy.metrics import dp
+from kivy.uix.behaviors import ButtonBehavior
 from kivy.uix.boxlayout import BoxLayout
 from kivy.uix.relativelayout import RelativeLayout
 from kivy.uix.scrollview import ScrollView
@@ -14,7 +15,6 @@ from kivy.uix.stacklayout import StackLayout
 from kivy.uix.widget import Widget
 
 from phi3mobile.assistant.pictures import Picture
-from phi3mobile.assistant.ui.parts import IconButton
 from phi3mobile.assistant.ui.theme import Theme
 
 SHOWN = (200, 160)  # dp, the most of a picture in the conversation
@@ -62,6 +62,28 @@ def shown(theme: Theme, pictures: Sequence[Picture], wide: float) -> StackLayout
     return stack
 
 
+class Cross(ButtonBehavior, Widget):
+    """A cross on a disc that stands out from any picture; as large as a finger, though drawn smaller."""
+
+    icon = "close"
+
+    def __init__(self, theme: Theme, action: Callable[[], None]) -> None:
+        super().__init__(size_hint=(None, None), size=(theme.touch, theme.touch))
+        with self.canvas:
+            Color(*theme.color("surface"))
+            self._disc = Ellipse(size=(dp(26), dp(26)))
+            Color(*theme.color("text"))
+            self._lines = [Line(width=dp(1)), Line(width=dp(1))]
+        self.bind(on_release=lambda *_: action(), pos=self._place)
+        self._place()
+
+    def _place(self, *_: object) -> None:
+        x, y, arm = self.center_x, self.center_y, dp(5)
+        self._disc.pos = (x - dp(13), y - dp(13))
+        self._lines[0].points = (x - arm, y - arm, x + arm, y + arm)
+        self._lines[1].points = (x - arm, y + arm, x + arm, y - arm)
+
+
 class Attachments(ScrollView):
     """The draft's pictures in one line above the field; no height without any."""
 
@@ -86,18 +108,7 @@ class Attachments(ScrollView):
         tile = RelativeLayout(size_hint=(None, None), size=(wide, self.height))
         thumbnail.pos = ((wide - thumbnail.width) / 2, (self.height - thumbnail.height) / 2)
         tile.add_widget(thumbnail)
-        close = IconButton(theme, "close", lambda: self._remove(picture.name), "text")
+        close = Cross(theme, lambda: self._remove(picture.name))
         close.pos = (wide - close.width, self.height - close.height)
-        close.font_size, side = dp(18), dp(26)
-        with close.canvas.before:
-            Color(*theme.color("surface"))
-            disc = Ellipse(size=(side, side))
-
-        def center(*_: object) -> None:
-            left = close.center_x - close.texture_size[0] / 2  # of the glyph, which is square; its texture may be wider
-            disc.pos = (left + close.font_size / 2 - side / 2, close.center_y - side / 2)
-
-        close.bind(pos=center, texture_size=center)
-        center()
         tile.add_widget(close)
         return tile
