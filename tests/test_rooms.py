@@ -14,7 +14,13 @@ ROOMS = ("phi3mobile", "export", "bench", "training", "apps/assistant")
 KNOWS = ("export/targets/", "phi3mobile/engines/")
 OLD = "phi3mobile/bundle_v1.py"
 TARGETS = sorted(entry.name for entry in (ROOT / "export" / "targets").iterdir() if (entry / "target.py").is_file())
-ENGINES = {path.stem for path in (ROOT / "phi3mobile" / "engines").glob("*.py")} - {"__init__", "base", "registry", "phone"}
+ENGINES = {path.stem for path in (ROOT / "phi3mobile" / "engines").glob("*.py")} - {
+    "__init__",
+    "base",
+    "registry",
+    "phone",
+    "tower",
+}
 # Of the packages that are installed under these names, and of a competitor in our own benchmark: not of a target.
 PRODUCTS = {
     ("bench/peers.py", "litert"),

@@ -110,6 +110,8 @@ def messages_of(
         from phi3mobile.retrieval.answer import grounded_messages
 
         messages: list[dict[str, Any]] = grounded_messages(prompt, passages, before)
+        if images:  # a document must not place pictures
+            messages[-1] = messages[-1] | {"content": messages[-1]["content"].replace("<|image_", "<image_")}
     else:
         messages = [*before, {"role": "user", "content": prompt}]
     return [*messages[:-1], messages[-1] | {"content": content_of(messages[-1]["content"], images or [])}]
