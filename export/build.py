@@ -100,6 +100,8 @@ def _manifest(plan: ExportPlan, written: Written, folder: Path, quality: dict[st
     if (experts := written.runtime.get("experts")) is not None:
         weights += experts["bytes"]
         experts["memory"] = plan.experts_memory
+    if written.vision is not None:
+        weights += sum((folder / written.vision[part]).stat().st_size for part in ("program", "separators"))
     return {
         "name": Path(plan.source).resolve().name,
         "family": config.family,
@@ -107,6 +109,7 @@ def _manifest(plan: ExportPlan, written: Written, folder: Path, quality: dict[st
         "weights_mapped": plan.target.weights_mapped(plan.recipe),
         "programs": list(written.programs) or [written.runtime["program"]],
         "runtime": written.runtime,
+        **({} if written.vision is None else {"vision": written.vision}),
         "recipe": asdict(plan.recipe),
         "model": model_section(config, plan.context, plan.chunk, weights) | {"back": written.back},
         "tokens": {"bos": config.bos_token_id, "eos": plan.eos},

@@ -38,6 +38,7 @@ class Written:
     back: int | None = None  # tokens that a position may go back; None: any number
     kv_held: Callable[[int], int] | None = None  # bytes that so many tokens take; None: kv_per_token each
     programs: tuple[str, ...] = ()  # paths of what the engine loads, in order; none: `program` itself
+    vision: dict[str, Any] | None = None  # the manifest's section, of a model that sees pictures (engines/pte_tower.py)
 
     @property
     def operators(self) -> list[str]:

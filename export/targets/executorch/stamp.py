@@ -8,7 +8,7 @@ must hash to is checked against what the lowering produced, so a changed packing
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from executorch.exir.backend.partitioner import DelegationSpec, Partitioner, Par
 from executorch.exir.backend.utils import tag_constant_data
 from executorch.exir.delegate import executorch_call_delegate
 from executorch.exir.lowered_backend_module import LoweredBackendModule
+from torch import nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
@@ -45,13 +46,19 @@ from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.form import Form
 from phi3mobile.models.quantized import Packed
 
+Shapes = list[tuple[int, ...]]
 ALIGNMENT = 16  # of XNNPACK's constants in the file
-# Of XNNPACK's 17 passes over a graph, 16 change nothing in a segment's and take half of its time. This asks for the other one.
+# Of XNNPACK's 17 passes over a graph, 16 change nothing in a decoder segment's and take half of its time. This asks for the
+# other one.
 _LINEAR_PASS_ALONE = CompileSpec("dqlinear_partitioner", b"")
 
 
 class _WholeGraph(Partitioner):
     """Everything into one XNNPACK delegate; what XNNPACK can't take fails in its own preprocessing, by name."""
+
+    def __init__(self, specs: list[CompileSpec]) -> None:
+        super().__init__()
+        self._specs = specs
 
     def ops_to_not_decompose(self, ep):
         return [torch.ops.aten.linear.default], None
@@ -63,11 +70,13 @@ class _WholeGraph(Partitioner):
                 if is_dequant(node):  # as XnnpackPartitioner does: a linear with a bias asks for it
                     tag_as_implicit_q_dq(node)
         tag_constant_data(ep)
-        return PartitionResult(ep, {"segment": DelegationSpec(XnnpackBackend.__name__, [_LINEAR_PASS_ALONE])})
+        return PartitionResult(ep, {"segment": DelegationSpec(XnnpackBackend.__name__, self._specs)})
 
 
-def named_data(value: Packed) -> list[tuple[str, torch.Tensor]]:
-    """Key and bytes (as a tensor) of each named datum that XNNPACK's lowering makes of one matrix."""
+def named_data(value: Packed | torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+    """Key and bytes (as a tensor) of each named datum that XNNPACK's lowering makes of one matrix, packed or in float32."""
+    if isinstance(value, torch.Tensor):
+        return [(_hash(value), value)]
     data = [(_hash(value.codes), value.codes), ("scale_" + _hash(value.scales), value.scales)]
     data += [] if value.bias is None else [(_hash(value.bias), value.bias)]
     return data + named_data(value.offsets) if value.offsets else data
@@ -100,6 +109,18 @@ def stand_ins(packed: PackedModel, kind: str, layer: int = 0) -> dict[str, Packe
     return matrices
 
 
+def like(values: Mapping[str, Packed | torch.Tensor]) -> dict[str, Packed | torch.Tensor]:
+    """Random matrices of the same shapes and forms, with a bias where these have one, all different."""
+    generator, found = torch.Generator().manual_seed(1), dict[str, Packed | torch.Tensor]()
+    for name, value in values.items():
+        if isinstance(value, torch.Tensor):
+            found[name] = torch.rand(value.shape, generator=generator)
+            continue
+        bias = None if value.bias is None else torch.rand(value.bias.shape, generator=generator)
+        found[name] = replace(_stand_in(*value.shape, value.form, generator), bias=bias)
+    return found
+
+
 def _stand_in(rows: int, width: int, form: Form, generator: torch.Generator) -> Packed:
     codes = torch.randint(0, 255, (rows, width * form.bits // 8), generator=generator, dtype=torch.uint8)
     scales = torch.rand(rows, width // form.group, generator=generator) * 0.01 + 1e-3
@@ -119,21 +140,37 @@ def lower(packed: PackedModel, kind: str, chunk: int, layer: int = 0) -> Templat
     inputs = example_inputs(config, kind, attention, min(3, chunk))
     length = torch.export.Dim("T", min=1, max=chunk)
     first, *rest = [{0: length} if moves else None for _, moves in inputs]
+    segment = Segment(config, kind, matrices)
+    values, dynamic = [value for value, _ in inputs], (first, tuple(rest))
+    return lower_module(segment, values, dynamic, matrices, kind, attention, [_LINEAR_PASS_ALONE])
+
+
+def lower_module(
+    module: nn.Module,
+    inputs: Sequence[torch.Tensor],
+    dynamic: tuple | None,
+    matrices: Mapping[str, Packed | torch.Tensor],
+    kind: str,
+    attention: str = "",
+    specs: Sequence[CompileSpec] = (),
+) -> Template:
+    """Lower any module to a single delegate; its matrices, all different, are those that a copy has others of.
+
+    dynamic: torch.export's dynamic_shapes. kind, attention: names for the template. specs: what XNNPACK is told; nothing: to
+    run all its passes. Raises RuntimeError as `lower` does.
+    """
     with torch.no_grad():
-        exported = torch.export.export(
-            Segment(config, kind, matrices).eval(),
-            tuple(value for value, _ in inputs),
-            dynamic_shapes=(first, tuple(rest)),
-            strict=False,
-        )
+        exported = torch.export.export(module.eval(), tuple(inputs), dynamic_shapes=dynamic, strict=False)
         keys = {name: [key for key, _ in named_data(value)] for name, value in matrices.items()}
-        return kept(name_of(exported, kind, attention, keys), lambda: _template(exported, kind, attention, keys))
+        return kept(name_of(exported, kind, attention, keys), lambda: _template(exported, kind, attention, keys, [*specs]))
 
 
-def _template(exported: ExportedProgram, kind: str, attention: str, keys: dict[str, list[str]]) -> Template:
+def _template(
+    exported: ExportedProgram, kind: str, attention: str, keys: dict[str, list[str]], specs: list[CompileSpec]
+) -> Template:
     inputs = sum(spec.kind is InputKind.USER_INPUT for spec in exported.graph_signature.input_specs)
     edge = to_edge_transform_and_lower(
-        exported, partitioner=[_WholeGraph()], compile_config=EdgeCompileConfig(_check_ir_validity=False)
+        exported, partitioner=[_WholeGraph(specs)], compile_config=EdgeCompileConfig(_check_ir_validity=False)
     ).exported_program()
     call = next(node for node in edge.graph.nodes if node.target is executorch_call_delegate)
     lowered = getattr(edge.graph_module, call.args[0].target)
@@ -154,15 +191,8 @@ def _template(exported: ExportedProgram, kind: str, attention: str, keys: dict[s
 class _Shapes:
     """Stands in for the lowered program in a LoweredBackendModule: outputs of the right shapes, at no cost."""
 
-    def __init__(self, config: DecoderConfig, template: Template) -> None:
-        self._x_at = template.order.index(0)
-        projected = projected_shapes(config, template.attention)
-        hidden, logits = (config.hidden_size,), (config.vocab_size,)
-        shapes: dict[str, list[tuple[int, ...]]] = {
-            **{START: projected, MIDDLE: [hidden, *projected], END: [logits]},
-            **{TO_EXPERTS: [hidden, hidden], FROM_EXPERTS: [hidden, *projected], FROM_LAST: [logits]},
-        }
-        self._shapes = shapes[template.kind]
+    def __init__(self, x_at: int, shapes: Shapes) -> None:
+        self._x_at, self._shapes = x_at, shapes
 
     def module(self) -> Callable[..., tuple[torch.Tensor, ...]]:
         return self._run
@@ -178,8 +208,24 @@ class _Shapes:
         return graph
 
 
-def stamp(template: Template, config: DecoderConfig, matrices: dict[str, Packed], scratch: Path) -> LoweredBackendModule:
-    """The template with these matrices; their bytes go to files in `scratch` until the program is written."""
+def output_shapes(config: DecoderConfig, kind: str, attention: str) -> Shapes:
+    """Of what a decoder's segment makes, without the leading T."""
+    projected = projected_shapes(config, attention)
+    hidden, logits = (config.hidden_size,), (config.vocab_size,)
+    shapes: dict[str, list[tuple[int, ...]]] = {
+        **{START: projected, MIDDLE: [hidden, *projected], END: [logits]},
+        **{TO_EXPERTS: [hidden, hidden], FROM_EXPERTS: [hidden, *projected], FROM_LAST: [logits]},
+    }
+    return shapes[kind]
+
+
+def stamp(
+    template: Template, shapes: Shapes, matrices: Mapping[str, Packed | torch.Tensor], scratch: Path
+) -> LoweredBackendModule:
+    """The template with these matrices; their bytes go to files in `scratch` until the program is written.
+
+    shapes: of the outputs, behind the first dimension of the module's first input.
+    """
     payload, store = template.payload, NamedDataStore()
     for key, (shared, alignment) in template.shared.items():
         store.add_named_data(key, shared, alignment)
@@ -191,9 +237,8 @@ def stamp(template: Template, config: DecoderConfig, matrices: dict[str, Packed]
                 path.write_bytes(_bytes(data))
             digest = bytes.fromhex(new.removeprefix("scale_"))
             store.add_named_data(new, FileBackedData(str(path), sha256=digest), ALIGNMENT)
-    module = LoweredBackendModule(
-        _Shapes(config, template), XnnpackBackend.__name__, payload, [], store.get_named_data_store_output()
-    )
+    stand_in = _Shapes(template.order.index(0), shapes)
+    module = LoweredBackendModule(stand_in, XnnpackBackend.__name__, payload, [], store.get_named_data_store_output())
     module.meta = {"debug_handle_map": {}}
     return module
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 PROGRAM = "model.pte"
 PIECES = (
     *("rmsnorm", "layernorm", "swiglu", "gegelu", "bias", "multiplier"),
-    *("window", "blocksparse", "longrope", "masked_ids", "row_order", "head_bias"),
+    *("window", "blocksparse", "longrope", "masked_ids", "row_order", "head_bias", "vision"),
 )
 EXPERTS = ("experts", "sparsemixer", "softmax_topk")  # by an operator of ours: the prebuilt packages have none that fits
 
@@ -74,7 +75,8 @@ class ExecutorchTarget(Target):
     def write(self, packed: PackedModel, folder: Path, plan: ExportPlan, progress: Progress) -> Written:
         from phi3mobile.export.targets.executorch.write import to_executorch
 
-        return to_executorch(packed, folder / PROGRAM, plan.context, plan.chunk, plan.eos, progress)
+        written = to_executorch(packed, folder / PROGRAM, plan.context, plan.chunk, plan.eos, progress)
+        return written if plan.config.vision is None else _with_tower(written, packed, folder, plan, progress)
 
     def integers(self, bundle: Bundle, config: DecoderConfig) -> Integers:
         from phi3mobile.export.targets.executorch.read import PteIntegers
@@ -91,6 +93,22 @@ class ExecutorchTarget(Target):
 
         tapped = lambda: open_tapped(bundle, packed.config)  # noqa: E731
         return [LayerCheck("int8 activations", packed, tapped, lambda: open_engine(bundle), recipe_of(packed).kv_bits)]
+
+
+def _with_tower(written: Written, packed: PackedModel, folder: Path, plan: ExportPlan, progress: Progress) -> Written:
+    """The tower's files beside the decoder's; the runtime needs the operators of both."""
+    from phi3mobile.export.packed_vision import PackedVision
+    from phi3mobile.export.targets.executorch.vision import write_vision
+    from phi3mobile.models.vision_config import num_crops
+
+    tower = PackedVision(packed.checkpoint, packed.recipe.vision_bits)
+    section, operators, activations = write_vision(tower, folder, plan.chunk, progress)
+    return replace(
+        written,
+        runtime=written.runtime | {"operators": sorted({*written.operators, *operators})},
+        activations=written.activations + activations,
+        vision=section | {"num_crops": num_crops(plan.folder)},
+    )
 
 
 def _is_native(recipe: Recipe) -> bool:

@@ -3,7 +3,8 @@
     segments lowered once -> stamped per layer -> joined by attention -> ExecuTorch program -> file
 
 The program: forward(tokens int64 [1, T], input_pos int64 [1]) -> logits float32 [1, T, V], T in [1, chunk], and the constant
-methods that ExecuTorch's own LLM runners read. Of a model with a LongRoPE switch, input_pos may carry LONG_REGIME: then the
+methods that ExecuTorch's own LLM runners read. A model that sees pictures has two methods instead, by the names that its
+multimodal runner knows: token_embedding(tokens) -> rows float32 [1, T, hidden], text_decoder(rows, input_pos) -> logits. Of a model with a LongRoPE switch, input_pos may carry LONG_REGIME: then the
 long factors apply even if this chunk ends below the switch.
 """
 
@@ -19,6 +20,7 @@ import torch
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
 from executorch.exir.passes import MemoryPlanningPass
 from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
+from executorch.exir.schema import ExecutionPlan
 from torch import nn
 
 from phi3mobile.engines.base import LONG_REGIME
@@ -61,7 +63,7 @@ class TraceSpec:
 
 
 class PackedEmbedding(nn.Module):
-    """Rows of a packed table, times `multiplier`, by ExecuTorch's embedding kernels: int64 [T] -> float32 [T, hidden]."""
+    """Rows of a packed table, times `multiplier`, by ExecuTorch's embedding kernels: int64 [1, T] -> float32 [T, hidden]."""
 
     codes: torch.Tensor
     scales: torch.Tensor
@@ -77,7 +79,26 @@ class PackedEmbedding(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         operators = torch.ops.quantized_decomposed
         operator, low = (operators.embedding_byte, -128) if self.bits == 8 else (operators.embedding_4bit, -8)
-        return operator.dtype(self.codes, self.scales, None, low, -low - 1, tokens, dtype=torch.float32)
+        rows = tokens.view(tokens.shape[1])
+        return operator.dtype(self.codes, self.scales, None, low, -low - 1, rows, dtype=torch.float32)
+
+
+class TokenEmbedding(nn.Module):
+    """A method of its own: tokens int64 [1, T] -> float32 [1, T, hidden]."""
+
+    def __init__(self, embedding: PackedEmbedding, hidden: int) -> None:
+        super().__init__()
+        self.embedding, self.hidden = embedding, hidden
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.embedding(tokens).view(1, tokens.shape[1], self.hidden)
+
+
+class GivenRows(nn.Module):
+    """In the embedding's place: float32 [1, T, hidden] -> [T, hidden]."""
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows.view(rows.shape[1], rows.shape[2])
 
 
 class ExportedDecoder(nn.Module):
@@ -111,10 +132,11 @@ class ExportedDecoder(nn.Module):
         self.masks = ShiftedMasks(patterns.pop(), context) if patterns else None
 
     def forward(self, tokens: torch.Tensor, input_pos: torch.Tensor) -> torch.Tensor:
+        """tokens: what `embedding` takes, [1, T] or [1, T, hidden]."""
         length = tokens.shape[1]
         place = self._place(input_pos, length)
         rope = (place.cos.unsqueeze(1), place.sin.unsqueeze(1)) if self.stock else ()
-        x = self.embedding(tokens.view(length))
+        x = self.embedding(tokens)
         projected = self.segments[0]((x,), rope)
         if len(self.mixtures):
             for layer, (attention, mixture) in enumerate(zip(self.attention, self.mixtures, strict=True)):
@@ -172,7 +194,8 @@ def lowered_segments(packed: PackedModel, chunk: int, scratch: Path, progress: P
         if (structure := stamp.structure(packed, kind, layer)) not in templates:
             templates[structure] = stamp.lower(packed, kind, chunk, layer)
         template, matrices = templates[structure], stamp.segment_matrices(packed, kind, layer)
-        lowered = stamp.stamp(template, config, matrices, scratch)
+        shapes = stamp.output_shapes(config, kind, template.attention)
+        lowered = stamp.stamp(template, shapes, matrices, scratch)
         modules.append(StampedSegment(lowered, template.order, segment_vectors(packed, kind, layer)))
     progress("lower layers", len(kinds), len(kinds))
     return modules
@@ -207,6 +230,28 @@ def kv_row_bytes(config: DecoderConfig, recipe: ExecutorchRecipe) -> int:
     return 2 * config.num_key_value_heads * (config.head_dim * recipe.kv_bits // 8 + scale)
 
 
+def _methods(
+    config: DecoderConfig, spec: TraceSpec, decoder: nn.Module, embedding: PackedEmbedding
+) -> dict[str, torch.export.ExportedProgram]:
+    """The program's methods by name: the decoder alone, or behind its embedding."""
+    tokens, input_pos = spec.example
+    dynamic, _ = spec.dynamic
+    if config.vision is None:
+        return {"forward": torch.export.export(decoder, (tokens, input_pos), dynamic_shapes=(dynamic, None), strict=False)}
+    rows = torch.zeros(*tokens.shape, config.hidden_size)
+    embed = TokenEmbedding(embedding, config.hidden_size).eval()
+    return {
+        "token_embedding": torch.export.export(embed, (tokens,), dynamic_shapes=(dynamic,), strict=False),
+        "text_decoder": torch.export.export(decoder, (rows, input_pos), dynamic_shapes=(dynamic, None), strict=False),
+    }
+
+
+def operators_of(plans: list[ExecutionPlan]) -> list[str]:
+    """What the methods of a program call, as runtimes name it."""
+    found = (operator for plan in plans for operator in plan.operators)
+    return sorted({f"{one.name}.{one.overload}" if one.overload else one.name for one in found})
+
+
 def to_executorch(
     packed: PackedModel, path: Path, context: int, chunk: int, eos_ids: list[int], progress: Progress = silent
 ) -> Written:
@@ -223,11 +268,11 @@ def to_executorch(
         embedding = PackedEmbedding(packed.matrix(EMBEDDING), packed.config.embedding_multiplier)
         layers = range(packed.config.num_hidden_layers) if is_mixture(packed.config) else ()
         mixtures: list[nn.Module] = [SparseMoe(packed, layer) for layer in layers]
-        decoder = ExportedDecoder(packed.config, recipe, context, embedding, segments, mixtures).eval()
         progress("graph", 0, 1)
-        exported = torch.export.export(decoder, spec.example, dynamic_shapes=spec.dynamic, strict=False)
+        rows = embedding if packed.config.vision is None else GivenRows()
+        decoder = ExportedDecoder(packed.config, recipe, context, rows, segments, mixtures).eval()
         program = to_edge(
-            exported,
+            _methods(packed.config, spec, decoder, embedding),
             compile_config=EdgeCompileConfig(_check_ir_validity=False),
             constant_methods=runner_metadata(packed.config, spec, eos_ids, back),
         ).to_executorch(
@@ -240,8 +285,7 @@ def to_executorch(
         progress("write", 0, 1)
         with path.open("wb") as file:
             program.write_to_file(file)
-    plan = next(plan for plan in program.executorch_program.execution_plan if plan.name == "forward")
-    operators = {f"{operator.name}.{operator.overload}" if operator.overload else operator.name for operator in plan.operators}
+    plans = [plan for plan in program.executorch_program.execution_plan if plan.inputs]  # the others are constants
     experts: dict[str, object] = {}
     if is_mixture(packed.config):
         routing = packed.config.block(0).routing
@@ -254,12 +298,12 @@ def to_executorch(
     def kv_held(tokens: int) -> int:
         return row * sum(cache.rows_for(tokens) if cache else tokens for cache in caches)
 
-    activations = sum(plan.non_const_buffer_sizes) - planned
+    activations = sum(sum(plan.non_const_buffer_sizes) for plan in plans) - planned
     about: dict[str, object] = {
         "name": "ExecuTorch",
         "version": version("executorch"),
         "program": path.name,
-        "operators": sorted(operators),
+        "operators": operators_of(plans),
     }
     about |= experts
     return Written(about, activations, row * len(caches), back, kv_held)
