@@ -61,6 +61,9 @@ def _file(value: Any) -> bool:
     return isinstance(value, dict) and _whole(0)(value.get("bytes")) and _text(value.get("sha256"))
 
 
+VISION_FILES = ("program", "separators")
+_VISION_NUMBERS = ("hidden", "width", "rows", "bits", "num_crops")
+
 # What reading relies on: section.key -> test. More keys are fine (a later addition that older readers may ignore).
 SCHEMA: dict[str, Callable[[Any], bool]] = {
     "name": _text,
@@ -131,6 +134,8 @@ LATER: dict[str, Callable[[Any], bool]] = {
         for key in ("used", "layers", "experts", "hidden", "inner", "group13", "group2", "bytes")
     },
     "runtime.experts.memory": _or_null(_whole(1)),  # bytes for them where nothing else is asked for
+    **{f"vision.{part}": _path_inside for part in VISION_FILES},  # of a model that sees pictures (engines/pte_tower.py)
+    **{f"vision.{key}": _whole(1) for key in _VISION_NUMBERS},
 }
 
 
@@ -159,9 +164,14 @@ class Bundle:
     @property
     def program_bytes(self) -> int:
         name = self.manifest["runtime"]["program"]
-        experts = self.manifest["runtime"].get("experts", {}).get("file")
+        others = {self.manifest["runtime"].get("experts", {}).get("file"), *((self.vision or {}).get(p) for p in VISION_FILES)}
         files = self.manifest["files"].items()
-        return sum(listed["bytes"] for path, listed in files if path in (name, experts) or path.startswith(f"{name}/"))
+        return sum(listed["bytes"] for path, listed in files if path == name or path in others or path.startswith(f"{name}/"))
+
+    @property
+    def vision(self) -> dict[str, Any] | None:
+        """What the manifest says of the tower for pictures; None: the model sees none."""
+        return self.manifest.get("vision")
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -181,7 +191,8 @@ class Bundle:
     @property
     def info(self) -> EngineInfo:
         model = self.manifest["model"]
-        return EngineInfo(model["vocab"], model["context"], model["chunk"], model["original_context"], model.get("back"))
+        back, hidden = model.get("back"), model["hidden"] if self.vision is not None else None
+        return EngineInfo(model["vocab"], model["context"], model["chunk"], model["original_context"], back, hidden)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -255,10 +266,24 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     experts = manifest["runtime"].get("experts")
     if experts is not None and (not isinstance(experts, dict) or experts.get("file") not in manifest["files"]):
         raise InputError(f"{path}: runtime.experts names no file of the bundle; export the bundle again")
+    if (vision := manifest.get("vision")) is not None:
+        _check_vision(path, vision, manifest)
     for key, program in (("runtime.program", manifest["runtime"]["program"]), *(("programs", p) for p in manifest["programs"])):
         if not any(name == program or name.startswith(f"{program}/") for name in manifest["files"]):
             raise InputError(f"{path}: {key} is not among its files; export the bundle again")
     return manifest
+
+
+def _check_vision(path: Path, vision: Any, manifest: dict[str, Any]) -> None:
+    needed = (*VISION_FILES, *_VISION_NUMBERS)
+    if lacking := [key for key in needed if not isinstance(vision, dict) or key not in vision]:
+        raise InputError(f"{path}: vision lacks {', '.join(lacking)}; export the bundle again")
+    if missing := [vision[part] for part in VISION_FILES if vision[part] not in manifest["files"]]:
+        raise InputError(f"{path}: vision names {', '.join(missing)}, no file of the bundle; export the bundle again")
+    if vision["hidden"] != manifest["model"]["hidden"]:
+        raise InputError(
+            f"{path}: vision.hidden is {vision['hidden']}, model.hidden {manifest['model']['hidden']}; export the bundle again"
+        )
 
 
 _ABSENT = object()

@@ -14,3 +14,4 @@ class EngineInfo:
     max_chunk: int  # most tokens one forward takes
     original_context: int | None = None  # LongRoPE: sequences longer than this use the long factors; None: no switch
     back: int | None = None  # tokens a position may go back from the farthest since position 0; None: any number
+    hidden: int | None = None  # width of the embeddings that it takes in place of tokens; None: it takes none

@@ -70,11 +70,16 @@ class BaseEngine:
 
     def forward_embeddings(self, rows: np.ndarray, position: int, long: bool = False) -> np.ndarray:
         """As forward, of embeddings float32 [T, hidden] in place of tokens. InputError where the engine takes none."""
-        if type(self)._run_embeddings is BaseEngine._run_embeddings:
+        logits = self.forward_embeddings_view(rows, position, long)
+        return logits.copy() if self.borrows else logits
+
+    def forward_embeddings_view(self, rows: np.ndarray, position: int, long: bool = False) -> np.ndarray:
+        """As forward_embeddings, but the logits may be the runtime's memory: valid until the next call."""
+        if type(self)._run_embeddings is BaseEngine._run_embeddings or self.info.hidden is None:
             raise InputError(f"{type(self).__name__} takes tokens only, no embeddings; run the model with EagerEngine")
         rows = np.ascontiguousarray(rows, np.float32)
-        if rows.ndim != 2:
-            raise InputError(f"embeddings of shape {list(rows.shape)} were given: they are [T, hidden]")
+        if rows.ndim != 2 or rows.shape[1] != self.info.hidden:
+            raise InputError(f"embeddings of shape {list(rows.shape)} were given: they are [T, hidden], [T, {self.info.hidden}]")
         self._check_open()
         check_positions(self.info, len(rows), position)
         return self._run_embeddings(rows, int(position), self._is_long(position + len(rows), long))

@@ -16,7 +16,8 @@ class EagerEngine(BaseEngine):
 
     def __init__(self, model: Decoder, chunk: int = 128) -> None:
         config = model.config
-        super().__init__(EngineInfo(config.vocab_size, model.context, chunk, config.original_context))
+        hidden = config.hidden_size
+        super().__init__(EngineInfo(config.vocab_size, model.context, chunk, config.original_context, hidden=hidden))
         self.model = model
 
     def reset(self) -> None:

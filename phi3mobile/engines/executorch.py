@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,9 +42,25 @@ class ExecutorchEngine(BaseEngine):
         self.forward(np.zeros(min(2, self.info.max_chunk), dtype=np.int64), 0)  # packs weights, starts threads
         self.load_s = time.perf_counter() - start
 
+    def embed(self, tokens: np.ndarray) -> np.ndarray:
+        """Rows float32 [T, hidden] of tokens int64 [T], by a program that takes rows."""
+        return self._embedded(tokens)[0].numpy().copy()
+
+    def _embedded(self, tokens: np.ndarray) -> Any:
+        """The runtime's memory: float32 [1, T, hidden]."""
+        return self._module.run_method("token_embedding", (self._torch.from_numpy(tokens)[None],), clone_outputs=False)[0]
+
     def _run(self, tokens: np.ndarray, position: int, long: bool) -> np.ndarray:
-        inputs = (self._torch.from_numpy(tokens)[None], self._torch.tensor([marked(position, long)]))
-        return self._module.forward(inputs, clone_outputs=False)[0][0].numpy()
+        if self.info.hidden is not None:
+            return self._decoded("text_decoder", self._embedded(tokens), position, long)
+        return self._decoded("forward", self._torch.from_numpy(tokens)[None], position, long)
+
+    def _run_embeddings(self, rows: np.ndarray, position: int, long: bool) -> np.ndarray:
+        return self._decoded("text_decoder", self._torch.from_numpy(rows)[None], position, long)
+
+    def _decoded(self, method: str, given: Any, position: int, long: bool) -> np.ndarray:
+        inputs = (given, self._torch.tensor([marked(position, long)]))
+        return self._module.run_method(method, inputs, clone_outputs=False)[0][0].numpy()
 
     def _release(self) -> None:
         self._module = None

@@ -55,6 +55,9 @@ def load_library() -> ctypes.CDLL:
     for name, result, arguments in (
         ("p3m_open", pointer, [text, text, ctypes.c_int, text, ctypes.c_size_t]),
         ("p3m_forward", ctypes.c_int, [pointer, pointer, size, size, pointer]),
+        ("p3m_forward_embeddings", ctypes.c_int, [pointer, pointer, size, size, size, pointer]),
+        ("p3m_embed", ctypes.c_int, [pointer, pointer, size, pointer]),
+        ("p3m_compute", size, [pointer, text, pointer, ctypes.POINTER(size), ctypes.c_int, pointer, size]),
         ("p3m_logits", pointer, [pointer, ctypes.POINTER(size), ctypes.POINTER(size)]),
         ("p3m_metadata", size, [pointer, text, ctypes.POINTER(size), size]),
         ("p3m_error", text, [pointer]),
@@ -112,23 +115,17 @@ def open_native(bundle: Bundle, threads: int = 0, experts_memory: int | None = N
     return engine
 
 
-class NativeEngine(BaseEngine):
-    """Runs `forward(tokens, input_pos)` of a .pte.
+class NativeProgram:
+    """An opened .pte. `packed_cache` tells where its packed weights are: "created" or "reused" (in the file), or "heap: <why>"."""
 
-    `packed_cache` tells where its packed weights are: "created" or "reused" (in the file), or "heap: <why>".
-    """
-
-    borrows = True
-
-    def __init__(self, pte: Path, info: EngineInfo, cache_file: Path | None, threads: int = 0) -> None:
+    def __init__(self, pte: Path, cache_file: Path | None, threads: int = 0) -> None:
         """threads: size of the process's one thread pool; 0: every physical core. Raises InputError."""
         if not pte.is_file():
             raise InputError(f"{pte} is not a file: give the .pte of a bundle")
         if threads < 0:
             raise InputError(f"{threads} threads were asked for: give 0 (all cores) or more")
-        super().__init__(info)
-        self._model: int | None = None
-        self._library = load_library()
+        self.model: int | None = None
+        self.library = load_library()
         if cache_file is None:
             self._open(pte, None, threads)
             self.packed_cache = "heap: no cache file was given"
@@ -145,18 +142,64 @@ class NativeEngine(BaseEngine):
     def _open(self, pte: Path, cache_file: Path | None, threads: int) -> None:
         error = ctypes.create_string_buffer(_ERROR_SIZE)
         cache = bytes(cache_file) if cache_file else None
-        self._model = self._library.p3m_open(bytes(pte), cache, threads, error, _ERROR_SIZE)
-        if not self._model:
+        self.model = self.library.p3m_open(bytes(pte), cache, threads, error, _ERROR_SIZE)
+        if not self.model:
             raise InputError(f"{pte}: {error.value.decode(errors='replace')}")
 
     def _packed(self) -> str:
-        state = self._library.p3m_packed_state(self._model)
+        state = self.library.p3m_packed_state(self.model)
         if state == _CREATED:
             return "created"
         if state == _REUSED:
             return "reused"
-        reason = self._library.p3m_packed_reason(self._model).decode(errors="replace")
+        reason = self.library.p3m_packed_reason(self.model).decode(errors="replace")
         return f"heap: {reason}"
+
+    def error(self) -> str:
+        """What the last failed call said."""
+        return self.library.p3m_error(self.model).decode(errors="replace")
+
+    def compute(self, method: str, given: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """The result of a method that makes one tensor of one, float32 of `shape`, of contiguous float32 values."""
+        found, sizes = np.empty(shape, np.float32), (ctypes.c_int64 * given.ndim)(*given.shape)
+        count = self.library.p3m_compute(
+            self.model, method.encode(), given.ctypes.data, sizes, given.ndim, found.ctypes.data, found.size
+        )
+        if count != found.size:
+            raise RuntimeError(self.error() if count < 0 else f"{method} gave {count} values, not {found.size}")
+        return found
+
+    def close(self) -> None:
+        """Give the memory back, once."""
+        if self.model is not None:
+            self.library.p3m_close(self.model)
+            self.model = None
+
+    def __del__(self) -> None:
+        if getattr(self, "model", None) is not None:
+            self.close()
+
+
+class NativeEngine(BaseEngine):
+    """Runs `forward(tokens, input_pos)` of a .pte, or `token_embedding` and `text_decoder` where info.hidden says that it has
+    these."""
+
+    borrows = True
+
+    def __init__(self, pte: Path, info: EngineInfo, cache_file: Path | None, threads: int = 0) -> None:
+        """As NativeProgram."""
+        super().__init__(info)
+        self._program = NativeProgram(pte, cache_file, threads)
+        self._library = self._program.library
+
+    @property
+    def _model(self) -> int | None:
+        return self._program.model
+
+    @property
+    def packed_cache(self) -> str:
+        """See NativeProgram."""
+        return self._program.packed_cache
 
     @property
     def threads(self) -> int:
@@ -164,8 +207,24 @@ class NativeEngine(BaseEngine):
         return self._library.p3m_threads()
 
     def _run(self, tokens: np.ndarray, position: int, long: bool) -> np.ndarray:
-        if self._library.p3m_forward(self._model, tokens.ctypes.data, len(tokens), marked(position, long), None):
-            message = self._library.p3m_error(self._model).decode(errors="replace")
+        return self._logits(
+            self._library.p3m_forward(self._model, tokens.ctypes.data, len(tokens), marked(position, long), None)
+        )
+
+    def _run_embeddings(self, rows: np.ndarray, position: int, long: bool) -> np.ndarray:
+        place = (*rows.shape, marked(position, long))
+        return self._logits(self._library.p3m_forward_embeddings(self._model, rows.ctypes.data, *place, None))
+
+    def embed(self, tokens: np.ndarray) -> np.ndarray:
+        """Rows float32 [T, hidden] of tokens int64 [T], by a program that takes rows."""
+        rows = np.empty((len(tokens), self.info.hidden or 0), np.float32)
+        if self._library.p3m_embed(self._model, tokens.ctypes.data, len(tokens), rows.ctypes.data):
+            raise RuntimeError(self._program.error())
+        return rows
+
+    def _logits(self, failed: int) -> np.ndarray:
+        if failed:
+            message = self._program.error()
             raise InputError(message) if message.startswith("experts: ") else RuntimeError(message)
         count, vocab = ctypes.c_int64(), ctypes.c_int64()
         logits = self._library.p3m_logits(self._model, ctypes.byref(count), ctypes.byref(vocab))
@@ -191,10 +250,4 @@ class NativeEngine(BaseEngine):
         return list(values[: max(count, 0)])
 
     def _release(self) -> None:
-        if self._model is not None:
-            self._library.p3m_close(self._model)
-            self._model = None
-
-    def __del__(self) -> None:
-        if getattr(self, "_model", None) is not None:
-            self.close()
+        self._program.close()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from phi3mobile.engines.base import Engine
 from phi3mobile.engines.phone import phone_engine
+from phi3mobile.engines.tower import Tower
 from phi3mobile.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,6 +49,26 @@ def open_engine(bundle: Bundle, threads: int = 0, experts_memory: int | None = N
     if name in PTE and (phone := phone_engine()):
         return phone(bundle.program, bundle.info)
     return find_engine(name, str(bundle.folder))(bundle, threads)
+
+
+# The towers of engines' bundles: functions that take (bundle, threads) and return an engines.tower.Tower.
+TOWERS = {
+    "executorch": "phi3mobile.engines.pte_tower:open_executorch_tower",
+    "native": "phi3mobile.engines.pte_tower:open_native_tower",
+}
+
+
+def open_tower(bundle: Bundle, threads: int = 0) -> Tower:
+    """What makes rows of pictures for the bundle's engine. InputError: its model sees none, or this device can't run it."""
+    name = bundle.manifest["engine"]
+    if bundle.vision is None:
+        raise InputError(f"{bundle.folder} sees no pictures: give one of a model_type with a vision tower, such as phi3_v")
+    if phone_engine():
+        raise InputError(f"{bundle.folder} sees pictures, for which this phone's own engine has no way yet: leave them out")
+    module, _, function = TOWERS.get(name, "").partition(":")
+    if not module:
+        raise InputError(f"{bundle.folder} sees pictures, and the engine {name!r} has no tower: upgrade phi3mobile")
+    return getattr(import_module(module), function)(bundle, threads)
 
 
 def find_engine(name: str, of: str) -> Callable[[Bundle, int], Engine]:

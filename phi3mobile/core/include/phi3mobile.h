@@ -1,4 +1,6 @@
-/* Runs an exported decoder without Python or torch: method forward(tokens int64[1,T], input_pos int64[1]) -> float32[1,T,V].
+/* Runs an exported decoder without Python or torch: method forward(tokens int64[1,T], input_pos int64[1]) -> float32[1,T,V],
+ * or, of a model that sees pictures, token_embedding(tokens) -> float32[1,T,hidden] and text_decoder(rows, input_pos); and the
+ * tower for these, another program: encode(view float32[1,3,336,336]) and project(rows float32[T,width]).
  * A model is used by one thread at a time; several models may be open. The thread pool is one for the whole process. */
 #ifndef PHI3MOBILE_H
 #define PHI3MOBILE_H
@@ -23,6 +25,18 @@ P3M_API p3m_model* p3m_open(const char* pte_path, const char* packed_cache_path,
 
 /* Runs count tokens at position; writes float32 [count, vocab] to logits unless it is null. 0, or an ExecuTorch error code. */
 P3M_API int p3m_forward(p3m_model* model, const int64_t* tokens, int64_t count, int64_t position, float* logits);
+
+/* The same of rows float32 [count, hidden] in the place of embedded tokens: a picture's. Error where the program takes none. */
+P3M_API int p3m_forward_embeddings(
+    p3m_model* model, const float* rows, int64_t count, int64_t hidden, int64_t position, float* logits);
+
+/* Embeds count tokens of such a program: writes float32 [count, hidden] to rows. 0, or an ExecuTorch error code. */
+P3M_API int p3m_embed(p3m_model* model, const int64_t* tokens, int64_t count, float* rows);
+
+/* Runs a method that makes one float32 tensor of one, such as a tower's: how many values it has, of which up to capacity are
+ * written to output; -1: see p3m_error. */
+P3M_API int64_t p3m_compute(
+    p3m_model* model, const char* method, const float* input, const int64_t* sizes, int dims, float* output, int64_t capacity);
 
 /* The last forward's logits, float32 [count, vocab]: valid until the next call. */
 P3M_API const float* p3m_logits(const p3m_model* model, int64_t* count, int64_t* vocab);

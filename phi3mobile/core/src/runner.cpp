@@ -104,13 +104,29 @@ struct Free {
 
 }  // namespace
 
-struct p3m_model {
-  std::unique_ptr<phi3mobile::Experts> experts;
-  std::unique_ptr<Module> module;
-  // Planned memory is ours, from calloc: a KV cache costs only the pages that were written, and starts as zeros.
+namespace {
+
+// A method that computes, and its planned memory, which is ours, from calloc: a KV cache costs only the pages that were written,
+// and starts as zeros.
+struct Method {
+  std::string name;
   std::vector<std::unique_ptr<void, Free>> buffers;
   std::vector<executorch::runtime::Span<uint8_t>> spans;
   std::unique_ptr<executorch::runtime::HierarchicalAllocator> planned;
+};
+
+// What a program may compute: a decoder, or one behind its embedding that takes rows of pictures, too, or a tower for these.
+constexpr const char* kForward = "forward";
+constexpr const char* kEmbed = "token_embedding";
+constexpr const char* kDecode = "text_decoder";
+constexpr const char* kMethods[] = {kForward, kEmbed, kDecode, "encode", "project"};
+
+}  // namespace
+
+struct p3m_model {
+  std::unique_ptr<phi3mobile::Experts> experts;
+  std::unique_ptr<Module> module;
+  std::vector<Method> methods;
   Log log;
   std::string error, packed_reason;
   int packed = P3M_PACKED_HEAP;
@@ -126,18 +142,37 @@ int fail(p3m_model& model, const char* what, Error error) {
   return int(error);
 }
 
-int plan_memory(p3m_model& model) {
-  const auto meta = model.module->method_meta("forward");
-  if (!meta.ok()) return fail(model, "no method forward", meta.error());
+bool has(const p3m_model& model, const char* name) {
+  return std::any_of(model.methods.begin(), model.methods.end(), [&](const Method& m) { return m.name == name; });
+}
+
+int plan_memory(p3m_model& model, Method& method) {
+  const auto meta = model.module->method_meta(method.name);
+  if (!meta.ok()) return fail(model, ("no method " + method.name).c_str(), meta.error());
   for (size_t i = 0; i < meta->num_memory_planned_buffers(); ++i) {
     const auto size = meta->memory_planned_buffer_size(i);
     if (!size.ok()) return fail(model, "planned memory", size.error());
-    model.buffers.emplace_back(std::calloc(size_t(*size) + 1, 1));
-    if (!model.buffers.back()) return fail(model, "no memory for activations and KV cache", Error::MemoryAllocationFailed);
-    model.spans.emplace_back(static_cast<uint8_t*>(model.buffers.back().get()), size_t(*size));
+    method.buffers.emplace_back(std::calloc(size_t(*size) + 1, 1));
+    if (!method.buffers.back()) return fail(model, "no memory for activations and KV cache", Error::MemoryAllocationFailed);
+    method.spans.emplace_back(static_cast<uint8_t*>(method.buffers.back().get()), size_t(*size));
   }
-  model.planned = std::make_unique<executorch::runtime::HierarchicalAllocator>(
-      executorch::runtime::Span<executorch::runtime::Span<uint8_t>>(model.spans.data(), model.spans.size()));
+  method.planned = std::make_unique<executorch::runtime::HierarchicalAllocator>(
+      executorch::runtime::Span<executorch::runtime::Span<uint8_t>>(method.spans.data(), method.spans.size()));
+  return 0;
+}
+
+int load_methods(p3m_model& model) {
+  const auto names = model.module->method_names();
+  if (!names.ok()) return fail(model, "can't read the program's methods", names.error());
+  for (const char* name : kMethods) {
+    if (names->count(name)) model.methods.emplace_back().name = name;
+  }
+  if (model.methods.empty()) model.methods.emplace_back().name = kForward;  // which fails by that name
+  for (Method& method : model.methods) {
+    if (const int failed = plan_memory(model, method)) return failed;
+    const Error error = model.module->load_method(method.name, method.planned.get());
+    if (error != Error::Ok) return fail(model, ("can't load method " + method.name).c_str(), error);
+  }
   return 0;
 }
 
@@ -155,8 +190,11 @@ void note_packed(p3m_model& model) {
     model.packed = P3M_PACKED_CREATED;
   } else {
     // Nothing said: another model of this process has the file open, and its cache is shared.
-    const auto meta = model.module->method_meta("forward");
-    if (meta.ok() && meta->uses_backend("XnnpackBackend")) {
+    const bool packs = std::any_of(model.methods.begin(), model.methods.end(), [&](const Method& method) {
+      const auto meta = model.module->method_meta(method.name);
+      return meta.ok() && meta->uses_backend("XnnpackBackend");
+    });
+    if (packs) {
       model.packed = P3M_PACKED_REUSED;
     } else {
       model.packed_reason = "the program has no weights to pack";
@@ -177,9 +215,7 @@ int open_model(p3m_model& model, const char* pte_path, const char* packed_cache_
   }
   if (error == Error::Ok) error = model.module->load(options);
   if (error != Error::Ok) return fail(model, "can't load the program", error);
-  if (const int failed = plan_memory(model)) return failed;
-  error = model.module->load_method("forward", model.planned.get());
-  if (error != Error::Ok) return fail(model, "can't load method forward", error);
+  if (const int failed = load_methods(model)) return failed;
   if (packed_cache_path) note_packed(model);
   return 0;
 }
@@ -201,33 +237,89 @@ p3m_model* p3m_open(const char* pte_path, const char* packed_cache_path, int thr
   return nullptr;
 }
 
-int p3m_forward(p3m_model* model, const int64_t* tokens, int64_t count, int64_t position, float* logits) {
-  using executorch::aten::ScalarType;
-  using executorch::aten::SizesType;
-  Listen listen(model->log);
-  const auto in =
-      executorch::extension::from_blob(const_cast<int64_t*>(tokens), {SizesType(1), SizesType(count)}, ScalarType::Long);
-  const auto at = executorch::extension::from_blob(&position, {SizesType(1)}, ScalarType::Long);
-  phi3mobile::running_experts = model->experts.get();
-  if (model->experts) model->experts->error.clear();
-  const auto result = model->module->execute("forward", {EValue(in), EValue(at)});
-  phi3mobile::running_experts = nullptr;
-  model->logits = nullptr;
-  if (!result.ok() && model->experts && !model->experts->error.empty()) {
-    model->error = "experts: " + model->experts->error;
-    return int(result.error());
+namespace {
+
+using executorch::aten::ScalarType;
+using executorch::aten::SizesType;
+
+// Runs a method that gives one float32 tensor, kept in `out` until the next call of the method.
+int compute(p3m_model& model, const char* name, const std::vector<EValue>& inputs, EValue& out) {
+  if (!has(model, name)) return fail(model, ("the program has no method " + std::string(name)).c_str(), Error::InvalidArgument);
+  const auto result = model.module->execute(name, inputs);
+  if (!result.ok()) return fail(model, name, result.error());
+  if (result->size() != 1 || !result->at(0).isTensor() || result->at(0).toTensor().scalar_type() != ScalarType::Float) {
+    return fail(model, (std::string(name) + " gave no float32 tensor").c_str(), Error::InvalidProgram);
   }
-  if (!result.ok()) return fail(*model, "forward", result.error());
-  if (result->size() != 1 || !result->at(0).isTensor()) return fail(*model, "forward gave no logits", Error::InvalidProgram);
-  const auto out = result->at(0).toTensor();
-  if (out.dim() != 3 || out.size(1) != count || out.scalar_type() != ScalarType::Float) {
-    return fail(*model, "forward gave logits of another shape", Error::InvalidProgram);
-  }
-  model->logits = out.const_data_ptr<float>();
-  model->count = count;
-  model->vocab = out.size(2);
-  if (logits) std::memcpy(logits, model->logits, size_t(count) * size_t(model->vocab) * sizeof(float));
+  out = result->at(0);
   return 0;
+}
+
+// input: tokens [1, count] or rows [1, count, hidden], as the method takes them.
+int decode(p3m_model& model, const char* name, const EValue& input, int64_t count, int64_t position, float* logits) {
+  const auto at = executorch::extension::from_blob(&position, {SizesType(1)}, ScalarType::Long);
+  phi3mobile::running_experts = model.experts.get();
+  if (model.experts) model.experts->error.clear();
+  EValue result;
+  model.logits = nullptr;
+  const int failed = compute(model, name, {input, EValue(at)}, result);
+  phi3mobile::running_experts = nullptr;
+  if (failed && model.experts && !model.experts->error.empty()) model.error = "experts: " + model.experts->error;
+  if (failed) return failed;
+  const auto out = result.toTensor();
+  if (out.dim() != 3 || out.size(1) != count) {
+    return fail(model, "forward gave logits of another shape", Error::InvalidProgram);
+  }
+  model.logits = out.const_data_ptr<float>();
+  model.count = count;
+  model.vocab = out.size(2);
+  if (logits) std::memcpy(logits, model.logits, size_t(count) * size_t(model.vocab) * sizeof(float));
+  return 0;
+}
+
+auto token_input(const int64_t* tokens, int64_t count) {
+  return executorch::extension::from_blob(const_cast<int64_t*>(tokens), {SizesType(1), SizesType(count)}, ScalarType::Long);
+}
+
+}  // namespace
+
+int p3m_forward(p3m_model* model, const int64_t* tokens, int64_t count, int64_t position, float* logits) {
+  Listen listen(model->log);
+  const auto in = token_input(tokens, count);
+  if (!has(*model, kEmbed)) return decode(*model, kForward, EValue(in), count, position, logits);
+  EValue rows;
+  if (const int failed = compute(*model, kEmbed, {EValue(in)}, rows)) return failed;
+  return decode(*model, kDecode, rows, count, position, logits);
+}
+
+int p3m_embed(p3m_model* model, const int64_t* tokens, int64_t count, float* rows) {
+  Listen listen(model->log);
+  const auto in = token_input(tokens, count);
+  EValue found;
+  if (const int failed = compute(*model, kEmbed, {EValue(in)}, found)) return failed;
+  const auto out = found.toTensor();
+  std::memcpy(rows, out.const_data_ptr<float>(), size_t(out.numel()) * sizeof(float));
+  return 0;
+}
+
+int p3m_forward_embeddings(
+    p3m_model* model, const float* rows, int64_t count, int64_t hidden, int64_t position, float* logits) {
+  Listen listen(model->log);
+  const auto in = executorch::extension::from_blob(
+      const_cast<float*>(rows), {SizesType(1), SizesType(count), SizesType(hidden)}, ScalarType::Float);
+  return decode(*model, kDecode, EValue(in), count, position, logits);
+}
+
+int64_t p3m_compute(
+    p3m_model* model, const char* method, const float* input, const int64_t* sizes, int dims, float* output, int64_t capacity) {
+  Listen listen(model->log);
+  const std::vector<SizesType> shape(sizes, sizes + dims);
+  const auto in = executorch::extension::from_blob(const_cast<float*>(input), shape, ScalarType::Float);
+  EValue found;
+  if (compute(*model, method, {EValue(in)}, found)) return -1;
+  const auto out = found.toTensor();
+  const int64_t count = out.numel();
+  std::memcpy(output, out.const_data_ptr<float>(), size_t(std::min(count, capacity)) * sizeof(float));
+  return count;
 }
 
 const float* p3m_logits(const p3m_model* model, int64_t* count, int64_t* vocab) {
@@ -239,7 +331,7 @@ const float* p3m_logits(const p3m_model* model, int64_t* count, int64_t* vocab) 
 int64_t p3m_metadata(p3m_model* model, const char* name, int64_t* values, int64_t capacity) {
   Listen listen(model->log);
   const auto names = model->module->method_names();
-  if (!names.ok() || std::strcmp(name, "forward") == 0 || !names->count(name)) return -1;
+  if (!names.ok() || has(*model, name) || !names->count(name)) return -1;
   const auto result = model->module->execute(name);
   if (!result.ok()) return -1;
   int64_t found = 0;
