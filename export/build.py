@@ -100,6 +100,7 @@ def _manifest(plan: ExportPlan, written: Written, folder: Path, quality: dict[st
     if (experts := written.runtime.get("experts")) is not None:
         weights += experts["bytes"]
         experts["memory"] = plan.experts_memory
+    model = model_section(config, plan.context, plan.chunk, weights) | {"back": written.back}
     if written.vision is not None:
         weights += sum((folder / written.vision[part]).stat().st_size for part in ("program", "separators"))
     return {
@@ -111,7 +112,7 @@ def _manifest(plan: ExportPlan, written: Written, folder: Path, quality: dict[st
         "runtime": written.runtime,
         **({} if written.vision is None else {"vision": written.vision}),
         "recipe": asdict(plan.recipe),
-        "model": model_section(config, plan.context, plan.chunk, weights) | {"back": written.back},
+        "model": model,
         "tokens": {"bos": config.bos_token_id, "eos": plan.eos},
         "chat": plan.chat,
         "generation": plan.generation,

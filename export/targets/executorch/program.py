@@ -30,10 +30,10 @@ _TYPES = {
 
 
 class Pte:
-    """The method `forward` of a .pte whose weights are in segments."""
+    """One method of a .pte whose weights are in segments. InputError: another file, or it has no such method."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, method: str = "forward") -> None:
+        self.path, self.method = path, method
         with path.open("rb") as file:
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         header = _get_extended_header(self._data[:64])
@@ -41,7 +41,10 @@ class Pte:
             raise InputError(f"{path} is not an ExecuTorch program with segments; export it again")
         self.base = header.segment_base_offset
         self.program = _flatbuffer_to_program(self._data[: header.program_size])
-        self.plan = next(plan for plan in self.program.execution_plan if plan.name == "forward")
+        plans = {plan.name: plan for plan in self.program.execution_plan}
+        if method not in plans:
+            raise InputError(f"{path} has no method {method}; export it again")
+        self.plan = plans[method]
         self._named = {entry.key: entry.segment_index for entry in self.program.named_data or []}
 
     @property

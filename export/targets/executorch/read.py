@@ -40,12 +40,17 @@ class _Linear:
     offsets: _Linear | None = None
 
 
+def open_decoder(path: Path, config: DecoderConfig) -> Pte:
+    """The method that computes the layers."""
+    return Pte(path, "forward" if config.vision is None else "text_decoder")
+
+
 class PteIntegers(Integers):
     """Of a bundle's program, and of its file of experts if it has one."""
 
     def __init__(self, bundle: Bundle, config: DecoderConfig, recipe: ExecutorchRecipe) -> None:
         path = bundle.program
-        self.config, self._pte, self._bundle = config, Pte(path), bundle
+        self.config, self._pte, self._bundle = config, open_decoder(path, config), bundle
         self._linears: dict[str, list[tuple[Part, _Linear]]] = {}  # of a matrix: the parts that segments have of it
         self._vectors: dict[str, int] = {}  # value of the plan
         kinds, calls = segment_kinds(config), self._pte.calls()
@@ -63,7 +68,8 @@ class PteIntegers(Integers):
         routers = [name for name, tensor in config.tensors().items() if tensor.role == ROUTER]
         mixtures = self._pte.kernels("phi3mobile::sparse_moe")
         self._vectors |= {name: call.args[1] for name, call in zip(routers, mixtures, strict=True)}
-        looked_up = [self._pte.kernels(f"quantized_decomposed::embedding_{kind}") for kind in ("byte", "4bit")]
+        self._table = self._pte if config.vision is None else Pte(path, "token_embedding")
+        looked_up = [self._table.kernels(f"quantized_decomposed::embedding_{kind}") for kind in ("byte", "4bit")]
         ((self._codes, self._scales, *_),) = (call.args for calls in looked_up for call in calls)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -132,7 +138,7 @@ class PteIntegers(Integers):
         return values
 
     def _embedding(self) -> Packed:
-        codes, scales = self._pte.constant(self._codes), self._pte.constant(self._scales)
+        codes, scales = self._table.constant(self._codes), self._table.constant(self._scales)
         assert codes is not None and scales is not None
         scales = scales / self.config.embedding_multiplier
         if codes.shape[1] == self.config.hidden_size:

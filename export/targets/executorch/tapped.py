@@ -23,6 +23,7 @@ from phi3mobile.bundle import Bundle
 from phi3mobile.engines.base import BaseEngine
 from phi3mobile.engines.registry import open_engine
 from phi3mobile.export.targets.executorch.program import Pte
+from phi3mobile.export.targets.executorch.read import open_decoder
 from phi3mobile.export.targets.executorch.segments import FROM_EXPERTS, MIDDLE, segment_kinds
 from phi3mobile.files import require_space
 from phi3mobile.models.config import DecoderConfig
@@ -39,8 +40,14 @@ class TappedEngine(BaseEngine):
         self._engine, self._places, self._hidden = engine, places, hidden
 
     def _run(self, tokens: np.ndarray, position: int, long: bool) -> np.ndarray:
-        logits = self._engine.forward_view(tokens, position, long)
+        if self.info.hidden is None:
+            logits = self._engine.forward_view(tokens, position, long)
+        else:
+            rows = self._engine.embed(tokens)
+            logits = self._engine.forward_embeddings_view(rows, position, long)
         if self.trace is not None:
+            if self.info.hidden is not None:
+                self.trace("layer_-1", "segment", {"layer_-1": rows[None]})
             for name, place in self._places.items():
                 values = (ctypes.c_float * (len(tokens) * self._hidden)).from_address(logits.ctypes.data + place)
                 self.trace(name, "segment", {name: np.array(values).reshape(1, len(tokens), self._hidden)})
@@ -53,7 +60,7 @@ class TappedEngine(BaseEngine):
 @contextmanager
 def open_tapped(bundle: Bundle, config: DecoderConfig) -> Iterator[TappedEngine]:
     """The engine of a copy that lies in a temporary folder meanwhile."""
-    pte = Pte(bundle.program)
+    pte = open_decoder(bundle.program, config)
     kept = _relocated(pte, config)
     size = bundle.program.stat().st_size
     with TemporaryDirectory(prefix="phi3mobile-verify-") as scratch:
@@ -80,7 +87,8 @@ def _relocated(pte: Pte, config: DecoderConfig) -> dict[str, int]:
     logits = pte.tensor(plan.outputs[0])
     assert logits is not None and logits.allocation_info is not None
     arena = logits.allocation_info.memory_id
-    for number, index in enumerate(_hidden_states(pte, config), start=-1):
+    first = -1 if config.vision is None else 0  # of pictures' programs the embedding is what is given
+    for number, index in enumerate(_hidden_states(pte, config)[first + 1 :], start=first):
         tensor = pte.tensor(index)
         assert tensor is not None and tensor.allocation_info is not None
         assert tensor.allocation_info.memory_id == arena and tensor.sizes[-1] == config.hidden_size
