@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from phi3mobile.export.integers import Integers
     from phi3mobile.export.layerwise import LayerCheck
     from phi3mobile.export.packed import PackedModel
+    from phi3mobile.export.packed_vision import PackedVision
     from phi3mobile.export.plan import ExportPlan
     from phi3mobile.export.recipe import Recipe
     from phi3mobile.models.config import DecoderConfig
@@ -105,6 +106,10 @@ class Target:
 
     def integers(self, bundle: Bundle, config: DecoderConfig) -> Integers:
         """The integers, norms and biases that the program holds, one tensor at a time. InputError: it has other ones."""
+        raise NotImplementedError
+
+    def tower_difference(self, bundle: Bundle, packed: PackedVision) -> str:
+        """What the bundle's tower holds other than these integers, norms and biases, in a line; "": it holds them."""
         raise NotImplementedError
 
     def checks(self, bundle: Bundle, packed: PackedModel) -> list[Check | LayerCheck]:

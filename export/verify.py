@@ -2,6 +2,7 @@
 
 weights    the integers, norms and biases that the program holds, read back from it, against what it was made from
 ...        the program against torch with those integers: its target says how, and what is required (Target.checks)
+pictures   a tower's integers, and what it makes of views against torch with them
 4 bit      the program against the unquantized checkpoint: what quantization costs, reported only
 """
 
@@ -23,6 +24,7 @@ from phi3mobile.export.layerwise import LayerCheck, compare_layers
 from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.target import Check
 from phi3mobile.export.targets import target_of
+from phi3mobile.export.tower_check import TowerResult, compare_tower, packed_vision_of
 from phi3mobile.export.weights import Source, Weights, compare_weights, source_of
 from phi3mobile.models.decoder import Decoder
 from phi3mobile.models.loading import load_model
@@ -106,16 +108,20 @@ class Comparison:
 
 def verify(
     bundle: Bundle, source: Source, prompts: list[list[int]], progress: Progress = silent
-) -> list[Weights | Layers | Comparison]:
+) -> list[Weights | Layers | Comparison | TowerResult]:
     """Every comparison. prompts: token ids, each at least one. Raises InputError for a program of another structure."""
     target = target_of(source.recipe)
     progress("weights", 0, 1)
     packed = PackedModel(target.integers(bundle, source.config), source.recipe)
-    done: list[Weights | Layers | Comparison] = [compare_weights(packed, source)]
+    done: list[Weights | Layers | Comparison | TowerResult] = [compare_weights(packed, source)]
     checks = target.checks(bundle, packed)
     for number, check in enumerate(checks):
         progress(check.name, number, len(checks))
         done.append(run_check(check, prompts))
+    if bundle.vision is not None:
+        progress("pictures", 0, 1)
+        tower = packed_vision_of(source)
+        done.append(compare_tower(bundle, tower, target.tower_difference(bundle, tower)))
     if (floats := source.floats) is not None:
         progress("4 bit", 0, 1)
         against = lambda: load_model(floats.folder, bundle.info.max_context)  # noqa: E731

@@ -84,6 +84,12 @@ class BaseEngine:
         check_positions(self.info, len(rows), position)
         return self._run_embeddings(rows, int(position), self._is_long(position + len(rows), long))
 
+    def embed(self, tokens: np.ndarray) -> np.ndarray:
+        """The rows float32 [T, hidden] that tokens int64 [T] become. InputError where the engine takes no rows."""
+        if type(self)._embed is BaseEngine._embed or self.info.hidden is None:
+            raise InputError(f"{type(self).__name__} takes tokens only, no embeddings; run the model with EagerEngine")
+        return self._embed(self._checked(tokens, 0))
+
     def forward_hidden(self, tokens: np.ndarray, position: int, long: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """As forward, and what the head reads, float32 [T, hidden], after the logits. InputError where it can't be had."""
         if type(self)._run_hidden is BaseEngine._run_hidden:
@@ -104,6 +110,9 @@ class BaseEngine:
         raise NotImplementedError
 
     def _run_embeddings(self, rows: np.ndarray, position: int, long: bool) -> np.ndarray:
+        raise NotImplementedError
+
+    def _embed(self, tokens: np.ndarray) -> np.ndarray:
         raise NotImplementedError
 
     def _run_hidden(self, tokens: np.ndarray, position: int, long: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -35,6 +35,11 @@ class EagerEngine(BaseEngine):
         finally:
             handle.remove()
 
+    def _embed(self, tokens: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            rows = self.model.model.embed_tokens(torch.from_numpy(tokens)) * self.model.config.embedding_multiplier
+        return rows.numpy()
+
     def _run_hidden(self, tokens: np.ndarray, position: int, long: bool) -> tuple[np.ndarray, np.ndarray]:
         read: list[torch.Tensor] = []
         handle = self.model.lm_head.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))

@@ -42,8 +42,7 @@ class ExecutorchEngine(BaseEngine):
         self.forward(np.zeros(min(2, self.info.max_chunk), dtype=np.int64), 0)  # packs weights, starts threads
         self.load_s = time.perf_counter() - start
 
-    def embed(self, tokens: np.ndarray) -> np.ndarray:
-        """Rows float32 [T, hidden] of tokens int64 [T], by a program that takes rows."""
+    def _embed(self, tokens: np.ndarray) -> np.ndarray:
         return self._embedded(tokens)[0].numpy().copy()
 
     def _embedded(self, tokens: np.ndarray) -> Any:

@@ -215,8 +215,7 @@ class NativeEngine(BaseEngine):
         place = (*rows.shape, marked(position, long))
         return self._logits(self._library.p3m_forward_embeddings(self._model, rows.ctypes.data, *place, None))
 
-    def embed(self, tokens: np.ndarray) -> np.ndarray:
-        """Rows float32 [T, hidden] of tokens int64 [T], by a program that takes rows."""
+    def _embed(self, tokens: np.ndarray) -> np.ndarray:
         rows = np.empty((len(tokens), self.info.hidden or 0), np.float32)
         if self._library.p3m_embed(self._model, tokens.ctypes.data, len(tokens), rows.ctypes.data):
             raise RuntimeError(self._program.error())

@@ -82,8 +82,13 @@ def named_data(value: Packed | torch.Tensor) -> list[tuple[str, torch.Tensor]]:
     return data + named_data(value.offsets) if value.offsets else data
 
 
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """uint8 [n]: as named data are."""
+    return tensor.contiguous().view(torch.uint8).flatten()
+
+
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    return tensor.contiguous().view(torch.uint8).flatten().numpy().data
+    return as_bytes(tensor).numpy().data
 
 
 def _hash(tensor: torch.Tensor) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from phi3mobile.export.integers import Integers
     from phi3mobile.export.layerwise import LayerCheck
     from phi3mobile.export.packed import PackedModel
+    from phi3mobile.export.packed_vision import PackedVision
     from phi3mobile.export.plan import ExportPlan
     from phi3mobile.models.config import DecoderConfig
     from phi3mobile.progress import Progress
@@ -84,6 +85,11 @@ class ExecutorchTarget(Target):
         recipe = find_recipe(bundle.manifest["recipe"]["name"])
         assert isinstance(recipe, ExecutorchRecipe), recipe
         return PteIntegers(bundle, config, recipe)
+
+    def tower_difference(self, bundle: Bundle, packed: PackedVision) -> str:
+        from phi3mobile.export.targets.executorch.read_vision import tower_difference
+
+        return tower_difference(bundle, packed)
 
     def checks(self, bundle: Bundle, packed: PackedModel) -> list[Check | LayerCheck]:
         """Against torch with int8 activations and, of recipes that have one, an int8 KV cache."""
