@@ -35,12 +35,14 @@ def export(
     rotate: bool = False,
     accept_quality: bool = False,
     experts_memory: int | None = None,
+    vision_bits: int | None = None,
     progress: Progress = silent,
 ) -> Path:
     """Make a bundle at `out` from a checkpoint folder, a folder of `quantize`, or hub id.
 
     `context`: positions of the KV cache, default min(2048, what the model takes). `method`: "gptq" or "rtn", default the
-    recipe's; a quantized folder has had its own. `calibration`, `bits`, `rotate`: see export.solve.build.quantize_checkpoint.
+    recipe's; a quantized folder has had its own. `calibration`, `bits`, `rotate`, `vision_bits`: see
+    export.solve.build.quantize_checkpoint.
     `experts_memory`: bytes that a mixture's experts take by default where it runs; None: all that they need.
     `accept_quality`: ship it even if the quality card shows more loss than MOST_LOSS there. Nothing is left if it fails.
     Raises InputError for a source that is no checkpoint, an unknown recipe, an existing `out`, a disk too small, too much loss.
@@ -55,6 +57,7 @@ def export(
         bits=bits,
         rotate=rotate,
         experts_memory=experts_memory,
+        vision_bits=vision_bits,
     )
     return write_bundle(plan, accept_quality, progress)
 

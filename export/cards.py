@@ -24,6 +24,7 @@ def bundle_card(bundle: Bundle) -> dict[str, str]:
         "model": f"{model['parameters']:,} parameters, {model['layers']} layers x {model['hidden']}, "
         f"{model['heads']}/{model['kv_heads']} heads x {model['head_dim']}, vocabulary {model['vocab']}",
         "file": f"{size(bundle.program_bytes)}, {model['bits_per_weight']:.2f} bits per weight",
+        **({"pictures": _bundled_tower(bundle)} if bundle.vision else {}),
         "quality": quality_line(manifest.get("quality")),
         "context": f"{model['context']} of {model['max_context']}{switch}",
         "memory at context": ", ".join(f"{tokens}: {size(peak)}" for tokens, peak in memory["peak"].items()),
@@ -36,6 +37,12 @@ def bundle_card(bundle: Bundle) -> dict[str, str]:
     }
 
 
+def _bundled_tower(bundle: Bundle) -> str:
+    about = bundle.vision or {}
+    bytes_ = bundle.manifest["files"][about["program"]]["bytes"]
+    return f"{size(bytes_)} of the file, {about['bits']} bits; {about['num_crops']} crops of a picture unless asked otherwise"
+
+
 def quality_line(quality: dict[str, Any] | None) -> str:
     """The quality card on one line."""
     if quality is None:
@@ -45,8 +52,13 @@ def quality_line(quality: dict[str, Any] | None) -> str:
     return (
         f"{method}, {quality['bits_per_weight']:.2f} bits per layer weight; perplexity {quality['perplexity']:.2f}, "
         f"{quality['ratio']:.3f} x float's; KL {quality['kl']:.4f}, same top token {quality['top1']:.1%}, "
-        f"worst layer {worst:.1f} dB"
+        f"worst layer {worst:.1f} dB" + _seen(quality.get("vision"))
     )
+
+
+def _seen(vision: dict[str, Any] | None) -> str:
+    """What packing cost a tower."""
+    return f"; pictures: features {vision['features_db']:.1f} dB, {vision['bits']} bits" if vision else ""
 
 
 def _eviction(manifest: dict[str, Any]) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from phi3mobile.errors import InputError
 from phi3mobile.export.packed import EMBEDDING, HEAD
-from phi3mobile.export.recipe import DEFAULT_RECIPE, Recipe, find_recipe
+from phi3mobile.export.packed_vision import PackedVision
+from phi3mobile.export.recipe import DEFAULT_RECIPE, Recipe, find_recipe, with_vision_bits
 from phi3mobile.export.solve.build import METHODS
 from phi3mobile.export.solve.estimate import told
 from phi3mobile.export.solve.folder import Solved, is_solved
@@ -76,6 +77,7 @@ def plan_export(
     bits: float | None = None,
     rotate: bool = False,
     experts_memory: int | None = None,
+    vision_bits: int | None = None,
 ) -> ExportPlan:
     """The plan of `export` (see build.py for what it takes). Writes nothing. Raises InputError for what can't be done."""
     chosen, out = find_recipe(recipe), Path(out)
@@ -86,7 +88,7 @@ def plan_export(
         raise InputError(f"{folder} is a file; make a checkpoint folder of it first: phi3mobile import {folder} FOLDER")
     given = Solved(folder) if is_solved(folder) else open_checkpoint(folder)
     given.check()
-    chosen, method, notes = _as_made(given, chosen, method, calibration, bits, rotate)
+    chosen, method, notes = _as_made(given, chosen, method, calibration, bits, rotate, vision_bits)
     checkpoint: Checkpoint | Rotated | Solved = given
     if rotate:
         assert not isinstance(given, Solved), given.folder  # _as_made refuses it
@@ -96,6 +98,7 @@ def plan_export(
     check_pieces(config, chosen, target)
     chosen.check(config)
     _check_experts(config, bits, experts_memory)
+    tower = None if config.vision is None else PackedVision(checkpoint, chosen.vision_bits)
     target.requires(chosen)
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size > config.vocab_size:
@@ -106,7 +109,7 @@ def plan_export(
     if (end := turn_end(chat, tokenizer)) is not None and end not in eos:
         eos = [*eos, end]
         notes.append(f"the chat template ends turns with {tokenizer.decode([end])}: it is a stop token, too")
-    space = target.space(packed_bytes(config, chosen)) + MARGIN
+    space = target.space(packed_bytes(config, chosen) + (0 if tower is None else tower.nbytes())) + MARGIN
     require_space(out, space)
     return ExportPlan(
         source=str(source),
@@ -169,11 +172,12 @@ def _as_made(
     calibration: str | Path | None,
     bits: float | None,
     rotate: bool,
+    vision_bits: int | None,
 ) -> tuple[Recipe, str, list[str]]:
     """The recipe and method of what is exported, and notes: a quantized folder's tables and method are what they are."""
     if isinstance(checkpoint, Solved):
-        if (method, calibration, bits, rotate) != (None, None, None, False):
-            refused = "--method, --calibration, --bits or --rotate"
+        if (method, calibration, bits, rotate, vision_bits) != (None, None, None, False, None):
+            refused = "--method, --calibration, --bits, --vision-bits or --rotate"
             raise InputError(f"{checkpoint.folder} is quantized already: it takes no {refused}")
         return _as_quantized(checkpoint, recipe)
     method = recipe.method if method is None else method
@@ -183,6 +187,7 @@ def _as_made(
         raise InputError("method rtn reads no calibration text; leave out --calibration and --bits or take gptq")
     if method == "rtn" and rotate:
         raise InputError("method rtn rounds the checkpoint as it is; leave out --rotate or take gptq")
+    recipe = with_vision_bits(recipe, checkpoint.config, vision_bits)
     notes = [] if bits is None else [f"layer weights have several forms, of at most {bits:g} bits a weight together"]
     return replace(recipe, method=method), method, notes
 
@@ -196,6 +201,8 @@ def _as_quantized(solved: Solved, recipe: Recipe) -> tuple[Recipe, str, list[str
     table, head = solved.form_of(EMBEDDING), solved.form_of(HEAD)
     if table is None or head is None:
         raise InputError(f"{solved.folder}: its embedding or its head is not packed; quantize again")
+    if solved.config.vision is not None:
+        recipe = replace(recipe, vision_bits=PackedVision(solved).bits)  # as the folder has them: any recipe takes them
     held = replace(recipe, **{name: getattr(made, name) for name in ("group", "down_group")})
     held = replace(held, embedding_bits=table.bits, head_bits=head.bits)
     notes = []
@@ -212,7 +219,7 @@ def _as_quantized(solved: Solved, recipe: Recipe) -> tuple[Recipe, str, list[str
 
 
 def _unnamed(recipe: Recipe) -> Recipe:
-    return replace(recipe, name="", about="", method="")
+    return replace(recipe, name="", about="", method="", vision_bits=0)
 
 
 def _forms(recipe: Recipe) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from phi3mobile.errors import InputError
@@ -59,3 +59,14 @@ def find_recipe(name: str) -> Recipe:
     if name not in known:
         raise InputError(f"recipe {name!r} is not known; take one of: {', '.join(known)}")
     return known[name]
+
+
+def with_vision_bits(recipe: Recipe, config: DecoderConfig, bits: int | None) -> Recipe:
+    """The recipe with so many bits for the tower; None: its own. InputError: a model without a tower, or other bits."""
+    if bits is None:
+        return recipe
+    if config.vision is None:
+        raise InputError("this model sees no pictures: leave out --vision-bits")
+    if bits not in (4, 8):
+        raise InputError(f"vision bits {bits}: a tower takes 4 or 8")
+    return replace(recipe, vision_bits=bits)

@@ -15,8 +15,8 @@ from typing import Any
 
 from phi3mobile.errors import InputError
 from phi3mobile.export.packed import PackedModel
-from phi3mobile.export.packed_vision import PackedVision
-from phi3mobile.export.recipe import DEFAULT_RECIPE, Recipe, find_recipe
+from phi3mobile.export.packed_vision import PackedVision, vision_decibels
+from phi3mobile.export.recipe import DEFAULT_RECIPE, Recipe, find_recipe, with_vision_bits
 from phi3mobile.export.solve.balance import FormOf
 from phi3mobile.export.solve.budget import TOKENS, choose, measure_classes
 from phi3mobile.export.solve.calibration import Calibration, calibration_of, card_tokens
@@ -24,6 +24,7 @@ from phi3mobile.export.solve.checkpoint import on_grid, solve_checkpoint
 from phi3mobile.export.solve.folder import is_solved, write_about, write_part
 from phi3mobile.export.solve.rotate import Rotated
 from phi3mobile.export.solve.stream import load_layer
+from phi3mobile.export.tower_pictures import measured_views
 from phi3mobile.files import refuse_existing, require_space
 from phi3mobile.hub import resolve
 from phi3mobile.models.checkpoint import Checkpoint, open_checkpoint
@@ -45,19 +46,21 @@ def quantize_checkpoint(
     calibration: str | Path | None = None,
     bits: float | None = None,
     rotate: bool = False,
+    vision_bits: int | None = None,
     progress: Progress = silent,
 ) -> Path:
     """Solve the checkpoint folder or hub id `source` into the folder `out` by GPTQ, and return it.
 
-    A killed run leaves `.NAME.unfinished` beside `out`; the same call goes on from there. `calibration`: a UTF-8 text file.
-    `bits`: per weight of the layers, at most, scales included: the most sensitive matrices get more (default: the recipe's
-    form for all). `rotate`: turn the hidden states first, see export.solve.rotate.
+    A killed run leaves `.NAME.unfinished` beside `out`; the same call goes on from there. `calibration`: a UTF-8 text
+    file, or a folder of texts and pictures: the text is what is solved on, on pictures a tower's loss is measured. `bits`: per weight of the layers, at most, scales included: the most sensitive matrices get more (default: the recipe's
+    form for all). `rotate`: turn the hidden states first, see export.solve.rotate. `vision_bits`: of a tower, 4 or 8.
     Raises InputError for a source that is no float checkpoint, an existing `out`, a calibration text that is too short.
     """
     chosen, out = find_recipe(recipe), Path(out)
     floats = float_checkpoint(source, out)
     folder = floats.folder
     floats.check()
+    chosen = with_vision_bits(chosen, floats.config, vision_bits)
     chosen.check(floats.config)
     checkpoint = Rotated(floats) if rotate else floats
     text = calibration_of(load_tokenizer(folder), checkpoint.config, calibration)
@@ -114,7 +117,10 @@ def solve_into(
     card = card_tokens(load_tokenizer(checkpoint.folder), config)
     measured = solve_checkpoint(checkpoint, folder, wanted.matrix_form, text.tokens, card, progress)
     if config.vision is not None:
-        write_part(folder / "packed-vision.safetensors", PackedVision(checkpoint, recipe.vision_bits).part())
+        progress("pictures", 0, 1)
+        tower = PackedVision(checkpoint, recipe.vision_bits)
+        write_part(folder / "packed-vision.safetensors", tower.part())
+        measured["vision"] = vision_decibels(checkpoint, tower, measured_views(text.pictures))
     (folder / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n")
     about = {
         "source": source or str(checkpoint.folder),

@@ -10,12 +10,14 @@ import torch
 
 from phi3mobile.errors import InputError
 from phi3mobile.models.config import DecoderConfig
+from phi3mobile.pictures import open_picture
 from phi3mobile.text.tokenizer import Tokenizer
 
 WINDOW = 512  # tokens of one sequence
 TOKENS = 20480  # read at most: more gains little and costs time
 FEWEST = 2048  # with less, layers learn the text by heart
 CARD_TOKENS = 1024
+_TEXT_SUFFIXES = (".txt", ".md")
 _TEXTS = Path(__file__).parent / "text"
 
 
@@ -26,15 +28,27 @@ class Calibration:
     tokens: torch.Tensor
     name: str
     sha256: str
+    pictures: tuple[Path, ...] = ()  # a tower's loss is measured on them
 
 
 def calibration_of(tokenizer: Tokenizer, config: DecoderConfig, path: str | Path | None = None) -> Calibration:
-    """The user's text, or the one that ships. InputError: not readable, too short, or ids that the model does not have."""
-    name, text = ("phi3mobile's own", _shipped("calibration.txt")) if path is None else (str(path), _read(Path(path)))
+    """The user's text, or the one that ships; a folder's texts are one, in the order of their names, its pictures beside it.
+
+    InputError: not readable, too short, ids that the model does not have, pictures that it does not see.
+    """
+    name, text, pictures = "phi3mobile's own", _shipped("calibration.txt"), ()
+    if path is not None and Path(path).is_dir():
+        found, pictures = _folder(Path(path), config)
+        name, text = (str(path), found) if found else (f"{name}, pictures of {path}", text)
+    elif path is not None:
+        name, text = str(path), _read(Path(path))
     ids, window = _encode(tokenizer, text, config), _window(config)
     if len(ids) < FEWEST:
         raise InputError(f"calibration text {name} has {len(ids)} tokens; give {FEWEST} at least, {TOKENS} are best")
-    return Calibration(_windows(ids[:TOKENS], window), name, hashlib.sha256(text.encode()).hexdigest())
+    digest = hashlib.sha256(text.encode())
+    for picture in pictures:
+        digest.update(picture.read_bytes())
+    return Calibration(_windows(ids[:TOKENS], window), name, digest.hexdigest(), pictures)
 
 
 def card_tokens(tokenizer: Tokenizer, config: DecoderConfig) -> torch.Tensor:
@@ -52,6 +66,20 @@ def _windows(ids: torch.Tensor, window: int) -> torch.Tensor:
 
 def _shipped(name: str) -> str:
     return (_TEXTS / name).read_text("utf-8")
+
+
+def _folder(path: Path, config: DecoderConfig) -> tuple[str, tuple[Path, ...]]:
+    """Its texts as one, and its pictures. InputError: another kind of file, or a model without eyes."""
+    files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    texts = [file for file in files if file.suffix.lower() in _TEXT_SUFFIXES]
+    pictures = tuple(file for file in files if file not in texts)
+    if not files:
+        raise InputError(f"calibration folder {path} is empty; put texts (.txt, .md) and pictures in it")
+    if pictures and config.vision is None:
+        raise InputError(f"calibration folder {path} has {pictures[0].name}, and this model sees no pictures: leave only texts")
+    for picture in pictures:
+        open_picture(picture)
+    return "\n\n".join(map(_read, texts)), pictures
 
 
 def _read(path: Path) -> str:

@@ -17,9 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"{about} (default: %(default)s)")
     parser.add_argument("--context", type=int, help="positions of the KV cache (default: 2048 or what the model takes)")
     parser.add_argument("--method", help="gptq: better, with a quality card; rtn: fast (default: the recipe's)")
-    parser.add_argument("--calibration", type=Path, help="UTF-8 text that gptq solves on (default: one that ships)")
+    parser.add_argument("--calibration", type=Path, help="UTF-8 text, or a folder of texts and pictures (default: what ships)")
     parser.add_argument("--bits", type=float, help="per layer weight, at most: the most sensitive matrices get more")
     parser.add_argument("--rotate", action="store_true", help="turn the hidden states so that no channel sticks out (QuaRot)")
+    parser.add_argument("--vision-bits", type=int, help="of a tower for pictures: 8, or 4 (default: 8)")
     parser.add_argument("--experts-memory", metavar="BYTES", help="a mixture's default for its experts: 4GB (default: all)")
     parser.add_argument("--accept-quality", action="store_true", help="make the bundle even if its quality card is bad")
 
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace) -> None:
             calibration=args.calibration,
             bits=args.bits,
             rotate=args.rotate,
+            vision_bits=args.vision_bits,
             experts_memory=None if args.experts_memory is None else parse_memory(args.experts_memory),
         )
         told = plan.to_tell()

@@ -14,8 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="checkpoint folder, or hub id such as microsoft/Phi-3-mini-4k-instruct")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder to write; a killed run goes on where it was")
     parser.add_argument("--recipe", default=DEFAULT_RECIPE, help="whose bits and groups to take (default: %(default)s)")
-    parser.add_argument("--calibration", type=Path, help="UTF-8 text that the weights are solved on (default: one that ships)")
+    parser.add_argument("--calibration", type=Path, help="UTF-8 text, or a folder of texts and pictures (default: what ships)")
     parser.add_argument("--bits", type=float, help="per layer weight, at most: the most sensitive matrices get more")
+    parser.add_argument("--vision-bits", type=int, help="of a tower for pictures: 8, or 4 (default: 8)")
     parser.add_argument("--rotate", action="store_true", help="turn the hidden states so that no channel sticks out (QuaRot)")
 
 
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
             calibration=args.calibration,
             bits=args.bits,
             rotate=args.rotate,
+            vision_bits=args.vision_bits,
             progress=report,
         )
         quality = Solved(solved).about["quality"]
