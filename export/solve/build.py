@@ -51,9 +51,10 @@ def quantize_checkpoint(
 ) -> Path:
     """Solve the checkpoint folder or hub id `source` into the folder `out` by GPTQ, and return it.
 
-    A killed run leaves `.NAME.unfinished` beside `out`; the same call goes on from there. `calibration`: a UTF-8 text
-    file, or a folder of texts and pictures: the text is what is solved on, on pictures a tower's loss is measured. `bits`: per weight of the layers, at most, scales included: the most sensitive matrices get more (default: the recipe's
-    form for all). `rotate`: turn the hidden states first, see export.solve.rotate. `vision_bits`: of a tower, 4 or 8.
+    A killed run leaves `.NAME.unfinished` beside `out`; the same call goes on from there. `calibration`: a UTF-8 text file, or
+    a folder of texts and pictures: weights are solved on the text, a tower's loss is measured on the pictures. `bits`: per
+    weight of the layers, at most, scales included: the most sensitive matrices get more (default: the recipe's form for all).
+    `rotate`: turn the hidden states first, see export.solve.rotate. `vision_bits`: of a tower, 4 or 8 (default: 8).
     Raises InputError for a source that is no float checkpoint, an existing `out`, a calibration text that is too short.
     """
     chosen, out = find_recipe(recipe), Path(out)

@@ -79,9 +79,8 @@ class BaseEngine:
             raise InputError(f"{type(self).__name__} takes tokens only, no embeddings; run the model with EagerEngine")
         rows = np.ascontiguousarray(rows, np.float32)
         if rows.ndim != 2 or rows.shape[1] != self.info.hidden:
-            raise InputError(
-                f"embeddings of shape {list(rows.shape)} were given: they are [T, hidden], [T, {self.info.hidden}]"
-            )
+            hidden = f"here [T, {self.info.hidden}]"
+            raise InputError(f"embeddings of shape {list(rows.shape)} were given: they are [T, hidden], {hidden}")
         self._check_open()
         check_positions(self.info, len(rows), position)
         return self._run_embeddings(rows, int(position), self._is_long(position + len(rows), long))

@@ -116,7 +116,10 @@ def open_native(bundle: Bundle, threads: int = 0, experts_memory: int | None = N
 
 
 class NativeProgram:
-    """An opened .pte. `packed_cache` tells where its packed weights are: "created" or "reused" (in the file), or "heap: <why>"."""
+    """An opened .pte.
+
+    `packed_cache` tells where its packed weights are: "created" or "reused" (in the file), or "heap: <why>".
+    """
 
     def __init__(self, pte: Path, cache_file: Path | None, threads: int = 0) -> None:
         """threads: size of the process's one thread pool; 0: every physical core. Raises InputError."""

@@ -4,8 +4,9 @@
 
 The program: forward(tokens int64 [1, T], input_pos int64 [1]) -> logits float32 [1, T, V], T in [1, chunk], and the constant
 methods that ExecuTorch's own LLM runners read. A model that sees pictures has two methods instead, by the names that its
-multimodal runner knows: token_embedding(tokens) -> rows float32 [1, T, hidden], text_decoder(rows, input_pos) -> logits. Of a model with a LongRoPE switch, input_pos may carry LONG_REGIME: then the
-long factors apply even if this chunk ends below the switch.
+multimodal runner knows: token_embedding(tokens) -> rows float32 [1, T, hidden], text_decoder(rows, input_pos) -> logits. The
+cache and all weights are the second one's, the table of embeddings the first one's. Of a model with a LongRoPE switch,
+input_pos may carry LONG_REGIME: then the long factors apply even if this chunk ends below the switch.
 """
 
 from __future__ import annotations
