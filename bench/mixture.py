@@ -36,7 +36,7 @@ from phi3mobile.files import cache_folder, require_space, whole_file
 from phi3mobile.memory import parse_memory
 from phi3mobile.models.checkpoint import Checkpoint
 from phi3mobile.models.config import DecoderConfig, RopeScaling
-from phi3mobile.models.presets import PRESETS, preset
+from phi3mobile.models.presets import SHAPES, preset
 from phi3mobile.progress import Progress, silent
 from phi3mobile.text.vocabularies import load_tokenizer
 
@@ -74,11 +74,14 @@ class RandomCheckpoint(Checkpoint):
         return "random weights"
 
 
-def make(name: str, out: Path, recipe_name: str, context: int) -> dict[str, Any]:
+def make(
+    name: str, out: Path, recipe_name: str, context: int, checkpoint: type[RandomCheckpoint] = RandomCheckpoint
+) -> dict[str, Any]:
     """Write the bundle of preset `name`; what that cost."""
     scaling = None
-    if name not in PRESETS:
-        scaling = RopeScaling((1.0,) * 64, tuple(1.0 + i / 8 for i in range(64)))  # of the right length: speed is the same
+    if name in SHAPES:
+        pairs = SHAPES[name].rotary_dim // 2
+        scaling = RopeScaling((1.0,) * pairs, tuple(1.0 + i / 8 for i in range(pairs)))  # speed is the same with any
     config, recipe = preset(name, scaling), replace(find_recipe(recipe_name), method="rtn")
     target, scratch = target_of(recipe), out.with_name(f".{out.name}.tokenizer")
     scratch.mkdir(parents=True, exist_ok=True)
@@ -89,7 +92,7 @@ def make(name: str, out: Path, recipe_name: str, context: int) -> dict[str, Any]
         source=name,
         folder=scratch,
         out=out,
-        checkpoint=RandomCheckpoint(config, scratch),
+        checkpoint=checkpoint(config, scratch),
         recipe=recipe,
         target=target,
         method="rtn",

@@ -85,7 +85,7 @@ def test_a_tower_is_torchs_with_the_same_integers(seeing, reference, recipe):
     for view in views:
         expected = reference.encode(view[None])[0].numpy()
         noise = np.square(tower.encode(view.numpy()) - expected).sum(-1) / np.square(expected).sum(-1)
-        assert np.quantile(noise, 0.75) < 1e-10 and noise.max() < 1e-3  # a few values lie at an edge between two integers
+        assert np.quantile(noise, 0.75) < 1e-9 and noise.max() < 1e-3  # a few values lie at an edge between two integers
     rows = np.random.default_rng(0).standard_normal((300, 128)).astype(np.float32)
     expected = reference.project(torch.from_numpy(rows)).numpy()
     assert psnr(expected, tower.project(rows)) > 100 and tower.project(rows[:1]).shape == (1, 64)
@@ -154,38 +154,37 @@ def test_rows_of_tokens_are_tokens_to_the_bit(seeing, folder, recipe):
 def test_rows_give_what_torch_computes(seeing, folder):
     engine, torchs = open_engine(seeing("android-cpu")), eager(folder)
     rows = np.random.default_rng(3).standard_normal((100, 64)).astype(np.float32)
-    for position, long in ((0, True), (100, True), (1000, False)):
-        for other in (engine, torchs):
-            other.forward_embeddings(rows, position, long)
-        assert psnr(torchs.forward(TOKENS, position + 100, long), engine.forward(TOKENS, position + 100, long)) > 40
+    for position in range(0, 1100, 100):  # past the switch: all have the long factors
+        expected, found = (other.forward_embeddings(rows, position, True) for other in (torchs, engine))
+        assert psnr(expected, found) > 35  # fewer than one in a hundred values lies at an edge between two integers
+    assert psnr(torchs.forward(TOKENS, 1100), engine.forward(TOKENS, 1100)) > 35
     engine.close()
-
-
-def answer(session, messages, tokens: int = 6) -> list[int]:
-    list(session.generate(messages, max_tokens=tokens, repetition=True))
-    return session._rows.tokens[session.statistics.prompt_tokens :]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_session_answers_about_pictures_as_torch_does(seeing, folder, reference, recipe):
-    bundle = seeing(recipe)
+    """Every token is torch's best one, but for what int8 rounds the other way; logits of a random model reach 4."""
+    bundle, model = seeing(recipe), eager(folder, recipe).model
     asked = [
         ([say(A, "what is this?")], 1),
         ([say(A, "the cat ", B, "sat on")], 1),
         ([say(A, B, "hello there")], 4),  # past the switch
         ([{"role": "user", "content": "the cat sat"}], 4),
     ]
-    torchs, prompts = eager(folder, recipe), []
+    lengths = []
     for messages, num_crops in asked:
         with Session(bundle, num_crops=num_crops) as session:
-            got = answer(session, messages)
-            prompts.append(session.statistics.prompt_tokens)
-            assert len(got) > 1 and (session.pictures.views == 0) == isinstance(messages[0]["content"], str)
-        with Session(bundle, torchs, tower=EagerTower(reference, 4), num_crops=num_crops) as other:
-            torchs.close = lambda: None
-            wanted = answer(other, messages)
-        assert got == wanted if recipe == "android-cpu" else got[0] == wanted[0]  # host rounds its cache to int8
-    assert prompts[2] > 1024 > prompts[1] > prompts[0] > 300 > prompts[3]
+            list(session.generate(messages, max_tokens=6, repetition=True))
+            length, rows = session.statistics.prompt_tokens, session._rows.tokens
+            assert (session.pictures.views == 0) == isinstance(messages[0]["content"], str)
+        with Session(bundle, EagerEngine(model), tower=EagerTower(reference, 4), num_crops=num_crops) as session:
+            list(session.generate(messages, max_tokens=1, repetition=True))
+            assert session._rows.tokens[:length] == rows[:length] and len(rows) > length
+            logits = EagerEngine(model).forward(np.array(rows[length - 1 : -1]), length - 1)
+        chosen = logits[np.arange(len(logits)), rows[length:]]
+        assert (logits.max(1) - chosen).max() < 0.5 and np.median(logits.max(1) - chosen) < 0.05
+        lengths.append(length)
+    assert lengths[2] > 1024 > lengths[1] > lengths[0] > 300 > lengths[3]
 
 
 def test_a_second_question_costs_no_encoder(seeing):
@@ -198,9 +197,11 @@ def test_a_second_question_costs_no_encoder(seeing):
 
 
 def test_what_does_not_fit_is_refused_with_the_crops_that_would(seeing, tiny_bundle):
-    with Session(seeing("android-cpu"), num_crops=16) as session, pytest.raises(InputError, match="num_crops 9 would fit"):
+    with Session(seeing("android-cpu"), num_crops=16) as session:
         session.generate([say(A, "what is this?")])
-    with Session(tiny_bundle) as session, pytest.raises(InputError, match="sees no pictures|takes no pictures|no picture"):
+        with pytest.raises(InputError, match=r"of pictures, num_crops 8 would fit"):
+            session.generate([say(A, B, "what are these?")])
+    with Session(tiny_bundle) as session, pytest.raises(InputError, match="a picture was given, and this model reads text"):
         session.generate([say(A, "what is this?")])
     with pytest.raises(InputError, match="sees no pictures: give one of a model_type with a vision tower"):
         open_tower(open_bundle(tiny_bundle))
