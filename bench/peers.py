@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phi3mobile.bench.worker import Worker, WorkerDied
-from phi3mobile.bundle import Bundle, open_bundle
+from phi3mobile.bundle import Bundle, open_bundle, tower_bytes
 from phi3mobile.errors import InputError
 from phi3mobile.files import cache_folder, new_folder, scratch_folder
 from phi3mobile.models.pieces import pieces
@@ -65,7 +65,7 @@ def decode_bytes(bundle: Bundle) -> int:
         table = 0
     mixture = bundle.manifest["runtime"].get("experts")
     idle = mixture["bytes"] * (mixture["experts"] - mixture["used"]) // mixture["experts"] if mixture else 0
-    return bundle.manifest["memory"]["weights"] - table - idle
+    return bundle.manifest["memory"]["weights"] - tower_bytes(bundle.manifest) - table - idle
 
 
 def missing_peers() -> dict[str, str]:

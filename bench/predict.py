@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from phi3mobile.bundle import tower_bytes
+
 HERE = Path(__file__).parent
 # Of all memory: what one app in the foreground may hold. iOS ends it at about 3 GB on a 6 GB phone (pocketpal-ai 651,
 # executorch 14474); Android has no fixed limit, but 4-bit 8B models did not load on 8 GB phones (executorch 5582, 3599).
@@ -104,7 +106,12 @@ def predict(manifest: Mapping[str, Any], phone: Mapping[str, Any], depth: int | 
     depth = model["context"] // 2 if depth is None else depth
     rows = published()["peer"]
     table = model["vocab"] * model["hidden"] * recipe.get("embedding_bits", 8) / 8
-    read = memory["weights"] - table + memory["kv_per_token"] * min(depth, model.get("sliding_window") or depth)
+    read = (
+        memory["weights"]
+        - tower_bytes(manifest)
+        - table
+        + memory["kv_per_token"] * min(depth, model.get("sliding_window") or depth)
+    )
     values = model["parameters"] - model["vocab"] * model["hidden"]
     if (mixture := manifest["runtime"].get("experts")) is not None:  # a token reads and multiplies by some of them
         idle = 1 - mixture["used"] / mixture["experts"]

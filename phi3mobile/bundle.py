@@ -7,7 +7,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -236,6 +236,12 @@ def open_bundle(path: str | Path) -> Bundle:
 def own_operators(manifest: dict[str, Any]) -> list[str]:
     """The operators of a manifest's program that only binaries with our kernels (phi3mobile/core) have."""
     return [name for name in manifest["runtime"]["operators"] if name.startswith("phi3mobile::")]
+
+
+def tower_bytes(manifest: Mapping[str, Any]) -> int:
+    """Of the weights what no decoded token reads: a tower for pictures; 0: there is none."""
+    vision = manifest.get("vision")
+    return 0 if vision is None else sum(manifest["files"][vision[part]]["bytes"] for part in VISION_FILES)
 
 
 def is_bundle(path: Path) -> bool:

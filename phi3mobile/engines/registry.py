@@ -47,6 +47,8 @@ def open_engine(bundle: Bundle, threads: int = 0, experts_memory: int | None = N
     if experts_memory is not None:
         raise InputError(f"{bundle.folder} has no experts: leave out the memory for them")
     if name in PTE and (phone := phone_engine()):
+        if bundle.vision is not None:
+            raise InputError(f"{bundle.folder} sees pictures, and this phone's own engine runs programs of text alone")
         return phone(bundle.program, bundle.info)
     return find_engine(name, str(bundle.folder))(bundle, threads)
 
@@ -63,8 +65,6 @@ def open_tower(bundle: Bundle, threads: int = 0) -> Tower:
     name = bundle.manifest["engine"]
     if bundle.vision is None:
         raise InputError(f"{bundle.folder} sees no pictures: give one of a model_type with a vision tower, such as phi3_v")
-    if phone_engine():
-        raise InputError(f"{bundle.folder} sees pictures, for which this phone's own engine has no way yet: leave them out")
     module, _, function = TOWERS.get(name, "").partition(":")
     if not module:
         raise InputError(f"{bundle.folder} sees pictures, and the engine {name!r} has no tower: upgrade phi3mobile")
