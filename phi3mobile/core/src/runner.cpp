@@ -106,8 +106,8 @@ struct Free {
 
 namespace {
 
-// A method that computes, and its planned memory, which is ours, from calloc: a KV cache costs only the pages that were written,
-// and starts as zeros.
+// A method that computes, and its planned memory, which is ours, from calloc: a KV cache costs only the pages that were
+// written, and starts as zeros.
 struct Method {
   std::string name;
   std::vector<std::unique_ptr<void, Free>> buffers;
