@@ -12,7 +12,7 @@ from exported import psnr
 
 from phi3mobile.bundle import MANIFEST, open_bundle
 from phi3mobile.engines.eager import EagerEngine, EagerTower
-from phi3mobile.engines.native import native_library
+from phi3mobile.engines.native import NativeProgram, native_library
 from phi3mobile.engines.registry import open_engine, open_tower
 from phi3mobile.errors import InputError
 from phi3mobile.export.build import export
@@ -213,6 +213,24 @@ def test_towers_refuse_other_shapes(seeing):
         tower.encode(np.zeros((3, 335, 336), np.float32))
     with pytest.raises(InputError, match=r"rows of shape \[2, 64\] were given: they are \[T, 128\]"):
         tower.project(np.zeros((2, 64), np.float32))
+
+
+@pytest.mark.skipif(native_library() is None, reason="make native")
+def test_the_runner_names_what_a_program_lacks(seeing, tiny_bundle):
+    bundle, given = seeing("host"), np.zeros((2, 128), np.float32)
+    program = NativeProgram(bundle.program, None)
+    with pytest.raises(RuntimeError, match="the program has no method project"):
+        program.compute("project", given, (2, 64))
+    assert program.packed_cache.startswith("heap")
+    program.close()
+    tower = NativeProgram(bundle.folder / "vision.pte", None)
+    assert tower.compute("project", given, (2, 64)).shape == (2, 64)
+    with pytest.raises(RuntimeError, match="project"):
+        tower.compute("project", given[:, :64].copy(), (2, 64))
+    with pytest.raises(RuntimeError, match="project gave 128 values, not 64"):
+        tower.compute("project", given, (1, 64))
+    tower.close()
+    tower.close()
 
 
 def changed(bundle, tmp_path, change):
