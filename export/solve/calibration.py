@@ -36,7 +36,8 @@ def calibration_of(tokenizer: Tokenizer, config: DecoderConfig, path: str | Path
 
     InputError: not readable, too short, ids that the model does not have, pictures that it does not see.
     """
-    name, text, pictures = "phi3mobile's own", _shipped("calibration.txt"), ()
+    name, text = "phi3mobile's own", _shipped("calibration.txt")
+    pictures: tuple[Path, ...] = ()
     if path is not None and Path(path).is_dir():
         found, pictures = _folder(Path(path), config)
         name, text = (str(path), found) if found else (f"{name}, pictures of {path}", text)

@@ -30,7 +30,9 @@ class Patches(nn.Module):
     def __init__(self, config: VisionConfig, matrices: Matrices) -> None:
         super().__init__()
         self.side, self.patch = config.image_size // config.patch_size, config.patch_size
-        self.register_buffer("weight", matrices["patch"])
+        patch = matrices["patch"]
+        assert isinstance(patch, torch.Tensor), "patches stay float32"
+        self.register_buffer("weight", patch)
         self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, view: torch.Tensor, first: torch.Tensor, positions: torch.Tensor, *norm: torch.Tensor) -> torch.Tensor:
