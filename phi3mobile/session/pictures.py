@@ -5,6 +5,7 @@ Token lists hold these ids where a picture stands; their embeddings are computed
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,18 +50,18 @@ class Pictures:
         self.encode_s, self.views = 0.0, 0  # spent on views so far, and their number
         self._folder, self._on_event = folder, on_event
         self._numbers: dict[str, int] = {}
+        self._opened: dict[str, int] = {}  # files and texts that need no decoding a second time
         self._pictures: list[_Picture] = []
         self._rows: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def ids(self, image: Any) -> list[int]:
         """One id for each row of a picture (path, bytes, PIL image, array); the same pixels have the same. InputError."""
-        opened = open_picture(image)
-        name = picture_hash(opened)
-        if name not in self._numbers:
-            plan = plan_crops(opened.shape[1], opened.shape[0], self.num_crops)
-            self._pictures.append(_Picture(name, plan, fit(opened, plan)))
-            self._numbers[name] = len(self._pictures) - 1
-        number = self._numbers[name]
+        source = _source(image)
+        number = self._opened.get(source) if source else None
+        if number is None:
+            number = self._number(open_picture(image))
+        if source:
+            self._opened[source] = number
         return [-1 - SPAN * number - row for row in range(self._pictures[number].plan.tokens)]
 
     def embeddings(self, ids: Sequence[int]) -> np.ndarray:
@@ -88,6 +89,15 @@ class Pictures:
     def close(self) -> None:
         """Give the tower's memory back."""
         self.tower.close()
+
+    def _number(self, opened: np.ndarray) -> int:
+        """Of these pixels, which are fitted when they are first seen."""
+        name = picture_hash(opened)
+        if name not in self._numbers:
+            plan = plan_crops(opened.shape[1], opened.shape[0], self.num_crops)
+            self._pictures.append(_Picture(name, plan, fit(opened, plan)))
+            self._numbers[name] = len(self._pictures) - 1
+        return self._numbers[name]
 
     def _of(self, number: int) -> np.ndarray:
         """All rows of picture `number`: float32 [tokens, hidden]."""
@@ -121,6 +131,21 @@ class Pictures:
         rows = self.tower.project(merge(features, picture.plan.grid, *self.tower.separators))
         self.encode_s, self.views = self.encode_s + perf_counter() - began, self.views + picture.plan.views
         return rows
+
+
+def _source(image: Any) -> str:
+    """What tells a file, its bytes or a data: URI from all others without decoding it; "": nothing does."""
+    if isinstance(image, str) and image.startswith("data:"):
+        return hashlib.sha256(image.encode(errors="surrogatepass")).hexdigest()
+    if isinstance(image, bytes):
+        return hashlib.sha256(image).hexdigest()
+    if not isinstance(image, str | Path):
+        return ""
+    try:
+        status = Path(image).expanduser().stat()
+    except (OSError, ValueError, RuntimeError):
+        return ""  # open_picture says what is wrong
+    return f"{Path(image).expanduser().absolute()} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
 
 
 def _size(picture: _Picture) -> tuple[int, int]:

@@ -281,3 +281,24 @@ def test_the_prompts_ids_are_the_released_processors(tmp_path, folder):
     assert 2 not in spelled and spelled.count(1) == 2
     adjacent = encode(chat, tokenizer, [Message("user", (Picture(1), Picture(2)))], lambda n: [-n])
     assert adjacent[len(want[0]) :][:3] == [-1, 1, -2]
+
+
+def test_a_file_is_decoded_once_until_it_changes(folder, tmp_path, monkeypatch):
+    from PIL import Image
+
+    from phi3mobile import pictures as files
+    from phi3mobile.session import pictures as module
+
+    opened = []
+    monkeypatch.setattr(module, "open_picture", lambda image: opened.append(image) or files.open_picture(image))
+    Image.fromarray(A).save(tmp_path / "a.png")
+    pictures = Pictures(EagerTower(load_vision(folder), 4), 1)
+    uri, data = files.data_uri(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes()
+    for source in (tmp_path / "a.png", uri, data, str(tmp_path / "a.png"), uri, data):
+        assert pictures.ids(source) == pictures.ids(A)
+    assert len([image for image in opened if image is not A]) == 3
+    Image.fromarray(B).save(tmp_path / "a.png")
+    assert pictures.ids(tmp_path / "a.png") == pictures.ids(B) != pictures.ids(A)
+    for wrong in (tmp_path / "none.png", "a\0b", tmp_path):
+        with pytest.raises(InputError):
+            pictures.ids(wrong)
