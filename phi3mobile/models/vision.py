@@ -1,7 +1,8 @@
 """From a picture to phi-3-vision's views, and from their features to rows for the projector. numpy only: this runs on phones.
 
-After the released checkpoints' image processor, rounding included (docs/vision.md). A picture is enlarged or reduced to fill as many squares of 336 pixels as num_crops allows, padded with white to whole squares, and cut into them; one
-more view shows the whole. An encoder makes 24 × 24 patches of each view; 2 × 2 of them make one token.
+After the released checkpoints' image processor, rounding included (docs/vision.md). A picture is enlarged or reduced to fill as
+many squares of 336 pixels as num_crops allows, padded with white to whole squares, and cut into them; one more view shows the
+whole. An encoder makes 24 × 24 patches of each view; 2 × 2 of them make one token.
 """
 
 from __future__ import annotations
