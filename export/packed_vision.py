@@ -64,14 +64,26 @@ class PackedVision:
             return None
         return Form(self.bits, GROUP if self.bits == 4 else self._shapes[name][1])
 
+    def matrix_form(self, name: str) -> Form:
+        """How the matrix `name` is packed."""
+        form = self.form_of(name)
+        assert form is not None, f"{name} is no matrix"
+        return form
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def has_bias(self, name: str) -> bool:
+        """Whether the matrix `name` has a bias: all have."""
+        return True
+
     def tensor(self, name: str) -> Packed | torch.Tensor:
         """A matrix packed, with its bias; or anything else in float32, in the checkpoint's shape."""
         return self.matrix(name) if name in self._matrices else self.vector(name)
 
     def matrix(self, name: str) -> Packed:
         """The matrix `name`, with its bias."""
-        weight, form = self.source.tensor(name), self.form_of(name)
-        assert form is not None, f"{name} is no matrix"
+        weight, form = self.source.tensor(name), self.matrix_form(name)
         packed = weight if isinstance(weight, Packed) else quantize(weight, *form)
         return replace(packed, bias=self.vector(f"{name.removesuffix('weight')}bias"))
 

@@ -146,7 +146,8 @@ def check_pieces(config: DecoderConfig, recipe: Recipe, target: Target) -> None:
     lacking = [f"{name} ({where})" for name, where in needed.items() if name not in has]
     if lacking:
         able = ", ".join(_able(set(needed))) or "none of the recipes that there are"
-        raise InputError(f"recipe {recipe.name} has no {', '.join(lacking)}, which this model needs; take {able}")
+        reasons = "".join(f" ({name}: {reason})" for name in needed if name not in has and (reason := target.why_not(name)))
+        raise InputError(f"recipe {recipe.name} has no {', '.join(lacking)}, which this model needs; take {able}{reasons}")
 
 
 def _able(needed: set[str]) -> Iterator[str]:

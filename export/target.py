@@ -69,6 +69,10 @@ class Target:
         """Names of models.pieces that its programs can have."""
         raise NotImplementedError
 
+    def why_not(self, piece: str) -> str:
+        """Why its programs don't have a piece, in a few words; "": nobody wrote it."""
+        return ""
+
     def engine(self, recipe: Recipe) -> str:
         """Which engine runs the programs: a name of engines/registry.py, or "module:function" of phi3mobile."""
         raise NotImplementedError

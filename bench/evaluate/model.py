@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phi3mobile.bundle import is_bundle, open_bundle
+from phi3mobile.bundle import Bundle, is_bundle, open_bundle
 from phi3mobile.engines import Engine
 from phi3mobile.engines.registry import open_engine
 from phi3mobile.errors import InputError
 
 if TYPE_CHECKING:
+    from phi3mobile.engines.tower import Tower
     from phi3mobile.text.chat import ChatFormat
     from phi3mobile.text.tokenizer import Tokenizer
 
 
 @dataclass
 class Model:
-    """`identity`: a hash of everything that its answers depend on; `about`: what a result says of it."""
+    """`identity`: a hash of everything that its answers depend on; `about`: what a result says of it.
+
+    tower: loads what sees pictures; None: the model reads text only.
+    """
 
     engine: Engine
     tokenizer: Tokenizer
@@ -28,6 +34,7 @@ class Model:
     bos_id: int | None
     identity: str
     about: dict[str, Any]
+    tower: Callable[[], Tower] | None = None
 
     @property
     def eos_id(self) -> int:
@@ -67,14 +74,23 @@ def _from_bundle(folder: Path) -> Model:
     identity = _hash(type(engine).__name__, files, _versions())
     tokenizer = bundle.tokenizer
     bos = tokenizer.id_of(tokenizer.bos) if tokenizer.bos else None
-    return Model(engine, tokenizer, chat, bundle.eos_ids, bos, identity, about)
+    return Model(engine, tokenizer, chat, bundle.eos_ids, bos, identity, about, _tower_of(bundle))
+
+
+def _tower_of(bundle: Bundle) -> Callable[[], Tower] | None:
+    if getattr(bundle, "vision", None) is None:
+        return None
+    from phi3mobile.engines.registry import open_tower
+
+    return partial(open_tower, bundle)
 
 
 def _from_checkpoint(folder: Path, context: int | None) -> Model:
-    from phi3mobile.engines.eager import EagerEngine
+    from phi3mobile.engines.eager import EagerEngine, EagerTower
     from phi3mobile.export.plan import stop_ids
     from phi3mobile.models.checkpoint import open_checkpoint
-    from phi3mobile.models.loading import model_from
+    from phi3mobile.models.loading import load_vision, model_from
+    from phi3mobile.models.vision_config import num_crops
     from phi3mobile.text.chat import load_chat
     from phi3mobile.text.vocabularies import load_tokenizer
 
@@ -95,7 +111,8 @@ def _from_checkpoint(folder: Path, context: int | None) -> Model:
     }
     bos = tokenizer.id_of(tokenizer.bos) if tokenizer.bos else None
     identity = _hash("torch", checkpoint.source_hash(), engine.info.max_context, _versions())
-    return Model(engine, tokenizer, chat, frozenset(stop_ids(folder, checkpoint.config)), bos, identity, about)
+    tower = None if checkpoint.config.vision is None else lambda: EagerTower(load_vision(folder), num_crops(folder))
+    return Model(engine, tokenizer, chat, frozenset(stop_ids(folder, checkpoint.config)), bos, identity, about, tower)
 
 
 def _versions() -> list[str]:

@@ -21,7 +21,7 @@ from phi3mobile.pictures import picture_hash
 from phi3mobile.session.sampling import GREEDY
 from phi3mobile.session.session import Session
 
-CELL = 168  # pixels of a square's side: 2 x 2 squares are a crop
+CELL = 336  # pixels of a square's side: a crop
 COLOURS = {
     "red": (220, 40, 40),
     "green": (40, 160, 60),
@@ -31,12 +31,12 @@ COLOURS = {
     "grey": (140, 140, 140),
 }
 LINES = ("none", "upright", "level")
-SHAPES = ((4, 4), (4, 2), (2, 4), (6, 2))  # squares across, down: 2 x 2, 2 x 1, 1 x 2 and 3 x 1 crops
+SHAPES = ((2, 2), (2, 1), (1, 2), (3, 1))  # squares across, down
 QUESTIONS = {
     "colour": "What colour is the square in row {row}, column {column}? Answer with one word.",
     "lines": "Which lines are on the square in row {row}, column {column}: upright, level or none? Answer with one word.",
 }
-BOARDS, ASKED = 20, 5  # asked: questions of each kind about a board
+BOARDS = 40
 CROPS = 4
 SEED = 336
 _ANSWER_TOKENS = 16
@@ -88,56 +88,77 @@ def picture(board: Board) -> np.ndarray:
     return np.where(dark[..., None], 0, plain).astype(np.uint8)
 
 
-def documents(boards: int = BOARDS, asked: int = ASKED, seed: int = SEED) -> Iterator[Document]:
-    """`asked` questions of each kind about each of `boards`, shapes in turn."""
-    draw = random.Random(seed)
-    for number in range(boards):
+def documents() -> Iterator[Document]:
+    """Every question about every board, shapes in turn."""
+    draw = random.Random(SEED)
+    for number in range(BOARDS):
         across, down = SHAPES[number % len(SHAPES)]
         board = random_board(across, down, draw)
         for kind in QUESTIONS:
-            for square in draw.sample(range(across * down), asked):
+            for square in range(across * down):
                 yield Document(board, kind, *divmod(square, across))
 
 
-def measure_pictures(
-    model: Model,
-    answers: Answers,
-    *,
-    limit: int | None = None,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
-) -> dict[str, Any]:
-    """Share of questions whose answer's first word is right, of all and of each kind; asked in the model's chat format.
-
-    Raises InputError for a model that sees no pictures or has no chat template.
-    """
+def check_sees(model: Model) -> None:
+    """InputError for a model that sees no pictures or has no chat template."""
     name = model.about["name"]
     if model.tower is None:
         raise InputError(f"{name} reads text only, and the task pictures asks about pictures: evaluate a model that sees")
     if model.chat is None:
         raise InputError(f"{name} has no chat template, in which the task pictures is asked: add one to its tokenizer")
+
+
+def measure_pictures(
+    model: Model, answers: Answers, *, limit: int | None = None, progress: Callable[[str, int, int], None] = lambda *_: None
+) -> dict[str, Any]:
+    """Share of questions whose answer's first word is right, of all and of each kind; asked in the model's chat format.
+
+    Raises InputError as `check_sees`, and for a context that a picture does not fit.
+    """
+    check_sees(model)
+    ask = _Asker(model, answers)
     asked = list(documents())[:limit]
     right: dict[str, list[bool]] = {kind: [] for kind in QUESTIONS}
-    session: Session | None = None
     for done, document in enumerate(asked):
         progress("pictures", done, len(asked))
+        right[document.kind].append(first_word(ask(document)) == document.answer)
+    ask.close()
+    progress("pictures", len(asked), len(asked))
+    score, count = sum(map(sum, right.values())) / len(asked), len(asked)
+    metrics = {"acc": score} | {f"acc_{kind}": float(np.mean(found)) for kind, found in right.items() if found}
+    stderr = (score * (1 - score) / max(1, count - 1)) ** 0.5
+    return {"metric": "acc", "score": score, "stderr": stderr, "metrics": metrics, "shots": 0, "n": count}
+
+
+class _Asker:
+    """A model with its tower, loaded when the first question was not answered before."""
+
+    def __init__(self, model: Model, answers: Answers) -> None:
+        self._model, self._answers = model, answers
+        self._session: Session | None = None
+
+    def __call__(self, document: Document) -> str:
+        """The model's greedy answer."""
         shown = picture(document.board)
         key = ["picture", picture_hash(shown), CROPS, document.question, _ANSWER_TOKENS]
-        said = answers.get(key)
+        said = self._answers.get(key)
         if said is None:
-            session = session or Session(model, model.engine, tower=model.tower(), num_crops=CROPS)
             content = [{"type": "image", "image": shown}, {"type": "text", "text": document.question}]
             messages = [{"role": "user", "content": content}]
-            said = "".join(session.generate(messages, sampling=GREEDY, max_tokens=_ANSWER_TOKENS))
-            answers.put(key, said)
-        right[document.kind].append(first_word(said) == document.answer)
-    if session is not None and session.pictures is not None:
-        session.pictures.close()
-    progress("pictures", len(asked), len(asked))
-    every = sum(right.values(), [])
-    score = float(np.mean(every))
-    metrics = {f"acc_{kind}": float(np.mean(found)) for kind, found in right.items() if found}
-    stderr = (score * (1 - score) / max(1, len(every) - 1)) ** 0.5
-    return {"metric": "acc", "score": score, "stderr": stderr, "metrics": {"acc": score} | metrics, "shots": 0, "n": len(every)}
+            said = "".join(self._opened().generate(messages, sampling=GREEDY, max_tokens=_ANSWER_TOKENS))
+            self._answers.put(key, said)
+        return said
+
+    def close(self) -> None:
+        """Give the tower's memory back; the engine is the model's."""
+        if self._session is not None and self._session.pictures is not None:
+            self._session.pictures.close()
+
+    def _opened(self) -> Session:
+        if self._session is None:
+            assert self._model.tower is not None  # check_sees
+            self._session = Session(self._model, self._model.engine, tower=self._model.tower(), num_crops=CROPS)
+        return self._session
 
 
 def first_word(text: str) -> str:

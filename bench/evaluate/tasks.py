@@ -21,7 +21,8 @@ SHIPPED = Path(__file__).parents[1] / "tasks"
 LOCAL = "local"  # all that ship
 REPORT = "report"  # those of the paper that need no judge
 SEED = 1234  # of few-shot samples: the harness's own
-HUMAN_EVAL, MT_BENCH = "humaneval", "mt_bench"
+HUMAN_EVAL, MT_BENCH, PICTURES = "humaneval", "mt_bench", "pictures"
+OWN = (HUMAN_EVAL, MT_BENCH, PICTURES)  # not the harness's
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tasks",
         default="local",
-        help="names with commas between: lm-eval's tasks, humaneval, mt_bench; report: the paper's; local: those that ship "
-        "(default; no network)",
+        help="names with commas between: lm-eval's tasks, humaneval, mt_bench, pictures (for models that see); report: the "
+        "paper's; local: the texts that ship (default; no network)",
     )
     parser.add_argument("--tasks-folder", type=Path, help="folder with lm-eval task files (.yaml) and their data (.jsonl)")
     parser.add_argument("--limit", type=int, help="documents per task (default: all)")
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from phi3mobile.bench.evaluate.answers import Answers
     from phi3mobile.bench.evaluate.results import append_result, quality_table, result_line
-    from phi3mobile.bench.evaluate.tasks import HUMAN_EVAL, MT_BENCH, Library, require_harness, wanted
+    from phi3mobile.bench.evaluate.tasks import MT_BENCH, OWN, PICTURES, Library, require_harness, wanted
     from phi3mobile.files import cache_folder
     from phi3mobile.quiet import quiet
     from phi3mobile.screen import print_card, print_json, progress_bar
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     check(args, [one.name for one in tasks])
     lines, path = [], args.answers or cache_folder() / "evaluation.sqlite"
     with progress_bar("Eval") as report, quiet():
-        harness = [one.task for one in tasks if one.name not in (HUMAN_EVAL, MT_BENCH)]
+        harness = [one.task for one in tasks if one.name not in OWN]
         library = None
         if harness:
             require_harness()
@@ -61,11 +61,19 @@ def run(args: argparse.Namespace) -> None:
         from phi3mobile.bench.evaluate.model import open_model
 
         model = open_model(args.bundle, args.context)
+        if any(one.name == PICTURES for one in tasks):
+            from phi3mobile.bench.evaluate.pictures import check_sees
+
+            check_sees(model)
         answers = Answers(path, model.identity)
         for one in tasks:
             started, fresh = time.perf_counter(), answers.fresh
             found = _measure(args, one, model, answers, library, conversations, _named(report, one.name))
-            how = {"limit": args.limit, "chat": args.chat or one.name == MT_BENCH, "answered_before": answers.fresh == fresh}
+            how = {
+                "limit": args.limit,
+                "chat": args.chat or one.name in (MT_BENCH, PICTURES),
+                "answered_before": answers.fresh == fresh,
+            }
             line = result_line(
                 one.name, found, model.about, model.identity, **how, seconds=round(time.perf_counter() - started, 2)
             )
@@ -121,7 +129,7 @@ def _conversations(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure(args, one, model, answers, library, conversations, report) -> dict[str, Any]:
-    from phi3mobile.bench.evaluate.tasks import HUMAN_EVAL, MT_BENCH
+    from phi3mobile.bench.evaluate.tasks import HUMAN_EVAL, MT_BENCH, PICTURES
 
     if one.name == HUMAN_EVAL:
         from phi3mobile.bench.evaluate.programs import measure_programs
@@ -131,6 +139,10 @@ def _measure(args, one, model, answers, library, conversations, report) -> dict[
         from phi3mobile.bench.evaluate.mt_bench import measure_conversations
 
         return measure_conversations(model, answers, limit=args.limit, progress=report, **conversations)
+    if one.name == PICTURES:
+        from phi3mobile.bench.evaluate.pictures import measure_pictures
+
+        return measure_pictures(model, answers, limit=args.limit, progress=report)
     from phi3mobile.bench.evaluate.harness import EngineLM
 
     lm = EngineLM(model, answers, report, args.truncate)

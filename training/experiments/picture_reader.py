@@ -14,7 +14,6 @@ import json
 import random
 import time
 from dataclasses import dataclass, fields
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +52,7 @@ CONFIG = Phi3VConfig(
     pad_token_id=0,
     vision=VisionConfig(WIDTH, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2),
 )
-PANELS, WHOLES, ASKED = 500, 120, 16
+WHOLES, ASKED = 120, 8  # global views of a shape; questions about a training picture
 HERE = "\0"  # where the picture stands in a prompt
 
 
@@ -65,7 +64,9 @@ def write_tokenizer(folder: Path) -> None:
     native.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     native.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
+    )
     asked = [text.format(row=row, column=row) for text in QUESTIONS.values() for row in range(1, 7)]
     native.train_from_iterator([*asked, *COLOURS, *LINES, "user assistant"] * 9, trainer)
     folder.mkdir(parents=True)
@@ -105,11 +106,9 @@ class Pool:
     features: np.ndarray
 
 
-def pool(vision: Vision, shape: tuple[int, int], count: int, whole: bool, draw: random.Random) -> Pool:
-    """The global views of `count` boards of a shape, or boards of one crop each as that crop."""
-    boards = [random_board(*shape, draw) for _ in range(count)]
-    grid = (shape[0] // 2, shape[1] // 2)
-    views = (next(islice(cut(picture(board), grid), 0 if whole else 1, None)) for board in boards)
+def pool(vision: Vision, boards: list[Board], shape: tuple[int, int]) -> Pool:
+    """Boards of a shape, each as its global view."""
+    views = (next(cut(picture(board), shape)) for board in boards)
     return Pool(boards, np.concatenate([vision.encode(torch.from_numpy(view)[None]).numpy() for view in views]))
 
 
@@ -154,7 +153,9 @@ class Reader(nn.Module):
         )
         return self.projector(merged + is_sub * self.sub.flatten() + is_whole * self.whole.flatten())
 
-    def loss(self, rows: torch.Tensor, before: list[int], asked: list[list[tuple[list[int], int]]]) -> tuple[torch.Tensor, float]:
+    def loss(
+        self, rows: torch.Tensor, before: list[int], asked: list[list[tuple[list[int], int]]]
+    ) -> tuple[torch.Tensor, float]:
         """Of the answers' tokens; the share of first tokens that are right. A picture's keys and values serve its questions."""
         embed, count = self.decoder.model.embed_tokens, len(asked[0])
         opening = embed(torch.tensor(before)).expand(len(rows), -1, -1)
@@ -179,31 +180,29 @@ def train(folder: Path, steps: int, batch: int, rate: float, seed: int = 0) -> d
     """The checkpoint's tensors by name."""
     started, draw, vision = time.perf_counter(), random.Random(seed), drawn_vision(seed)
     prompts, reader = Prompts(folder), Reader(vision)
-    panels = pool(vision, (2, 2), PANELS, False, draw)
-    wholes = {shape: pool(vision, shape, WHOLES, True, draw) for shape in SHAPES}
+    squares = np.ndindex(len(COLOURS), len(LINES))
+    crops = pool(vision, [Board(np.array([[colour]]), np.array([[lines]])) for colour, lines in squares], (1, 1))
+    wholes = {shape: pool(vision, [random_board(*shape, draw) for _ in range(WHOLES)], shape) for shape in SHAPES}
     optimizer = torch.optim.AdamW(reader.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     began, shares = time.perf_counter(), []
-    print(f"{PANELS + WHOLES * len(SHAPES)} views encoded in {began - started:.0f} s", flush=True)
+    print(f"{len(crops.boards) + WHOLES * len(SHAPES)} views encoded in {began - started:.0f} s", flush=True)
     for step in range(steps):
         shape = SHAPES[step % len(SHAPES)]
-        across, down = shape[0] // 2, shape[1] // 2
         features, asked = [], []
         for _ in range(batch):
-            crops = [draw.randrange(PANELS) for _ in range(across * down)]
+            chosen = [draw.randrange(len(crops.boards)) for _ in range(shape[0] * shape[1])]
             whole = draw.randrange(WHOLES)
-            features.append(np.concatenate([wholes[shape].features[whole : whole + 1], panels.features[crops]]))
-            questions = []
+            features.append(np.concatenate([wholes[shape].features[whole : whole + 1], crops.features[chosen]]))
+            asked.append([])
             for number in range(ASKED):
-                row, column = draw.randrange(shape[1]), draw.randrange(shape[0])
-                if number % 2:
-                    answer = wholes[shape].boards[whole].answer("lines", row, column)
-                    questions.append(prompts.question("lines", row, column, answer))
+                kind, row, column = list(QUESTIONS)[number % 2], draw.randrange(shape[1]), draw.randrange(shape[0])
+                if kind == "lines":
+                    answer = wholes[shape].boards[whole].answer(kind, row, column)
                 else:
-                    board = panels.boards[crops[row // 2 * across + column // 2]]
-                    questions.append(prompts.question("colour", row, column, board.answer("colour", row % 2, column % 2)))
-            asked.append(questions)
-        loss, share = reader.loss(reader.rows(np.stack(features), (across, down)), prompts.before, asked)
+                    answer = crops.boards[chosen[row * shape[0] + column]].answer(kind, 0, 0)
+                asked[-1].append(prompts.question(kind, row, column, answer))
+        loss, share = reader.loss(reader.rows(np.stack(features), shape), prompts.before, asked)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(reader.parameters(), 1.0)

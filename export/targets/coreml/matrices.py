@@ -4,22 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import torch
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Var, types
 
-from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.targets.coreml.package import Weights
+from phi3mobile.models.form import Form
 from phi3mobile.models.quantized import Packed
 from phi3mobile.models.tensors import Tensor
+
+
+class PackedTensors(Protocol):
+    """A PackedModel or a PackedVision."""
+
+    def matrix(self, name: str) -> Packed: ...
+
+    def matrix_form(self, name: str) -> Form: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def vector(self, name: str) -> torch.Tensor: ...
+
+    def has_bias(self, name: str) -> bool: ...
 
 
 class Matrices:
     """The model's tensors for MIL: declared while the graph is built, quantized one after the other when it is written."""
 
-    def __init__(self, packed: PackedModel, weights: Weights) -> None:
+    def __init__(self, packed: PackedTensors, weights: Weights) -> None:
         self.packed, self.weights = packed, weights
         self._tensor = lru_cache(maxsize=1)(packed.matrix)  # codes and scales, and parts of one matrix, are asked for in turn
 

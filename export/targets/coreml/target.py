@@ -54,6 +54,11 @@ class CoremlTarget(Target):
     def pieces(self, recipe: Recipe) -> tuple[str, ...]:
         return ALL if _cache(recipe) == "states" else PLAIN
 
+    def why_not(self, piece: str) -> str:
+        if piece == "vision":  # tower.py writes the encoder
+            return "the decoders of Core ML packages take tokens only, no rows of pictures"
+        return ""
+
     def engine(self, recipe: Recipe) -> str:
         return ENGINES[_cache(recipe)]
 

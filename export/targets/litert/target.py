@@ -28,6 +28,11 @@ class LitertTarget(Target):
     def pieces(self, recipe: Recipe) -> tuple[str, ...]:
         return "rmsnorm", "swiglu", "window", "longrope"
 
+    def why_not(self, piece: str) -> str:
+        if piece == "vision":
+            return "LiteRT-LM's packages know one size of picture and one number of tokens, and here both depend on the picture"
+        return ""
+
     def engine(self, recipe: Recipe) -> str:
         return "litert"
 
