@@ -31,7 +31,7 @@ COLOURS = {
     "grey": (140, 140, 140),
 }
 LINES = ("none", "upright", "level")
-SHAPES = ((2, 2), (2, 1), (1, 2), (3, 1))  # squares across, down
+SHAPES = ((2, 2), (2, 1), (1, 2), (1, 3))  # squares across, down
 QUESTIONS = {
     "colour": "What colour is the square in row {row}, column {column}? Answer with one word.",
     "lines": "Which lines are on the square in row {row}, column {column}: upright, level or none? Answer with one word.",

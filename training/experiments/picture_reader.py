@@ -47,12 +47,13 @@ CONFIG = Phi3VConfig(
     head_dim=16,
     vocab_size=VOCAB,
     max_position_embeddings=1024,
+    rope_theta=62800.0,  # one pair of dimensions turns once in 25 tokens, a row of two crops: left and right differ in it
     bos_token_id=1,
     eos_token_ids=(2,),
     pad_token_id=0,
     vision=VisionConfig(WIDTH, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2),
 )
-WHOLES, ASKED = 120, 8  # global views of a shape; questions about a training picture
+WHOLES, ASKED = 80, 8  # global views of a shape; questions about a training picture
 HERE = "\0"  # where the picture stands in a prompt
 
 
@@ -155,8 +156,8 @@ class Reader(nn.Module):
 
     def loss(
         self, rows: torch.Tensor, before: list[int], asked: list[list[tuple[list[int], int]]]
-    ) -> tuple[torch.Tensor, float]:
-        """Of the answers' tokens; the share of first tokens that are right. A picture's keys and values serve its questions."""
+    ) -> tuple[torch.Tensor, np.ndarray]:
+        """Of the answers' tokens; which first tokens are right. A picture's keys and values serve its questions."""
         embed, count = self.decoder.model.embed_tokens, len(asked[0])
         opening = embed(torch.tensor(before)).expand(len(rows), -1, -1)
         shown = self.decoder.model(inputs_embeds=torch.cat([opening, rows], dim=1), use_cache=True)
@@ -173,7 +174,7 @@ class Reader(nn.Module):
         logits = self.decoder.lm_head(hidden[targets >= 0])
         loss = nn.functional.cross_entropy(logits, targets[targets >= 0])
         right = logits.argmax(-1)[first[targets >= 0]] == targets[first]
-        return loss, float(right.float().mean())
+        return loss, right.numpy()
 
 
 def train(folder: Path, steps: int, batch: int, rate: float, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -202,16 +203,19 @@ def train(folder: Path, steps: int, batch: int, rate: float, seed: int = 0) -> d
                 else:
                     answer = crops.boards[chosen[row * shape[0] + column]].answer(kind, 0, 0)
                 asked[-1].append(prompts.question(kind, row, column, answer))
-        loss, share = reader.loss(reader.rows(np.stack(features), shape), prompts.before, asked)
+        loss, right = reader.loss(reader.rows(np.stack(features), shape), prompts.before, asked)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        shares.append(share)
+        shares.append([right[::2].mean(), right[1::2].mean()])
         if step % 20 == 19:
             spent = time.perf_counter() - began
-            print(f"step {step + 1}  loss {loss.item():.3f}  right {np.mean(shares[-20:]):.3f}  {spent:.0f} s", flush=True)
+            print(
+                f"step {step + 1}  loss {loss.item():.3f}  right {np.round(np.mean(shares[-20:], axis=0), 2)}  {spent:.0f} s",
+                flush=True,
+            )
     return dict(reader.decoder.state_dict()) | {f"{PREFIX}{name}": value for name, value in vision.state_dict().items()}
 
 
