@@ -31,16 +31,16 @@ COLOURS = {
     "grey": (140, 140, 140),
 }
 LINES = ("none", "upright", "level")
-SHAPES = ((2, 2), (2, 1), (1, 2), (1, 3))  # squares across, down
+SHAPES = ((2, 2), (2, 1))  # squares across, down
 QUESTIONS = {
-    "colour": "What colour is the square in row {row}, column {column}? Answer with one word.",
-    "lines": "Which lines are on the square in row {row}, column {column}: upright, level or none? Answer with one word.",
+    "colour": "What colour is the {place} square? Answer with one word.",
+    "lines": "Which lines are on the {place} square: upright, level or none? Answer with one word.",
 }
 BOARDS = 40
 CROPS = 4
 SEED = 336
 _ANSWER_TOKENS = 16
-_EVERY, _LINE = 6, 1  # a dark line of one pixel, where a coordinate is 1 modulo 6
+_EVERY, _LINE = 14, range(5, 9)  # dark where a coordinate is one of these modulo 14, a patch of the encoder
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,17 @@ class Document:
 
     @property
     def question(self) -> str:
-        return QUESTIONS[self.kind].format(row=self.row + 1, column=self.column + 1)
+        return asked(self.kind, self.row, self.column, len(self.board.colours))
 
     @property
     def answer(self) -> str:
         return self.board.answer(self.kind, self.row, self.column)
+
+
+def asked(kind: str, row: int, column: int, rows: int) -> str:
+    """The question about a square of a board with so many rows."""
+    side = ("left", "right")[column]
+    return QUESTIONS[kind].format(place=side if rows == 1 else f"{('upper', 'lower')[row]} {side}")
 
 
 def random_board(across: int, down: int, draw: random.Random) -> Board:
@@ -84,7 +90,7 @@ def picture(board: Board) -> np.ndarray:
     plain = np.array(list(COLOURS.values()), np.uint8)[board.colours].repeat(CELL, 0).repeat(CELL, 1)
     kinds = board.lines.repeat(CELL, 0).repeat(CELL, 1)
     y, x = np.indices(kinds.shape)
-    dark = (kinds == 1) & (x % _EVERY == _LINE) | (kinds == 2) & (y % _EVERY == _LINE)
+    dark = (kinds == 1) & np.isin(x % _EVERY, _LINE) | (kinds == 2) & np.isin(y % _EVERY, _LINE)
     return np.where(dark[..., None], 0, plain).astype(np.uint8)
 
 
@@ -117,14 +123,14 @@ def measure_pictures(
     """
     check_sees(model)
     ask = _Asker(model, answers)
-    asked = list(documents())[:limit]
+    every = list(documents())[:limit]
     right: dict[str, list[bool]] = {kind: [] for kind in QUESTIONS}
-    for done, document in enumerate(asked):
-        progress("pictures", done, len(asked))
+    for done, document in enumerate(every):
+        progress("pictures", done, len(every))
         right[document.kind].append(first_word(ask(document)) == document.answer)
     ask.close()
-    progress("pictures", len(asked), len(asked))
-    score, count = sum(map(sum, right.values())) / len(asked), len(asked)
+    progress("pictures", len(every), len(every))
+    score, count = sum(map(sum, right.values())) / len(every), len(every)
     metrics = {"acc": score} | {f"acc_{kind}": float(np.mean(found)) for kind, found in right.items() if found}
     stderr = (score * (1 - score) / max(1, count - 1)) ** 0.5
     return {"metric": "acc", "score": score, "stderr": stderr, "metrics": metrics, "shots": 0, "n": count}

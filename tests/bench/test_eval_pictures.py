@@ -23,7 +23,7 @@ from phi3mobile.models.vision import cut, merge, plan_crops
 from phi3mobile.session import pictures as shown
 
 READER = Path(__file__).with_name("reader")
-ASKED = 2 * (4 + 2 + 2 + 3) * 3  # three boards of each shape
+ASKED = 6 * 8 + 6 * 4  # questions about twelve boards
 
 # What is drawn and asked
 
@@ -31,8 +31,8 @@ ASKED = 2 * (4 + 2 + 2 + 3) * 3  # three boards of each shape
 def test_boards_and_questions_are_the_same_every_time():
     first, again = list(documents()), list(documents())
     assert [(one.question, one.answer) for one in first] == [(one.question, one.answer) for one in again]
-    assert len(first) == 220 and {one.answer for one in first} == {*COLOURS, *LINES}
-    assert first[1].question == "What colour is the square in row 1, column 2? Answer with one word."
+    assert len(first) == 240 and {one.answer for one in first} == {*COLOURS, *LINES}
+    assert first[1].question == "What colour is the upper right square? Answer with one word."
 
 
 @pytest.mark.parametrize("across, down", SHAPES)
@@ -64,7 +64,7 @@ def seen() -> dict[bytes, np.ndarray]:
 
 @pytest.fixture
 def score(tmp_path, monkeypatch, seen):
-    """The accuracies of the reader on a board of each shape, now."""
+    """The accuracies of the reader now."""
     encode = EagerTower.encode
 
     def remembered(tower: EagerTower, view: np.ndarray) -> np.ndarray:

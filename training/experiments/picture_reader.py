@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from phi3mobile.bench.evaluate.pictures import COLOURS, LINES, QUESTIONS, SHAPES, Board, picture, random_board
+from phi3mobile.bench.evaluate.pictures import COLOURS, LINES, QUESTIONS, SHAPES, Board, asked, picture, random_board
 from phi3mobile.models.checkpoint import write_checkpoint
 from phi3mobile.models.clip import Vision
 from phi3mobile.models.families.phi3 import Phi3Config
@@ -68,8 +68,8 @@ def write_tokenizer(folder: Path) -> None:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
     )
-    asked = [text.format(row=row, column=row) for text in QUESTIONS.values() for row in range(1, 7)]
-    native.train_from_iterator([*asked, *COLOURS, *LINES, "user assistant"] * 9, trainer)
+    texts = [asked(kind, row, column, 2) for kind in QUESTIONS for row in range(2) for column in range(2)]
+    native.train_from_iterator([*texts, *COLOURS, *LINES, "user assistant"] * 9, trainer)
     folder.mkdir(parents=True)
     native.save(str(folder / "tokenizer.json"))
     told = {"bos_token": SPECIAL[1], "eos_token": SPECIAL[2], "chat_template": CHATML}
@@ -124,10 +124,9 @@ class Prompts:
         self.encode = tokenizer.encode
         self.before = tokenizer.encode(before)
 
-    def question(self, kind: str, row: int, column: int, answer: str) -> tuple[list[int], int]:
+    def question(self, kind: str, row: int, column: int, rows: int, answer: str) -> tuple[list[int], int]:
         """Ids from behind the picture to the answer's end, and how many of them are the answer's."""
-        asked = QUESTIONS[kind].format(row=row + 1, column=column + 1)
-        ids, said = self.encode(f"\n{asked}{self.after}"), self.encode(f"{answer}{SPECIAL[2]}")
+        ids, said = self.encode(f"\n{asked(kind, row, column, rows)}{self.after}"), self.encode(f"{answer}{SPECIAL[2]}")
         return [*ids, *said], len(said)
 
 
@@ -142,7 +141,7 @@ class Reader(nn.Module):
         self.decoder = empty_hf(Phi3Config(**text))
         for weight in self.decoder.parameters():
             if weight.ndim > 1:
-                nn.init.normal_(weight, std=0.06)
+                nn.init.normal_(weight, std=0.08)
 
     def rows(self, features: np.ndarray, grid: tuple[int, int]) -> torch.Tensor:
         """[B, views, 576, C] -> [B, tokens, hidden]."""
@@ -155,15 +154,15 @@ class Reader(nn.Module):
         return self.projector(merged + is_sub * self.sub.flatten() + is_whole * self.whole.flatten())
 
     def loss(
-        self, rows: torch.Tensor, before: list[int], asked: list[list[tuple[list[int], int]]]
+        self, rows: torch.Tensor, before: list[int], questions: list[list[tuple[list[int], int]]]
     ) -> tuple[torch.Tensor, np.ndarray]:
         """Of the answers' tokens; which first tokens are right. A picture's keys and values serve its questions."""
-        embed, count = self.decoder.model.embed_tokens, len(asked[0])
+        embed, count = self.decoder.model.embed_tokens, len(questions[0])
         opening = embed(torch.tensor(before)).expand(len(rows), -1, -1)
         shown = self.decoder.model(inputs_embeds=torch.cat([opening, rows], dim=1), use_cache=True)
         seen = shown.past_key_values
         seen.batch_repeat_interleave(count)
-        every = [question for questions in asked for question in questions]
+        every = [question for of_picture in questions for question in of_picture]
         ids = torch.zeros(len(every), max(len(own) for own, _ in every), dtype=torch.long)
         targets, first = torch.full_like(ids, -100), torch.zeros_like(ids, dtype=torch.bool)
         for index, (own, answer) in enumerate(every):
@@ -190,20 +189,20 @@ def train(folder: Path, steps: int, batch: int, rate: float, seed: int = 0) -> d
     print(f"{len(crops.boards) + WHOLES * len(SHAPES)} views encoded in {began - started:.0f} s", flush=True)
     for step in range(steps):
         shape = SHAPES[step % len(SHAPES)]
-        features, asked = [], []
+        features, questions = [], []
         for _ in range(batch):
             chosen = [draw.randrange(len(crops.boards)) for _ in range(shape[0] * shape[1])]
             whole = draw.randrange(WHOLES)
             features.append(np.concatenate([wholes[shape].features[whole : whole + 1], crops.features[chosen]]))
-            asked.append([])
+            questions.append([])
             for number in range(ASKED):
                 kind, row, column = list(QUESTIONS)[number % 2], draw.randrange(shape[1]), draw.randrange(shape[0])
                 if kind == "lines":
                     answer = wholes[shape].boards[whole].answer(kind, row, column)
                 else:
                     answer = crops.boards[chosen[row * shape[0] + column]].answer(kind, 0, 0)
-                asked[-1].append(prompts.question(kind, row, column, answer))
-        loss, right = reader.loss(reader.rows(np.stack(features), shape), prompts.before, asked)
+                questions[-1].append(prompts.question(kind, row, column, shape[1], answer))
+        loss, right = reader.loss(reader.rows(np.stack(features), shape), prompts.before, questions)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
