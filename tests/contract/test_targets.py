@@ -96,8 +96,11 @@ def test_what_a_target_lacks_is_refused_by_name(preset, recipe, checkpoint_of, t
         plan_export(checkpoint_of(preset), out, recipe, method="rtn")
     said = ", ".join(f"{name} ({where})" for name, where in needed.items() if name in lacking(preset, recipe))
     assert str(refused.value).startswith(f"recipe {recipe} has no {said}, which this model needs; take ")
-    able = str(refused.value).partition("; take ")[2].split(", ")
-    assert able == [name for name in recipes() if not lacking(preset, name)] and "host" in able
+    able, *reasons = str(refused.value).partition("; take ")[2].split(" (")
+    target = target_of(find_recipe(recipe))
+    told = [(name, target.why_not(name)) for name in needed if name in lacking(preset, recipe)]
+    assert reasons == [f"{name}: {reason})" for name, reason in told if reason]
+    assert able.split(", ") == [name for name in recipes() if not lacking(preset, name)] and "host" in able
     assert not out.exists()
 
 
