@@ -361,7 +361,7 @@ def test_run_answers_from_a_library(folder, tmp_path, capsys, monkeypatch):
             asked.append(messages)
             return iter(["No [1]."])
 
-    monkeypatch.setattr(answering, "open_session", lambda path, memory: nullcontext(Session()))
+    monkeypatch.setattr(answering, "open_session", lambda path, *settings: nullcontext(Session()))
     monkeypatch.setattr(answering, "numbers", lambda statistics: {})
     index_documents([folder], tmp_path / "l.db")
     assert main(["run", "x.bundle", "crocodile allowed", "--library", str(tmp_path / "l.db"), "--system", "Be kind."]) == 0
