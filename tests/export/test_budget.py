@@ -84,6 +84,7 @@ def test_classes_are_measured_once_for_every_matrix(name, checkpoint_of):
         assert losses[Form(4, 32, True)] < losses[Form(4, 32)]
 
 
+@pytest.mark.slow
 def test_a_budget_reaches_the_program(checkpoint_of, tmp_path):
     """Bits, layer for layer, in the folder, in the manifest, and in what the exported program computes."""
     (tmp_path / "text.txt").write_text(" ".join(f"{number:x} cats and {number * 7} dogs," for number in range(900)))

@@ -277,6 +277,7 @@ def test_the_card_says_what_the_quantized_model_does(solved, checkpoint_of):
     assert min(quality["layers_db"]) > 10
 
 
+@pytest.mark.slow
 def test_a_model_with_biases_is_solved_and_exported(checkpoint_of, text, tmp_path):
     """phi-3-small's linears have biases: they stay as they are."""
     source, checkpoint = tmp_path / "q", open_checkpoint(checkpoint_of("small-tiny"))

@@ -78,7 +78,7 @@ def eager(folder, recipe: str = "android-cpu") -> EagerEngine:
     return EagerEngine(load_packed(PackedModel(open_checkpoint(folder), find_recipe(recipe)), CONTEXT), 128)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [pytest.param("android-cpu", marks=pytest.mark.slow), RECIPES[1]])
 def test_a_tower_is_torchs_with_the_same_integers(seeing, reference, recipe):
     bundle = seeing(recipe)
     tower, views = open_tower(bundle), measured_views()
