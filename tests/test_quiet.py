@@ -12,7 +12,7 @@ import pytest
 
 from phi3mobile.quiet import without
 
-_SLOW = (pytest.param(recipe, marks=pytest.mark.slow) for recipe in ("android-cpu", "ios-executorch"))  # others run their engines
+_SLOW = (pytest.param(recipe, marks=pytest.mark.slow) for recipe in ("android-cpu", "ios-executorch"))
 ENGINES = ("host", "litert", "ios-gpu", *_SLOW)  # a recipe of each that this machine runs
 NEEDS = {"litert": "ai_edge_litert", "ios-gpu": "coremltools", "ios-executorch": "coremltools"}
 # Of ours: the numbers after an answer, notes, prompts of a chat.
