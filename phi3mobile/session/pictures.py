@@ -76,10 +76,11 @@ class Pictures:
     def smaller(self, ids: Sequence[int], room: int) -> int | None:
         """The most crops a picture may have so that a prompt with these ids loses enough tokens to fit `room`; None: none."""
         text = sum(token >= 0 for token in ids)
+        # Resized pictures have the proportions of those that were given.
         shown = [self._pictures[-(1 + token) // SPAN] for token in ids if token < 0 and (-1 - token) % SPAN == 0]
         for num_crops in range(self.num_crops - 1, 0, -1):
             try:
-                plans = [plan_crops(*_size(picture), num_crops) for picture in shown]
+                plans = [plan_crops(*picture.plan.resized, num_crops) for picture in shown]
             except InputError:
                 return None
             if text + sum(plan.tokens for plan in plans) <= room:
@@ -146,8 +147,3 @@ def _source(image: Any) -> str:
     except (OSError, ValueError, RuntimeError):
         return ""  # open_picture says what is wrong
     return f"{Path(image).expanduser().absolute()} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
-
-
-def _size(picture: _Picture) -> tuple[int, int]:
-    """Width and height in the picture's own proportions, as far as its resized form tells."""
-    return picture.plan.resized
