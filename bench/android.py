@@ -1,7 +1,7 @@
 """A phone on adb as a device of the protocol: push, run, collect, clean up.
 
 Runs go on while the cable is out: runner and sampler are detached on the phone and write files, which are read as they grow.
-Energy needs exactly that: unplugged, or adb over Wi-Fi. Two runners: the command-line p3m_bench (phi3mobile/core) in
+Energy needs exactly that: unplugged, or adb over Wi-Fi. Two runners: the command-line p3m (phi3mobile/core) in
 /data/local/tmp, here, and the installed app (android_app.py).
 """
 
@@ -23,7 +23,7 @@ from phi3mobile.errors import InputError
 from phi3mobile.progress import Progress
 
 FOLDER = "/data/local/tmp/phi3mobile"
-RUNNER = "p3m_bench"
+RUNNER = "p3m"
 _SPARE = 256 << 20  # bytes to leave free
 _END = f"{MARK}end"
 # One block of readings (battery.parse_sample). What a phone lacks or forbids prints nothing.
@@ -74,7 +74,7 @@ class Runner(Protocol):
 
 
 class NativeRunner:
-    """p3m_bench. `built`: folder with it and its libraries, built for the phone."""
+    """p3m bench. `built`: folder with it and its libraries, built for the phone."""
 
     name, packs, start_within = RUNNER, True, 0.0
     stop = "kill -9 -$(cat pid)"
@@ -102,7 +102,13 @@ class NativeRunner:
             f"cold={run.cold:d}",
         ]
         packed, place = f"{self.folder}/packed-{bundle_hash(bundle)[:16]}", f"{self.folder}/runner"
-        program = [f"{place}/{RUNNER}", f"{model}/{bundle.manifest['runtime']['program']}", f"packed={packed}", *options]
+        program = [
+            f"{place}/{RUNNER}",
+            "bench",
+            f"{model}/{bundle.manifest['runtime']['program']}",
+            f"packed={packed}",
+            *options,
+        ]
         forget = f"rm -f {shlex.quote(packed)}; " if run.cold else ""
         return (
             f"{forget}chmod 755 {shlex.quote(program[0])}; "
