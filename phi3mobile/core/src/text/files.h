@@ -1,0 +1,25 @@
+// The files of a tokenizer's folder.
+#pragma once
+
+#include "base/json.h"
+
+#include <set>
+#include <string>
+
+namespace phi3mobile {
+
+// All of a file. InputError: it can't be read.
+std::string read_file(const std::string& path);
+bool is_file(const std::string& path);
+std::string folder_of(const std::string& path);
+
+// The JSON object in a checkpoint's file; empty if there is no such file. InputError for anything else.
+Json read_object(const std::string& path);
+
+// Texts that tokenizer_config.json or special_tokens_map.json calls its bos, eos, ... token: control tokens.
+std::set<std::string> named_tokens(const std::string& folder);
+
+// "<path>: damaged or not a tokenizer (<why>); download or export it again".
+[[noreturn]] void refuse_damaged(const std::string& path, const std::string& why);
+
+}  // namespace phi3mobile
