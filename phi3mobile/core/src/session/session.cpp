@@ -1,6 +1,8 @@
 #include "session/session.h"
 
 #include "base/error.h"
+#include "text/chat.h"
+#include "text/unicode.h"
 
 #include <algorithm>
 #include <cmath>
@@ -64,8 +66,6 @@ bool slides(const Json& request) {
   return slide;
 }
 
-bool blank(const std::string& text) { return text.find_first_not_of(" \t\n\v\f\r") == std::string::npos; }
-
 // A content: a text, or a list of texts, which are joined.
 std::string content_of(const Json& content, const std::string& where) {
   if (content.is_string()) return content.string();
@@ -85,15 +85,18 @@ std::string content_of(const Json& content, const std::string& where) {
   return joined;
 }
 
-std::vector<Message> messages_of(const Json& given) {
+Json::Array messages_of(const Json& given) {
   if (!given.is_array() || given.array().empty()) throw InputError("there are no messages; give at least one user message");
-  std::vector<Message> messages;
+  Json::Array messages;
   for (const Json& message : given.array()) {
     const std::string where = "message " + std::to_string(messages.size());
     if (!message["role"].is_string()) throw InputError(where + " is " + message.dump().substr(0, 80) + "; it must have a role and a content");
-    messages.push_back({message["role"].string(), content_of(message["content"], where)});
+    Json checked;
+    checked.set("role", message["role"]);
+    checked.set("content", content_of(message["content"], where));
+    messages.push_back(std::move(checked));
   }
-  if (messages.back().role == "user" && blank(messages.back().content)) {
+  if (messages.back()["role"].string() == "user" && stripped(messages.back()["content"].string()).empty()) {
     throw InputError("the prompt is empty: the last user message has no text; write one");
   }
   return messages;
@@ -112,7 +115,7 @@ double percentile(const std::vector<double>& sorted, double percent) {
 Session::Session(Parts parts, std::unique_ptr<Engine> engine)
     : parts_(std::move(parts)), engine_(std::move(engine)), rows_(*engine_) {}
 
-std::vector<int64_t> Session::encode(const std::vector<Message>& messages) const {
+std::vector<int64_t> Session::encode(const Json::Array& messages) const {
   if (parts_.segments.is_null()) {
     throw InputError(parts_.template_given
             ? "this bundle's chat template is not regular enough for plain segments: render it elsewhere and give a prompt"

@@ -44,7 +44,7 @@ class Session {
   const Engine& engine() const { return *engine_; }
 
  private:
-  std::vector<int64_t> encode(const std::vector<Message>& messages) const;
+  std::vector<int64_t> encode(const Json::Array& messages) const;
   [[noreturn]] void too_long(int64_t length, const std::string& what) const;
   void note_dropped();
   Event ended(std::string shown);

@@ -6,12 +6,12 @@ namespace {
 constexpr int64_t kFreeShare = 8;  // a slid window leaves 1/8 of the context free
 }
 
-Window::Window(std::vector<Message> messages, Encode encode, int64_t max_context, Common common)
+Window::Window(Json::Array messages, Encode encode, int64_t max_context, Common common)
     : messages_(std::move(messages)), encode_(std::move(encode)), max_context_(max_context), common_(std::move(common)) {
-  const size_t first = messages_.front().role == "system";
+  const size_t first = messages_.front()["role"].string() == "system";
   starts_.push_back(first);
   for (size_t i = first + 1; i < messages_.size(); ++i) {
-    if (messages_[i].role == "user") starts_.push_back(i);
+    if (messages_[i]["role"].string() == "user") starts_.push_back(i);
   }
 }
 
@@ -31,8 +31,8 @@ std::optional<std::vector<int64_t>> Window::tokens(const std::vector<int64_t>& a
 
 std::vector<int64_t> Window::smallest() const { return encode_(from(starts_.back())); }
 
-std::vector<Message> Window::from(size_t start) const {
-  std::vector<Message> kept(messages_.begin(), messages_.begin() + std::ptrdiff_t(starts_.front()));
+Json::Array Window::from(size_t start) const {
+  Json::Array kept(messages_.begin(), messages_.begin() + std::ptrdiff_t(starts_.front()));
   kept.insert(kept.end(), messages_.begin() + std::ptrdiff_t(start), messages_.end());
   return kept;
 }

@@ -1,7 +1,7 @@
 // The part of a conversation that fits the context, as phi3mobile/session/conversation.py.
 #pragma once
 
-#include "text/chat.h"
+#include "base/json.h"
 
 #include <cstdint>
 #include <functional>
@@ -14,10 +14,10 @@ namespace phi3mobile {
 // The system message and the newest turns, whole.
 class Window {
  public:
-  using Encode = std::function<std::vector<int64_t>(const std::vector<Message>&)>;
+  using Encode = std::function<std::vector<int64_t>(const Json::Array&)>;
   using Common = std::function<int64_t(const std::vector<int64_t>&)>;  // length of the prefix that the KV cache holds
 
-  Window(std::vector<Message> messages, Encode encode, int64_t max_context, Common common);
+  Window(Json::Array messages, Encode encode, int64_t max_context, Common common);
 
   // Ids of the most messages that fit with the answer so far and one more token; none: the last turn does not. A window that
   // leaves some room is preferred, or the next token slides it again; but the one in the KV cache costs nothing, however full.
@@ -28,9 +28,9 @@ class Window {
   int64_t dropped = 0;  // messages left out so far
 
  private:
-  std::vector<Message> from(size_t start) const;
+  Json::Array from(size_t start) const;
 
-  std::vector<Message> messages_;
+  Json::Array messages_;
   Encode encode_;
   int64_t max_context_;
   Common common_;

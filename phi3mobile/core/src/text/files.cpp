@@ -10,24 +10,6 @@ namespace phi3mobile {
 
 namespace fs = std::filesystem;
 
-std::string read_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string data;
-  std::error_code failed;
-  const auto size = fs::file_size(path, failed);
-  if (!failed && size < (uintmax_t(1) << 31)) {
-    data.resize(size_t(size));
-    file.read(data.data(), std::streamsize(data.size()));
-  }
-  if (failed || !file || data.size() != size) throw InputError(path + " can't be read; download or export the folder again");
-  return data;
-}
-
-bool is_file(const std::string& path) {
-  std::error_code failed;
-  return fs::is_regular_file(path, failed);
-}
-
 std::string folder_of(const std::string& path) { return fs::path(path).parent_path().string(); }
 
 Json read_object(const std::string& path) {

@@ -1,6 +1,7 @@
 // The files of a tokenizer's folder.
 #pragma once
 
+#include "base/files.h"
 #include "base/json.h"
 
 #include <set>
@@ -8,9 +9,6 @@
 
 namespace phi3mobile {
 
-// All of a file. InputError: it can't be read.
-std::string read_file(const std::string& path);
-bool is_file(const std::string& path);
 std::string folder_of(const std::string& path);
 
 // The JSON object in a checkpoint's file; empty if there is no such file. InputError for anything else.
