@@ -12,7 +12,7 @@ from ctypes import POINTER, byref, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from pathlib import Path
 
 CORE = Path(__file__).parents[3] / "phi3mobile" / "core"
-SOURCES = [*sorted((CORE / "src" / "text").glob("*.cpp")), CORE / "src" / "base" / "json.cpp", CORE / "src" / "base" / "utf8.cpp"]
+SOURCES = [path for room in ("base", "text") for path in sorted((CORE / "src" / room).glob("*.cpp"))]
 Spans = list[tuple[str, bool]]
 
 

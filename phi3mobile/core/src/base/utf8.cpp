@@ -32,6 +32,11 @@ Found look(std::string_view text, size_t at) {
   return {Found::Whole, length};
 }
 
+// The first two bytes of a surrogate, at the end of what is known: Python waits for the third before it calls them malformed.
+bool half_surrogate(std::string_view text, size_t at) {
+  return text.size() - at == 2 && uint8_t(text[at]) == 0xED && uint8_t(text[at + 1]) >= 0xA0 && uint8_t(text[at + 1]) <= 0xBF;
+}
+
 }  // namespace
 
 size_t invalid_utf8(std::string_view text) {
@@ -78,7 +83,7 @@ std::string Utf8Decoder::push(std::string_view bytes) {
   size_t at = 0;
   while (at < pending_.size()) {
     const Found found = look(pending_, at);
-    if (found.kind == Found::Unfinished) break;
+    if (found.kind == Found::Unfinished || half_surrogate(pending_, at)) break;
     if (found.kind == Found::Whole)
       text.append(pending_, at, found.length);
     else
@@ -90,9 +95,9 @@ std::string Utf8Decoder::push(std::string_view bytes) {
 }
 
 std::string Utf8Decoder::finish() {
-  const bool left = !pending_.empty();
+  const std::string left = pending_.empty() ? "" : half_surrogate(pending_, 0) ? std::string(kReplacement) + kReplacement : kReplacement;
   pending_.clear();
-  return left ? kReplacement : "";
+  return left;
 }
 
 std::string replaced_utf8(std::string_view bytes) {
