@@ -162,15 +162,14 @@ bool may_cut_at_marks(const PieceIds& pieces) {
   return true;
 }
 
+// Words, each ▁s and what follows them up to the next ▁.
 void cut_at_marks(std::string_view text, std::vector<std::string_view>& words) {
   size_t start = 0;
-  for (size_t at = text.find(kMark); at != text.npos;) {
-    if (at > start && text.compare(at - kMark.size(), kMark.size(), kMark) != 0) {
-      words.push_back(text.substr(start, at - start));
-      start = at;
-    }
-    const char* next = static_cast<const char*>(std::char_traits<char>::find(text.data() + at + 3, text.size() - at - 3, kMark[0]));
-    at = next ? text.find(kMark, size_t(next - text.data())) : text.npos;
+  for (size_t at = text.find(kMark); at != text.npos; at = text.find(kMark, at + kMark.size())) {
+    const std::string_view before = text.substr(start, at - start);
+    if (before.empty() || (before.size() >= kMark.size() && before.substr(before.size() - kMark.size()) == kMark)) continue;
+    words.push_back(before);
+    start = at;
   }
   if (start < text.size()) words.push_back(text.substr(start));
 }
