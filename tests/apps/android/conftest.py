@@ -31,20 +31,24 @@ def built(*steps: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def check(tmp_path_factory: pytest.TempPathFactory) -> Check:
-    """Name of a check in kotlin/, a bundle, its arguments -> the lines that it printed before `ok`."""
+def java() -> list[str]:
+    """The command that runs checks of kotlin/: a name, a bundle, a scratch folder, arguments."""
     if native_library() is None:
         pytest.skip("the native library is not built: make native")
     built("jni", "tests")
     kotlin = FOLDER / "npm" / "node_modules" / "kotlin-compiler" / "lib" / "kotlin-stdlib.jar"
     jars = [FOLDER / "tests.jar", FOLDER / "classes.jar", FOLDER / "android-stubs.jar", kotlin, FOLDER / "jars" / "coroutines.jar"]
+    path = ":".join(map(str, jars))
+    return ["java", "-Xmx512m", "-Xcheck:jni", "-cp", path, f"-Djava.library.path={FOLDER / 'host'}", "tests.MainKt"]
+
+
+@pytest.fixture(scope="session")
+def check(java: list[str], tmp_path_factory: pytest.TempPathFactory) -> Check:
+    """Name of a check, a bundle, its arguments -> the lines that it printed before `ok`."""
 
     def run(name: str, bundle: Path, *arguments: str, scratch: Path | None = None) -> list[str]:
         scratch = scratch or tmp_path_factory.mktemp(name)
-        command = ["java", "-Xmx512m", "-Xcheck:jni", "-cp", ":".join(map(str, jars)), f"-Djava.library.path={FOLDER / 'host'}"]
-        done = subprocess.run(
-            [*command, "tests.MainKt", name, str(bundle), str(scratch), *arguments], capture_output=True, text=True, timeout=600
-        )
+        done = subprocess.run([*java, name, bundle, scratch, *arguments], capture_output=True, text=True, timeout=600)
         lines = done.stdout.splitlines()
         assert done.returncode == 0 and lines[-1:] == ["ok"], f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         assert not any("WARNING in native" in line or "FATAL ERROR in native" in line for line in lines), done.stdout[-3000:]

@@ -47,7 +47,7 @@ void fail(JNIEnv* env, const char* line) {
   jbyteArray said = bytes(env, line, std::strlen(line));
   if (!said) return;
   auto error = static_cast<jthrowable>(env->CallStaticObjectMethod(native_class, failed_id, said));
-  if (error) env->Throw(error);
+  if (!env->ExceptionCheck() && error) env->Throw(error);
 }
 
 int host_forward(void* user, const int64_t* tokens, int64_t count, int64_t position, int is_long, float* logits, char* error,
@@ -98,19 +98,6 @@ void host_close(void* user) {
 
 p3m_session* session(jlong handle) { return reinterpret_cast<p3m_session*>(handle); }
 
-// What verify needs to ask Kotlin.
-struct Shown {
-  JNIEnv* env;
-  jobject progress;
-  jmethodID show;
-};
-
-int shown(void* user, int64_t done, int64_t total) {
-  auto* to = static_cast<Shown*>(user);
-  const bool go = to->env->CallBooleanMethod(to->progress, to->show, jlong(done), jlong(total));
-  return go && !to->env->ExceptionCheck();
-}
-
 }  // namespace
 
 extern "C" {
@@ -148,15 +135,6 @@ JNIEXPORT jbyteArray JNICALL Java_org_phi3mobile_Native_manifest(JNIEnv* env, jc
   jbyteArray made = bytes(env, manifest, std::strlen(manifest));
   p3m_bundle_close(bundle);
   return made;
-}
-
-JNIEXPORT void JNICALL Java_org_phi3mobile_Native_verify(JNIEnv* env, jclass, jbyteArray folder, jobject progress) {
-  char error[kError] = "";
-  p3m_bundle* bundle = p3m_bundle_open(text(env, folder).c_str(), error, sizeof error);
-  if (!bundle) return fail(env, error);
-  Shown to{env, progress, progress ? env->GetMethodID(env->GetObjectClass(progress), "show", "(JJ)Z") : nullptr};
-  if (p3m_bundle_verify(bundle, to.show ? shown : nullptr, &to, error, sizeof error)) fail(env, error);
-  p3m_bundle_close(bundle);
 }
 
 JNIEXPORT jlong JNICALL Java_org_phi3mobile_Native_open(JNIEnv* env, jclass, jbyteArray folder, jbyteArray options) {

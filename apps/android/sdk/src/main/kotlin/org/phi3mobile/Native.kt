@@ -34,9 +34,6 @@ internal object Native {
     /** The manifest as JSON. */
     @JvmStatic external fun manifest(folder: ByteArray): ByteArray
 
-    /** Compares all hashes. */
-    @JvmStatic external fun verify(folder: ByteArray, progress: VerifyProgress?)
-
     @JvmStatic external fun open(folder: ByteArray, options: ByteArray): Long
     @JvmStatic external fun openWith(folder: ByteArray, engine: Engine, vocab: Long): Long
     @JvmStatic external fun start(handle: Long, request: ByteArray)
@@ -48,11 +45,6 @@ internal object Native {
     @JvmStatic external fun save(handle: Long, path: ByteArray): Long
     @JvmStatic external fun restore(handle: Long, path: ByteArray): Long
     @JvmStatic external fun close(handle: Long)
-
-    fun interface VerifyProgress {
-        /** False ends the work. */
-        fun show(done: Long, total: Long): Boolean
-    }
 
     // Called by the JNI code.
 
