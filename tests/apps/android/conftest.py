@@ -37,7 +37,13 @@ def java() -> list[str]:
         pytest.skip("the native library is not built: make native")
     built("jni", "tests")
     kotlin = FOLDER / "npm" / "node_modules" / "kotlin-compiler" / "lib" / "kotlin-stdlib.jar"
-    jars = [FOLDER / "tests.jar", FOLDER / "classes.jar", FOLDER / "android-stubs.jar", kotlin, FOLDER / "jars" / "coroutines.jar"]
+    jars = [
+        FOLDER / "tests.jar",
+        FOLDER / "classes.jar",
+        FOLDER / "android-stubs.jar",
+        kotlin,
+        FOLDER / "jars" / "coroutines.jar",
+    ]
     path = ":".join(map(str, jars))
     return ["java", "-Xmx512m", "-Xcheck:jni", "-cp", path, f"-Djava.library.path={FOLDER / 'host'}", "tests.MainKt"]
 

@@ -1,6 +1,8 @@
 package tests
 
 import java.io.File
+import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.async
 import kotlinx.coroutines.coroutineScope
 import kotlinx.coroutines.flow.collect
 import kotlinx.coroutines.flow.first
@@ -53,10 +55,10 @@ val downloads: Map<String, Check> = mapOf(
         same(store.list().size, 0)
         // Another one of the same name at once is refused, one after it goes on.
         coroutineScope {
-            val first = launch { store.download(given.arguments[0], "m").collect {} }
-            val second = runCatching { store.download(given.arguments[0], "m").collect {} }
-            first.join()
-            println("second ${second.exceptionOrNull()?.message}")
+            val both = List(2) { async(Dispatchers.Default) { runCatching { store.download(given.arguments[0], "m").collect {} } } }
+            val lines = both.mapNotNull { it.await().exceptionOrNull()?.message }
+            println("one of two: $lines")
+            same(lines.size, 1)
         }
         same(store.list().single().damaged, null)
     },
@@ -128,5 +130,19 @@ val rooms: Map<String, Check> = mapOf(
         same(Cores.big(phone("alike", clocks, List(2) { 2000000 })), 2)
         same(Cores.big(phone("untold", clocks, listOf(2000000, null))), 0)
         same(Cores.big(File(given.scratch, "nothing")), 0)
+    },
+)
+
+/** ARGUMENTS: the request, and whether it should be refused or is done already. */
+val benches: Map<String, Check> = mapOf(
+    "bench" to { given ->
+        val found = try {
+            org.phi3mobile.Bench.requested(given.arguments[0], given.scratch)
+        } catch (error: Phi3Exception) {
+            println("refused ${error.message}")
+            null
+        }
+        println(if (found == null) "nothing" else "running")
+        found?.run(File(given.scratch, "cache"))
     },
 )

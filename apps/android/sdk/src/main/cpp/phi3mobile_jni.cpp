@@ -2,11 +2,15 @@
 // that one thread uses it at a time, cancel apart.
 #include "phi3mobile_session.h"
 
+#include <fcntl.h>
 #include <jni.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace {
 
@@ -97,6 +101,8 @@ void host_close(void* user) {
 }
 
 p3m_session* session(jlong handle) { return reinterpret_cast<p3m_session*>(handle); }
+
+p3m_model* program(jlong handle) { return reinterpret_cast<p3m_model*>(handle); }
 
 }  // namespace
 
@@ -189,5 +195,39 @@ JNIEXPORT jlong JNICALL Java_org_phi3mobile_Native_restore(JNIEnv* env, jclass, 
 }
 
 JNIEXPORT void JNICALL Java_org_phi3mobile_Native_close(JNIEnv*, jclass, jlong handle) { p3m_session_close(session(handle)); }
+
+JNIEXPORT jlong JNICALL Java_org_phi3mobile_Native_programOpen(
+    JNIEnv* env, jclass, jbyteArray pte, jbyteArray packed, jint threads) {
+  char error[kError] = "";
+  p3m_model* made = p3m_open(text(env, pte).c_str(), text(env, packed).c_str(), threads, error, sizeof error);
+  if (!made) fail(env, error);
+  return reinterpret_cast<jlong>(made);
+}
+
+JNIEXPORT jint JNICALL Java_org_phi3mobile_Native_programPacked(JNIEnv*, jclass, jlong handle) {
+  return p3m_packed_state(program(handle));
+}
+
+JNIEXPORT jlong JNICALL Java_org_phi3mobile_Native_programForward(
+    JNIEnv* env, jclass, jlong handle, jlongArray tokens, jlong position) {
+  std::vector<int64_t> ids(size_t(env->GetArrayLength(tokens)));
+  env->GetLongArrayRegion(tokens, 0, jsize(ids.size()), reinterpret_cast<jlong*>(ids.data()));
+  if (p3m_forward(program(handle), ids.data(), int64_t(ids.size()), position, nullptr)) {
+    return fail(env, p3m_error(program(handle))), -1;
+  }
+  int64_t count = 0, vocab = 0;
+  const float* logits = p3m_logits(program(handle), &count, &vocab);
+  const float* last = logits + (count - 1) * vocab;
+  return std::max_element(last, last + vocab) - last;
+}
+
+JNIEXPORT void JNICALL Java_org_phi3mobile_Native_programClose(JNIEnv*, jclass, jlong handle) { p3m_close(program(handle)); }
+
+JNIEXPORT void JNICALL Java_org_phi3mobile_Native_forget(JNIEnv* env, jclass, jbyteArray path) {
+  const int file = open(text(env, path).c_str(), O_RDONLY | O_CLOEXEC);
+  if (file < 0) return;
+  posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
+  close(file);
+}
 
 }  // extern "C"

@@ -41,6 +41,9 @@ public class Manifest internal constructor(public val json: String, private val 
         return whole(memory["kv_per_token"]) * context + whole(memory["activations"]) + if (weightsMapped) 0 else weights
     }
 
+    /** A number of the section `model`; null where it is null or not there. */
+    internal fun number(name: String): Long? = (section("model")[name] as? Number)?.toLong()
+
     private fun section(name: String): Map<*, *> = all[name] as? Map<*, *> ?: damaged(name)
 
     public companion object {

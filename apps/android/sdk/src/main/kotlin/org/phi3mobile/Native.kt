@@ -46,6 +46,20 @@ internal object Native {
     @JvmStatic external fun restore(handle: Long, path: ByteArray): Long
     @JvmStatic external fun close(handle: Long)
 
+    // Programs without text, for Bench.
+
+    @JvmStatic external fun programOpen(pte: ByteArray, packed: ByteArray, threads: Int): Long
+
+    /** Where packed weights are: p3m_packed. */
+    @JvmStatic external fun programPacked(handle: Long): Int
+
+    /** Id of the greatest logit after the last token. */
+    @JvmStatic external fun programForward(handle: Long, tokens: LongArray, position: Long): Long
+    @JvmStatic external fun programClose(handle: Long)
+
+    /** Asks the system to drop a file from its cache. */
+    @JvmStatic external fun forget(path: ByteArray)
+
     // Called by the JNI code.
 
     @JvmStatic
