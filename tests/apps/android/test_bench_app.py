@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from phones import needs_adb, plugged, readings, record_of, server  # noqa: F401  fixtures
 
+from phi3mobile.bench.adb import Adb
+from phi3mobile.bench.android import Android
+from phi3mobile.bench.android_app import AppRunner
+from phi3mobile.bench.protocol import Plan
+from phi3mobile.bench.report_data import summarize
 from phi3mobile.bench.request import Request
 from phi3mobile.bench.steps import perform
 from phi3mobile.bundle import open_bundle
@@ -92,3 +98,38 @@ def test_removing_leaves_the_answer(bench, tmp_path):
 def test_any_app_may_ask_anything(bench, text):
     said, lines = bench(text)
     assert said[0].startswith("refused") and said[1] == "nothing" and lines == []
+
+
+FILES = "sdcard/Android/data/org.phi3mobile.sample/files"
+
+
+@needs_adb
+def test_a_whole_benchmark_in_an_app_with_the_sdk(plugged, java, bundle, tmp_path):  # noqa: F811
+    """The host's verb, the real adb, a stand-in of a phone; the app is the SDK on this machine's JVM."""
+    phone = plugged()
+    readings(phone)
+    root, name = phone.root, "org.phi3mobile.sample"
+    alive = f'pid=$(cat "{root}/app.pid" 2>/dev/null) && [ -d /proc/$pid ] && ! grep -q "^State:.*Z" /proc/$pid/status'
+    start = f"setsid {' '.join(java)} bench none {root}/{FILES}"
+    phone.script(
+        "am",
+        f"""case "$1" in
+start) while [ $# -gt 0 ]; do [ "$1" = -n ] && component=$2; [ "$1" = --es ] && text=$3; shift; done
+  [ "$component" = {name}/.MainActivity ] || exit 1
+  {start} "$text" > {root}/app.log 2>&1 < /dev/null & echo $! > {root}/app.pid;;
+force-stop) {alive} && kill -9 $pid;;
+esac""",
+    )
+    phone.script("pidof", f"{alive} && echo $pid")
+    phone.script("pm", f'[ "$2" = {name} ] && echo package:/data/app/base.apk')
+    phone.script("cmd", f"echo priority=0 preferredOrder=0; echo {name}/.MainActivity")
+    for tool in ("input", "wm"):
+        phone.script(tool, ":")
+    (root / FILES).mkdir(parents=True)
+    plan = Plan("test", prompts=(16,), depths=(32,), count=8, rounds=2, cold=1, warm=1, text=12, threads=1, sample_s=5)
+    opened = open_bundle(bundle)
+    lines = record_of(Android(Adb(), AppRunner(name), poll=0.1), opened, plan, tmp_path / "record.jsonl")
+    found = summarize(lines)
+    assert (found.status, found.failed) == ("done", []), (root / "app.log").read_text()[-2000:]
+    assert {"prefill 16", "ttft 16", "decode 32", "load cold", "memory peak"} <= found.figures.keys()
+    assert not (root / FILES / "bench").exists()
