@@ -59,6 +59,24 @@ def test_an_engine_of_the_apps(check, bundle):
     assert said == opened.tokenizer.decode([token] * 5)
 
 
+def scripted(bundle: Path, *texts: str) -> list[str]:
+    """Arguments of a check whose engine says these answers."""
+    opened = open_bundle(bundle)
+    end = str(min(opened.eos_ids))
+    said = [",".join([*map(str, opened.tokenizer.encode(text, special=False)), end]) for text in texts]
+    return [str(opened.info.vocab), *said]
+
+
+def test_functions_are_called(check, bundle):
+    call = '{"name": "weather", "arguments": {"town": "Köln"}}'
+    (said,) = texts(check("tools", bundle, *scripted(bundle, call, "Yes, take one.")))
+    assert said == "Yes, take one."
+
+
+def test_calls_that_fail_and_never_end(check, bundle):
+    check("endless", bundle, *scripted(bundle, '{"name": "weather", "arguments": {}}'))
+
+
 def test_what_the_app_lacks_is_named(check, bundle_of):
     (line,) = check("lacking", bundle_of("tiny-gqa", "android-cpu"))
     assert "tiny-gqa" in line or "android-cpu" in line

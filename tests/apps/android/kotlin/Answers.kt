@@ -123,7 +123,7 @@ val answers: Map<String, Check> = mapOf(
             same(session.history, emptyList<Message>())
             val given2 = model.session("S", Generation(maxTokens = 6), listOf(Message("user", "One"), Message("assistant", first.text)))
             same(given2.answered("Two").text, second.text, "a given history")
-            refused("role", "tool") { model.session(history = listOf(Message("tool", "x"))) }
+            refused("role", "critic") { model.session(history = listOf(Message("critic", "x"))) }
         }
     },
 

@@ -17,13 +17,19 @@ public sealed class Event {
     /** Tokens of a prefill that takes several steps. */
     public data class Progress(val done: Long, val total: Long) : Event()
 
+    /** The answer asks for a function; [arguments]: a JSON object, whose names and values the model made up. */
+    public data class ToolCall(val name: String, val arguments: String) : Event()
+
+    /** What that function gave: the model reads it and goes on. */
+    public data class ToolResult(val name: String, val content: String) : Event()
+
     /** The answer ended. */
     public data class Done(val statistics: Statistics) : Event()
 }
 
 /** One answer in numbers; times are the work's, without what the collector took. */
 public data class Statistics(
-    /** "stop", "stop_string", "length", "context_full", "repetition", "cancelled" or "error". */
+    /** "stop", "stop_string", "tool_calls", "length", "context_full", "repetition", "cancelled" or "error". */
     val finishReason: String,
     val promptTokens: Long,
     /** Of these, found in the KV cache. */
@@ -59,8 +65,12 @@ public data class Statistics(
     }
 }
 
-/** A message of a conversation. [role] is "system", "user" or "assistant". */
-public data class Message(val role: String, val content: String)
+/** A message of a conversation. [role] is "system", "user", "assistant" or "tool", a result of the function [name]. */
+public data class Message @JvmOverloads constructor(
+    val role: String,
+    val content: String,
+    val name: String? = null,
+)
 
 /** How an answer is made. What is null is the bundle's own choice. */
 public data class Generation(
@@ -103,9 +113,10 @@ public data class Generation(
         public fun build(): Generation = made
     }
 
-    internal fun request(prompt: Pair<String, Any>): String {
+    internal fun request(prompt: Pair<String, Any>, tools: List<Tool> = emptyList()): String {
         val all = linkedMapOf<String, Any?>(prompt, "max_tokens" to maxTokens)
         if (stop.isNotEmpty()) all["stop"] = stop
+        if (tools.isNotEmpty()) all["tools"] = tools.map { it.told }
         if (slide && prompt.first == "messages") all["overflow"] = "slide"
         if (lookup) all["lookup"] = true
         if (repetition) all["repetition"] = true

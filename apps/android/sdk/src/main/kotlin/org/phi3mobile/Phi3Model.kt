@@ -61,10 +61,14 @@ public class Phi3Model private constructor(public val folder: File, public val m
     /** The session whose sequence the KV cache holds. */
     internal var holder: Session? = null
 
-    /** A new conversation. [history]: what was said before, without the system message. */
+    /** A new conversation. [history]: what was said before, without the system message. [tools]: functions that answers may use. */
     @JvmOverloads
-    public fun session(system: String? = null, generation: Generation = Generation(), history: List<Message> = emptyList()): Session =
-        Session(this, system, generation, history)
+    public fun session(
+        system: String? = null,
+        generation: Generation = Generation(),
+        history: List<Message> = emptyList(),
+        tools: List<Tool> = emptyList(),
+    ): Session = Session(this, system, generation, history, tools)
 
     /**
      * Gives the memory back: the KV cache goes to a file in the cache folder, if there is one. The next message opens the model again,
@@ -217,6 +221,10 @@ public class Phi3Model private constructor(public val folder: File, public val m
             0 -> Event.Done(Statistics.of(text))
             1 -> Event.Text(text)
             2 -> note(Json.parse(text, "a note") as Map<*, *>)
+            4 -> {
+                val call = Json.parse(text, "a call") as Map<*, *>
+                Event.ToolCall(call["name"] as String, Json.write(call["arguments"]))
+            }
             else -> {
                 val progress = Json.parse(text, "the progress") as Map<*, *>
                 Event.Progress(progress["done"] as Long, progress["total"] as Long)

@@ -2,10 +2,11 @@ package org.phi3mobile
 
 import java.io.File
 import java.util.concurrent.atomic.AtomicBoolean
+import kotlinx.coroutines.CancellationException
+import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.flow.Flow
 import kotlinx.coroutines.flow.flow
 import kotlinx.coroutines.runBlocking
-import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.withContext
 
 /** A conversation over a model: [Phi3Model.session] makes it. Any number may be open; closing the model ends them all. */
@@ -14,6 +15,7 @@ public class Session internal constructor(
     private val system: String?,
     private val generation: Generation,
     history: List<Message>,
+    private val tools: List<Tool>,
 ) {
     private val answering = AtomicBoolean(false)
 
@@ -24,31 +26,53 @@ public class Session internal constructor(
 
     /**
      * Sends a message; the answer's events come while they are collected, no faster. Cancelling the collection stops the work within
-     * a token. Throws Phi3Exception while collecting: the message does not fit or is empty, the engine failed; then the history is as
-     * before. A stopped answer that said nothing leaves no trace either.
+     * a token. Functions that the answer asks for are called, and the model goes on with what they gave, up to 8 times. Throws
+     * Phi3Exception while collecting: the message does not fit or is empty, the engine failed; then the history is as before. A
+     * stopped answer that said nothing leaves no trace either.
      */
     @JvmOverloads
     public fun send(message: String, generation: Generation = this.generation): Flow<Event> = flow {
         if (!answering.compareAndSet(false, true)) throw Phi3Exception("this session answers another message: cancel it or wait")
-        val asked = Message("user", message)
         val before = history
+        val turn = arrayListOf(Message("user", message))
         val said = StringBuilder()
-        var done = false
-        var failed = false
+        var settled = false // kept, or to be forgotten
         try {
-            model.answer(this@Session, { generation.request("messages" to spoken(before + asked)) }) { event ->
-                if (event is Event.Text) said.append(event.text)
-                if (event is Event.Done) done = true
-                if (done) keep(before, asked, said)
-                emit(event)
+            repeat(MOST_ROUNDS) {
+                val calls = ArrayList<Event.ToolCall>()
+                model.answer(this@Session, { generation.request("messages" to spoken(before + turn), tools) }) { event ->
+                    if (event is Event.Text) said.append(event.text)
+                    if (event is Event.ToolCall) calls += event
+                    if (event is Event.Done && calls.isEmpty()) {
+                        history = before + turn + Message("assistant", said.toString())
+                        settled = true
+                    }
+                    if (event !is Event.Done || calls.isEmpty()) emit(event)
+                }
+                if (calls.isEmpty()) return@flow
+                turn += Message("assistant", Json.write(calls.map { mapOf("name" to it.name, "arguments" to Json.parse(it.arguments, it.name)) }))
+                for (call in calls) {
+                    val result = called(call)
+                    turn += Message("tool", result, call.name)
+                    emit(Event.ToolResult(call.name, result))
+                }
             }
+            throw Phi3Exception("the model asked for functions $MOST_ROUNDS times and gave no answer: tell it less of them, or take another model")
         } catch (error: Phi3Exception) {
-            failed = true
+            settled = true
             throw error
         } finally {
-            if (!done && !failed && said.isNotEmpty()) keep(before, asked, said)
+            if (!settled && said.isNotEmpty()) history = before + turn + Message("assistant", said.toString())
             answering.set(false)
         }
+    }
+
+    private suspend fun called(call: Event.ToolCall): String = try {
+        tools.first { it.name == call.name }.call.call(call.arguments)
+    } catch (error: CancellationException) {
+        throw error
+    } catch (error: Exception) {
+        "failed: ${error.message ?: error.javaClass.simpleName}"
     }
 
     /** Continues a text as it is, without chat template and history. */
@@ -122,25 +146,24 @@ public class Session internal constructor(
         return answer.toString()
     }
 
-    private fun keep(before: List<Message>, asked: Message, said: CharSequence) {
-        history = before + asked + Message("assistant", said.toString())
-    }
-
     private fun idle() {
         if (answering.get()) throw Phi3Exception("this session is answering: cancel it or wait")
     }
 
-    private fun spoken(messages: List<Message>): List<Map<String, String>> =
-        (listOfNotNull(system?.let { Message("system", it) }) + messages).map { mapOf("role" to it.role, "content" to it.content) }
+    private fun spoken(messages: List<Message>): List<Map<String, String?>> =
+        (listOfNotNull(system?.let { Message("system", it) }) + messages)
+            .map { listOf("role" to it.role, "content" to it.content, "name" to it.name).filter { (_, value) -> value != null }.toMap() }
 
     private companion object {
         const val CONVERSATION = "conversation.json"
         const val STATE = "kv.state"
+        const val MOST_ROUNDS = 8
+        val SPOKEN = setOf("user", "assistant", "tool")
         const val FORMAT = "phi3mobile-conversation"
 
         fun checked(history: List<Message>): List<Message> {
-            history.firstOrNull { it.role != "user" && it.role != "assistant" }?.let {
-                throw Phi3Exception("a message of the history has the role ${it.role}: allowed are user and assistant; the system message is given apart")
+            history.firstOrNull { it.role !in SPOKEN }?.let {
+                throw Phi3Exception("a message of the history has the role ${it.role}: allowed are user, assistant and tool; the system message is given apart")
             }
             return history.toList()
         }
@@ -154,7 +177,7 @@ public class Session internal constructor(
                 val role = (it as? Map<*, *>)?.get("role") as? String
                 val content = (it as? Map<*, *>)?.get("content") as? String
                 if (role == null || content == null) throw Phi3Exception("$file has a message that is no text: pictures are not read here")
-                Message(role, content)
+                Message(role, content, (it as Map<*, *>)["name"] as? String)
             }
         }
     }
