@@ -41,8 +41,13 @@ class CropPlan:
     @property
     def tokens(self) -> int:
         """Positions that the picture takes in the prompt, with a separator after each row and one before the whole."""
-        across, down = self.grid
-        return _TILE * down * (_TILE * across + 1) + 1 + _TILE * (_TILE + 1)
+        return rows_of(self.grid)
+
+
+def rows_of(grid: tuple[int, int]) -> int:
+    """Positions that a picture of `grid` crops (across, down) takes."""
+    across, down = grid
+    return _TILE * down * (_TILE * across + 1) + 1 + _TILE * (_TILE + 1)
 
 
 def plan_crops(width: int, height: int, num_crops: int) -> CropPlan:
@@ -114,15 +119,15 @@ def _whole(picture: np.ndarray) -> np.ndarray:
     """
     height, width = picture.shape[:2]
     view = np.zeros((3, SIDE, SIDE), np.float32)
-    for y, y_weight in _taps(height // SIDE):
+    for y, y_weight in taps(height // SIDE):
         rows = np.clip(np.arange(y, height + y, height // SIDE), 0, height - 1)
-        for x, x_weight in _taps(width // SIDE):
+        for x, x_weight in taps(width // SIDE):
             columns = np.clip(np.arange(x, width + x, width // SIDE), 0, width - 1)
             view += np.float32(y_weight * x_weight) * _normalised(picture[rows[:, None], columns])
     return view
 
 
-def _taps(factor: int) -> list[tuple[int, float]]:
+def taps(factor: int) -> list[tuple[int, float]]:
     """Offsets and weights of the pixels that one pixel of the whole view is made of, along one axis."""
     middle = factor // 2
     if factor % 2:
