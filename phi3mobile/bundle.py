@@ -136,6 +136,7 @@ LATER: dict[str, Callable[[Any], bool]] = {
     "runtime.experts.memory": _or_null(_whole(1)),  # bytes for them where nothing else is asked for
     **{f"vision.{part}": _path_inside for part in VISION_FILES},  # of a model that sees pictures (engines/pte_tower.py)
     **{f"vision.{key}": _whole(1) for key in _VISION_NUMBERS},
+    **{f"vision.{key}_operations": _whole(1) for key in ("view", "row")},
     "vision.grid": lambda value: (
         _list_of(_whole(1))(value) and len(value) == 2
     ),  # of the pictures that the program itself encodes

@@ -50,6 +50,16 @@ def rows_of(grid: tuple[int, int]) -> int:
     return _TILE * down * (_TILE * across + 1) + 1 + _TILE * (_TILE + 1)
 
 
+def grid_of(tokens: int) -> tuple[int, int]:
+    """The grid (across, down), the most square one, of pictures that take so many positions. InputError: none does."""
+    most = min(max(tokens // _TILE**2, 0) + 1, _MAX_CROPS)
+    grids = [(across, down) for across in range(1, most + 1) for down in range(1, most // across + 1)]
+    if found := [grid for grid in grids if rows_of(grid) == tokens]:
+        return min(found, key=lambda grid: abs(grid[0] - grid[1]))
+    near = sorted({rows_of(grid) for grid in grids}, key=lambda size: abs(size - tokens))[:2]
+    raise InputError(f"no picture takes {tokens} tokens; the nearest sizes are {' and '.join(map(str, sorted(near)))}")
+
+
 def plan_crops(width: int, height: int, num_crops: int) -> CropPlan:
     """What becomes of a picture of width × height pixels with at most `num_crops` crops: 16 in phi-3-vision, 4 in 3.5.
 

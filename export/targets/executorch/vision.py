@@ -91,6 +91,8 @@ def write_vision(
         "width": config.hidden_size,
         "rows": rows,
         "bits": packed.bits,
+        "view_operations": config.view_operations,
+        "row_operations": config.row_operations,
     }
     plans = program.executorch_program.execution_plan
     return section, operators_of(plans), sum(sum(plan.non_const_buffer_sizes) for plan in plans)
