@@ -78,7 +78,7 @@ enum p3m_event {
 
 /* Works until there is something to show: one forward at most for each token. text (may be null) and size (may be null) are the
  * session's, valid until the next call. Statistics: finish_reason (stop, stop_string, length, context_full, repetition, cancelled,
- * error), counts of tokens, times in seconds and milliseconds, as phi3mobile.Statistics names them. */
+ * error), counts of tokens, times in seconds and milliseconds, as phi3mobile.Statistics names them; engine_s is the part in forwards. */
 P3M_API int p3m_session_next(p3m_session* session, const char** text, size_t* size);
 
 /* Ends the running answer within one token or one chunk of prefill; its text so far stands. From any thread. */

@@ -35,7 +35,10 @@ def test_no_tokenizer_or_two(library, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": {"type": "Unigram", "vocab": [], "merges": []}}, 'the tokenizer\'s model is "Unigram"; the core reads BPE only'),
+        (
+            {"model": {"type": "Unigram", "vocab": [], "merges": []}},
+            'the tokenizer\'s model is "Unigram"; the core reads BPE only',
+        ),
         ({"model": {"type": "WordPiece", "vocab": {"a": 0}}}, 'model is "WordPiece"; the core reads BPE only'),
         ({"model": {"vocab": [["a", 0.0]]}}, "the tokenizer's model is not named; the core reads BPE only"),
         ({"model": BPE["model"] | {"dropout": 0.1}}, "drops merges by chance"),
@@ -131,7 +134,9 @@ def test_added_token_past_a_gap_is_refused(library, tmp_path):
 def test_sentencepiece_alone_is_refused_by_name(library, tmp_path):
     write_sentencepiece(tmp_path, llama_pieces())
     said = refusal(library, tmp_path)
-    assert said.startswith(f"{tmp_path / 'tokenizer.model'}: the core does not read sentencepiece's own file: put the tokenizer.json")
+    assert said.startswith(
+        f"{tmp_path / 'tokenizer.model'}: the core does not read sentencepiece's own file: put the tokenizer.json"
+    )
 
 
 CHECK = """

@@ -8,7 +8,9 @@ const float* Rows::forward(const int64_t* given, int64_t count, int64_t position
   tokens.resize(size_t(position));  // before the call: if it fails, these rows are unknown
   is_long = with_long;
   farthest = std::max(position ? farthest : 0, position + count);
+  const auto start = std::chrono::steady_clock::now();
   const float* logits = engine.forward(given, count, position, with_long);
+  engine_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   tokens.insert(tokens.end(), given, given + count);
   return logits;
 }
@@ -34,6 +36,7 @@ Answer::Answer(Rows& rows, AnswerOptions options)
       tokens_(std::move(options_.prompt)),
       sampler_(options_.sampling, rows.engine.info.vocab) {
   if (options_.lookup) lookup_.emplace(tokens_);
+  engine_before_ = rows_.engine_s;
 }
 
 Answer::Step Answer::next() {

@@ -31,6 +31,7 @@ struct Rows {
   std::vector<int64_t> tokens;
   bool is_long = false;
   int64_t farthest = 0;  // end of the farthest row written since row 0 was
+  double engine_s = 0;   // seconds in forwards so far
 };
 
 // Something to tell the user while an answer is made.
@@ -73,6 +74,7 @@ class Answer {
   bool long_switch = false;
   double prefill_s = 0, refill_s = 0;  // refill_s: the part after the first token
   std::vector<double> times;           // seconds of work up to each token; the first is TTFT
+  double engine_s() const { return rows_.engine_s - engine_before_; }  // of the engine's forwards
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -103,6 +105,7 @@ class Answer {
   size_t matched_ = 0;
   bool right_ = false;
   double worked_ = 0;               // seconds since the last token
+  double engine_before_ = 0;
   Clock::time_point resumed_;
 };
 

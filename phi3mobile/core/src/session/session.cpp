@@ -255,6 +255,7 @@ Json Session::statistics() const {
   found.set("ttft_s", a.times.empty() ? 0.0 : a.times.front());
   found.set("prefill_s", a.prefill_s);
   found.set("decode_s", decode_s);
+  found.set("engine_s", a.engine_s());
   found.set("prefill_tokens_per_s", a.prefill_s > 0 ? double(a.prefilled_tokens) / a.prefill_s : 0.0);
   found.set("decode_tokens_per_s", decode_s > 0 ? double(gaps.size()) / decode_s : 0.0);
   found.set("interval_p50_ms", 1000 * percentile(gaps, 50));

@@ -151,15 +151,12 @@ class Parser {
     }
     const size_t start = at_;
     if (!take("{")) return false;
-    const bool low = number(least);
-    bool range = false, high = false;
-    if (take(",")) {
-      range = true;
-      high = number(most);
-    } else {
+    const bool low = number(least), range = take(",");
+    if (range)
+      number(most);
+    else
       most = least;
-    }
-    if (!take("}") || !(low || range) || (!low && !high)) {
+    if (!take("}") || !(low || range)) {
       at_ = start;  // a brace like any other character
       return false;
     }

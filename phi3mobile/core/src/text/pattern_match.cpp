@@ -10,7 +10,7 @@ namespace phi3mobile {
 namespace {
 
 constexpr size_t kNone = size_t(-1);
-constexpr size_t kMostSteps = 50'000'000;  // dead ends of one match: a pattern that runs wild
+constexpr size_t kMostSteps = 20'000'000;  // dead ends of one match: a pattern that runs wild
 
 bool is_word(uint32_t code) { return code == '_' || is_alphanumeric(code); }
 
