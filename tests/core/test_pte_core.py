@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from library import CoreError, core_session
 from scenarios import COUNTED
 
+from phi3mobile.bundle import open_bundle
 from phi3mobile.engines.native import native_library
 from phi3mobile.session.session import Session
 
@@ -109,6 +111,15 @@ def test_p3m_runs_a_bundle_without_python(bundle_of, tmp_path):
     found = p3m("run", bundle, "the sea", "--max-tokens", 9, "--raw", "--temperature", 0.5, "--seed", 4)
     assert (found.returncode, found.stdout) == (0, raw + "\n")
     assert p3m("verify", bundle).stdout == "every file is as it was made\n"
+
+
+def test_p3m_tokens_are_pythons(bundle_of):
+    bundle = bundle_of("tiny-gqa", "host")
+    tokenizer, texts = open_bundle(bundle).tokenizer, ["the sea", "", "é 🙂\n<|end|>", "\ufdfa" * 9]
+    found = p3m("tokens", bundle, given="".join(json.dumps(text) + "\n" for text in texts))
+    assert found.stdout.split("\n")[:-1] == [" ".join(map(str, tokenizer.encode(text))) for text in texts]
+    assert p3m("tokens", bundle, "the sea").stdout.split() == list(map(str, tokenizer.encode("the sea")))
+    assert p3m("tokens", bundle, given="the sea\n").returncode == 2
 
 
 def test_p3m_chats(bundle_of, tmp_path):

@@ -6,3 +6,4 @@ int bench(int count, char** arguments);
 int run(int count, char** arguments);
 int chat(int count, char** arguments);
 int verify(int count, char** arguments);
+int tokens(int count, char** arguments);
