@@ -1,4 +1,5 @@
 // p3m run, p3m chat, p3m verify and p3m tokens: nothing but the public C functions.
+#include "base/error.h"
 #include "base/json.h"
 #include "p3m.h"
 #include "phi3mobile_session.h"
@@ -137,6 +138,8 @@ int told(Work work) {
   try {
     return work();
   } catch (const std::invalid_argument& wrong) {
+    return std::fprintf(stderr, "p3m: %s\n", wrong.what()), 2;
+  } catch (const phi3mobile::InputError& wrong) {
     return std::fprintf(stderr, "p3m: %s\n", wrong.what()), 2;
   } catch (const std::exception& failed) {
     return std::fprintf(stderr, "p3m: %s\n", failed.what()), 1;

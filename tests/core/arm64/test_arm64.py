@@ -87,7 +87,7 @@ def test_phi_3_small(context: int, tmp_path: Path):
 
 @needs_kernels
 def test_the_core_answers_without_python(bundle_of: Callable[..., Path], tmp_path: Path):
-    """p3m alone: the tokenizer's ids of awkward texts, and a whole answer; int8 rounds differently, so its start is compared."""
+    """p3m alone: the tokenizer's ids of awkward texts, and an answer; int8 rounds differently, so its start is compared."""
     folder = bundle_of("tiny-gqa", "host")
     bundle = open_bundle(folder)
     for text in ("the sea", "é 🙂\n 12345  <|end|> x", "\ufdfa and \u0130"):
