@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
@@ -94,6 +96,24 @@ def test_wrong_options_are_refused(bundle_of, options, says):
     with pytest.raises(CoreError) as refused, core_session(bundle_of("tiny-gqa", "host"), options=options):
         pass
     assert says in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_the_example_of_the_docs_runs(bundle_of, tmp_path):
+    """docs/core.md's program as it stands there, by a C compiler: the headers are C."""
+    assert LIBRARY is not None
+    root = Path(__file__).parents[2]
+    (source,) = re.findall(r"```c\n(.*?)```", (root / "docs/core.md").read_text("utf-8"), re.DOTALL)
+    (tmp_path / "answer.c").write_text(source)
+    flags = ["-Wall", "-Wextra", "-Werror", "-std=c99", f"-I{root}/phi3mobile/core/include", f"-L{LIBRARY.parent}"]
+    runtime = ["-lphi3mobile", f"-Wl,-rpath,{LIBRARY.parent}", "-Wl,--allow-shlib-undefined"]
+    subprocess.run(["cc", *flags, tmp_path / "answer.c", "-o", tmp_path / "answer", *runtime], check=True)
+    bundle = bundle_of("tiny-gqa", "host")
+    found = subprocess.run([tmp_path / "answer", bundle], capture_output=True, text=True, check=True).stdout
+    with Session(bundle) as session:
+        messages = [{"role": "user", "content": "Name three rivers."}]
+        assert found.startswith("".join(session.generate(messages, max_tokens=60)) + "\n{")
+    assert subprocess.run([tmp_path / "answer", "/nowhere"], capture_output=True).returncode == 1
 
 
 def p3m(*arguments: object, given: str = "") -> subprocess.CompletedProcess[str]:
