@@ -7,7 +7,7 @@ SOURCES := $(shell find phi3mobile/core -name '*.cpp' -o -name '*.h')
 # Folders with modules: they change when a module comes, goes or moves. "/.": bench is a target, too.
 FOLDERS := $(addsuffix /.,$(shell find phi3mobile export bench training apps/assistant -type d -not -name __pycache__ -not -path '*/native*'))
 
-.PHONY: demo setup native wheel test test-all test-arm64 test-macos lint typed format docs bench
+.PHONY: demo setup native wheel test test-all test-arm64 arm64-runner test-macos lint typed format docs bench
 
 demo: setup
 	$(BIN)/phi3mobile demo --folder build/demo
@@ -68,6 +68,11 @@ test-all: setup lint .venv/.rooms
 # Gets a cross compiler, qemu-user and the aarch64 wheel into build/arm64 (Debian on x86-64); part of test-all.
 test-arm64: setup
 	$(BIN)/python -m pytest -q -m slow tests/core/arm64
+
+# p3m for the adb shell of an arm64 phone, without the NDK, where `phi3mobile bench --device adb` looks (Debian on x86-64).
+arm64-runner: setup
+	tests/core/arm64/build.sh build/arm64 $(CURDIR)/$(BIN)/python
+	$(BIN)/python tests/core/arm64/runner.py build/arm64 phi3mobile/native/android-arm64-v8a
 
 # Compiles kernels and runner for arm64 macOS with Zig from PyPI; nothing is linked or run. Part of test-all.
 test-macos: setup

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_argument("--preset", choices=PRESETS, help="what is measured (default: standard); phi3-report: its claims")
     flags.add_argument("--sustain", type=float, metavar="MINUTES", help="decode so long at the end (preset phi3-report: 30)")
     flags.add_argument("-o", "--out", type=Path, help="record (default: results/<time>-<device>-<bundle>.jsonl)")
-    flags.add_argument("--runner", type=Path, help="folder of p3m_bench and its libraries built for the phone")
+    flags.add_argument("--runner", type=Path, help="folder of p3m and its libraries built for the phone")
     flags.add_argument("--app", metavar="PACKAGE", help="run in this installed app instead (ours: org.phi3mobile.assistant)")
     flags.add_argument("--keep", action="store_true", help="leave bundle and runner on the phone")
     flags.add_argument("--battery-wh", type=float, help="energy of the full battery (default: what the phone says)")
@@ -83,11 +83,11 @@ def open_device(name: str, runner: Path | None = None, app: str | None = None, k
 
 
 def _need_runner(given: Path | None) -> None:
-    """InputError if there is no p3m_bench for any phone: in the folder that was given, or built into this package."""
+    """InputError if there is no p3m for any phone: in the folder that was given, or built into this package."""
     folders = [given] if given else sorted(NATIVE.glob("android-*"))
-    if not any((folder / "p3m_bench").is_file() for folder in folders):
+    if not any((folder / "p3m").is_file() for folder in folders):
         raise InputError(
-            f"a phone is measured by p3m_bench or by the app, and there is no p3m_bench in {given or 'this installation'}: "
+            f"a phone is measured by p3m or by the app, and there is no p3m in {given or 'this installation'}: "
             "build it as phi3mobile/core/README.md says and give its folder with --runner; or install the app "
             "(apps/android/README.md) and give --app org.phi3mobile.assistant, for bundles of android-cpu or android-small"
         )

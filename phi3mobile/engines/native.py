@@ -72,6 +72,9 @@ def load_library() -> ctypes.CDLL:
         ("p3m_pack_experts", ctypes.c_int, [text, text, ctypes.c_int, text, ctypes.c_size_t]),
         ("p3m_open_experts", ctypes.c_int, [pointer, text, ctypes.c_uint64, ctypes.c_int, text, ctypes.c_size_t]),
         ("p3m_expert_statistics", size, [pointer, ctypes.POINTER(size), size]),
+        ("p3m_save_state", size, [pointer, text, text, text, ctypes.c_size_t]),
+        ("p3m_load_state", ctypes.c_int, [pointer, text, text, ctypes.c_size_t]),
+        ("p3m_state_about", size, [text, text, ctypes.c_size_t, text, ctypes.c_size_t]),
         ("p3m_close", None, [pointer]),
     ):
         function = getattr(library, name, None)
@@ -244,6 +247,34 @@ class NativeEngine(BaseEngine):
     def experts(self) -> dict[str, Any] | None:
         """What was counted of the experts since they were opened (expert_file.statistics); None: a model without."""
         return None if self._model is None else expert_file.statistics(self._library, self._model)
+
+    def save_state(self, path: Path, about: str) -> int:
+        """Write the KV cache and a text about it to `path`, whole or not at all: bytes of the file. Raises InputError."""
+        error = ctypes.create_string_buffer(_ERROR_SIZE)
+        size = self._library.p3m_save_state(self._model, bytes(path), about.encode(), error, _ERROR_SIZE)
+        if size < 0:
+            raise InputError(error.value.decode(errors="replace"))
+        return size
+
+    def load_state(self, path: Path) -> None:
+        """Fill the KV cache as it was. InputError: another program's, or damaged; what the cache holds then is unknown."""
+        error = ctypes.create_string_buffer(_ERROR_SIZE)
+        if self._library.p3m_load_state(self._model, bytes(path), error, _ERROR_SIZE):
+            raise InputError(error.value.decode(errors="replace"))
+
+    def state_about(self, path: Path) -> str:
+        """The text of a saved state. InputError: no such file, or no state."""
+        error = ctypes.create_string_buffer(_ERROR_SIZE)
+        size = self._library.p3m_state_about(bytes(path), None, 0, error, _ERROR_SIZE)
+        if size < 0:
+            raise InputError(error.value.decode(errors="replace"))
+        about = ctypes.create_string_buffer(size + 1)
+        self._library.p3m_state_about(bytes(path), about, size + 1, error, _ERROR_SIZE)
+        return about.value.decode(errors="replace")
+
+    def state_runtime(self) -> str:
+        """The runtime that a saved KV cache belongs to."""
+        return self._library.p3m_runtime_version().decode()
 
     def metadata(self, name: str) -> list[int]:
         """The integers of a metadata method, such as get_eos_ids; empty if there is none."""

@@ -223,6 +223,27 @@ class Session:
         self._rows.tokens.clear()
         self.engine.reset()
 
+    def save(self, path: str | Path) -> int:
+        """End the running answer and write the KV cache to `path`, whole or not at all: bytes of the file.
+
+        A later session over the same bundle goes on from it (`restore`) without prefilling. Pages of the cache that were never
+        used take no space. Raises InputError: it can't be written, or the engine can't keep its cache (the native one can).
+        """
+        from phi3mobile.session.state import save_state
+
+        self._end_running()
+        return save_state(self._rows, self.parts, Path(path))
+
+    def restore(self, path: str | Path) -> int:
+        """Fill the KV cache with what `save` wrote: how many tokens it holds.
+
+        Raises InputError: no such file, a damaged one, another bundle's or runtime's; then the cache is empty.
+        """
+        from phi3mobile.session.state import restore_state
+
+        self._end_running()
+        return restore_state(self._rows, self.parts, Path(path))
+
     def close(self) -> None:
         """Give the engine's memory back."""
         self._end_running()

@@ -26,6 +26,12 @@ HELP = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="folder made by `phi3mobile export`")
     parser.add_argument("--system", help="system message")
+    parser.add_argument(
+        "--resume",
+        metavar="FILE",
+        type=Path,
+        help="go on with the conversation in FILE, if it is there, and keep it there at the end; its KV cache in FILE.state",
+    )
     add_picture_arguments(parser)
     add_sampling_arguments(parser)
     add_guide_arguments(parser)
@@ -35,15 +41,17 @@ def run(args: argparse.Namespace) -> None:
     from phi3mobile.session.conversation import Conversation
     from phi3mobile.verbs.answering import guide_grammar, guided, open_session, options_from
 
-    conversation = Conversation()
+    conversation = Conversation.load(args.resume) if args.resume and args.resume.exists() else Conversation()
     if args.system:
+        if conversation.messages:
+            raise InputError(f"the conversation in {args.resume} has begun: leave --system out, or give another file")
         conversation.say("system", args.system)
     grammar, options = guide_grammar(args), options_from(args) | {"overflow": "slide"}
     with contextlib.suppress(ImportError):
         import readline  # line editing and history where the platform has it
 
         readline.parse_and_bind("set enable-bracketed-paste on")  # Python turns it off: a pasted text is one message
-    with open_session(args.bundle, args.experts_memory, args.num_crops) as session:
+    with open_session(args.bundle, args.experts_memory, args.num_crops) as session, _kept(args.resume, conversation, session):
         session.parts.chat  # noqa: B018  a bundle without a chat template says so here, not at the first message
         options |= guided(grammar, session)
         print(HELP, file=sys.stderr)
@@ -59,6 +67,25 @@ def run(args: argparse.Namespace) -> None:
                 print("  (Ctrl-D or /exit ends)", file=sys.stderr)
             except UnicodeDecodeError:
                 print("phi3mobile: that line is not UTF-8 text; type it again", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _kept(path: Path | None, conversation: Conversation, session: Session) -> Iterator[None]:
+    """The KV cache as the last time left it; at the end the conversation and the cache are written again."""
+    if path is None:
+        yield
+        return
+    state = path.with_name(f"{path.name}.state")
+    if conversation.messages:
+        print(f"  ({len(conversation.messages)} messages in {path})", file=sys.stderr)
+        try:
+            session.restore(state)
+        except InputError as error:
+            print(f"  (the conversation is read again: {error})", file=sys.stderr)
+    yield
+    conversation.save(path)
+    with contextlib.suppress(InputError):  # an engine that can't: the next time reads the conversation again
+        session.save(state)
 
 
 def _answer(

@@ -288,7 +288,7 @@ def test_free_space_is_read_from_any_table(plugged):  # noqa: F811
 
 @pytest.fixture(scope="module")
 def runner():
-    if not (NATIVE / "p3m_bench").is_file():
+    if not (NATIVE / "p3m").is_file():
         pytest.skip("the runner is not built: make native")
     return NATIVE
 
@@ -379,7 +379,7 @@ def test_a_runner_that_dies_is_explained(plugged, bundle, tmp_path, program, say
     plugged()
     folder = tmp_path / "runner"
     folder.mkdir()
-    (folder / "p3m_bench").write_text(f"#!/bin/sh\n{program}\n")
+    (folder / "p3m").write_text(f"#!/bin/sh\n{program}\n")
     device = Android(Adb(), NativeRunner(folder), poll=0.05)
     plan = Plan(prompts=(), depths=(), cold=1, warm=0, text=0)
     lines = record_of(device, bundle, plan, tmp_path / "record.jsonl")
@@ -420,11 +420,11 @@ def test_the_command_line(plugged, bundle, runner, tmp_path, capsys):  # noqa: F
     record = tmp_path / "record.jsonl"
     command = ["bench", str(bundle.folder), "--device", f"adb:{phone.serial}", "--preset", "quick", "-o", str(record)]
     assert main([*command, "--runner", str(tmp_path)]) == 2
-    assert f"no p3m_bench in {tmp_path}: build it" in capsys.readouterr().err and not record.exists()
+    assert f"no p3m in {tmp_path}: build it" in capsys.readouterr().err and not record.exists()
     assert main([*command, "--runner", str(runner), "--threads", "1", "--keep"]) == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["status"] == "done" and said["decode 128"] > 0 and read_record(record)
-    assert Path(phone.moved(f"{FOLDER}/runner/p3m_bench")).exists()
+    assert Path(phone.moved(f"{FOLDER}/runner/p3m")).exists()
     assert main([*command, "--runner", str(runner)]) == 2 and "exists" in capsys.readouterr().err
 
 
@@ -473,18 +473,15 @@ def test_the_runner_for_arm64_under_qemu(plugged, bundle, tmp_path):  # noqa: F8
     if not (arm / "ready").exists():
         pytest.skip("no cross compiler and qemu in build/arm64: make test-arm64")
     tools = os.environ | {"LD_LIBRARY_PATH": f"{arm}/root/usr/lib/x86_64-linux-gnu"}
-    cmake = Path(sys.executable).with_name("cmake")
-    built = subprocess.run(
-        [cmake, "--build", arm / "native", "--target", "p3m_bench"], env=tools, capture_output=True, text=True
-    )
-    assert built.returncode == 0, built.stderr[-2000:]
-    folder = tmp_path / "runner"
-    folder.mkdir()
-    libraries = f"{arm}/wheel/executorch/lib:{arm}/native"
-    (folder / "p3m_bench").write_text(
-        f"#!/bin/sh\nunset LD_LIBRARY_PATH\nexec {arm}/root/usr/bin/qemu-aarch64-static -L {arm}/root/usr/aarch64-linux-gnu "
-        f'-E LD_LIBRARY_PATH={libraries} {arm}/native/p3m_bench "$@"\n'
-    )
+    scripts, folder = Path(__file__).parents[1] / "core" / "arm64", tmp_path / "runner"
+    for command in ([scripts / "build.sh", arm, sys.executable], [sys.executable, scripts / "runner.py", arm, folder]):
+        built = subprocess.run(command, env=tools, capture_output=True, text=True)
+        assert built.returncode == 0, built.stderr[-2000:]
+    # The phone's processor, in the place of the loader that starts everything.
+    loader = folder / "ld-linux-aarch64.so.1"
+    loader.rename(tmp_path / "loader")
+    qemu = f"{arm}/root/usr/bin/qemu-aarch64-static"
+    loader.write_text(f'#!/bin/sh\nunset LD_LIBRARY_PATH\nexec {qemu} {tmp_path}/loader "$@"\n')
     plugged()
     plan = replace(QUICK, sustain_s=0.2)
     lines = record_of(Android(Adb(), NativeRunner(folder), poll=0.2), bundle, plan, tmp_path / "record.jsonl")

@@ -68,7 +68,7 @@ def record(
             "governor": "walt",
             "memory_bytes": 12e9,
             "build": "vendor/device:15/AP3A/1:user/release-keys",
-            "runner": "p3m_bench",
+            "runner": "p3m",
         },
         "bundle": {
             "name": "phi-3-mini",

@@ -176,7 +176,7 @@ def test_the_wheel_names_its_platform_and_carries_the_runtime(wheel):
     end = "dylib" if sys.platform == "darwin" else "so"
     assert names == {f"libexecutorch{part}.{end}" for part in RUNTIME} | {
         f"libphi3mobile.{end}",
-        "p3m_bench",
+        "p3m",
         "LICENSE-executorch.txt",
     }
     assert wheel.stat().st_size < 20e6

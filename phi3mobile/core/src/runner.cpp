@@ -3,6 +3,8 @@
 #include "attention.h"
 #include "experts.h"
 #include "packed_log.h"
+#include "phi3mobile_session.h"
+#include "state.h"
 
 #include <algorithm>
 #include <atomic>
@@ -225,6 +227,7 @@ int open_model(p3m_model& model, const char* pte_path, const char* packed_cache_
 p3m_model* p3m_open(const char* pte_path, const char* packed_cache_path, int threads, char* error, size_t error_size) {
   executorch::runtime::runtime_init();
   auto model = std::make_unique<p3m_model>();
+  const Listen quiet(model->log);  // counting cores is told, too
   if (packed_cache_path && std::strlen(packed_cache_path) > 255) {
     model->error = "the path of the packed weights is longer than 255 bytes";
   } else if (p3m_set_threads(threads)) {
@@ -392,6 +395,47 @@ int64_t p3m_expert_statistics(const p3m_model* model, int64_t* values, int64_t c
   const int64_t count = sizeof all / sizeof *all;
   std::copy(all, all + std::min(count, capacity), values);
   return count;
+}
+
+namespace {
+
+// The memory of the method that holds the KV cache.
+phi3mobile::Memory memory_of(const p3m_model& model) {
+  phi3mobile::Memory memory;
+  for (const Method& method : model.methods) {
+    if (method.name != kForward && method.name != kDecode) continue;
+    for (const auto& span : method.spans) memory.emplace_back(span.data(), span.size());
+  }
+  return memory;
+}
+
+// What `work` gives; -1 and one line if it throws.
+template <class Work>
+int64_t reported(char* error, size_t error_size, Work work) {
+  try {
+    return work();
+  } catch (const std::exception& wrong) {
+    if (error && error_size) std::snprintf(error, error_size, "%s", wrong.what());
+    return -1;
+  }
+}
+
+}  // namespace
+
+int64_t p3m_save_state(p3m_model* model, const char* path, const char* about, char* error, size_t error_size) {
+  return reported(error, error_size, [&] { return phi3mobile::save_state(path, about, memory_of(*model)); });
+}
+
+int p3m_load_state(p3m_model* model, const char* path, char* error, size_t error_size) {
+  return int(reported(error, error_size, [&] { return phi3mobile::load_state(path, memory_of(*model)), int64_t(0); }));
+}
+
+int64_t p3m_state_about(const char* path, char* about, size_t capacity, char* error, size_t error_size) {
+  return reported(error, error_size, [&] {
+    const std::string text = phi3mobile::state_about(path);
+    if (about && capacity) std::snprintf(about, capacity, "%s", text.c_str());
+    return int64_t(text.size());
+  });
 }
 
 void p3m_close(p3m_model* model) {

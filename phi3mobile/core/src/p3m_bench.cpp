@@ -1,6 +1,7 @@
-// The protocol's steps on a phone, without Python: p3m_bench MODEL.pte [key=value]... STEP...
+// The protocol's steps on a phone, without Python: p3m bench MODEL.pte [key=value]... STEP...
 // Steps and printed lines are those of bench/steps.py. Keys: packed (file for packed weights), threads, chunk (most tokens of
 // one forward), context, original (LongRoPE's switch; 0: none), cold (1: ask the system to drop the model from its file cache).
+#include "p3m.h"
 #include "phi3mobile.h"
 
 #include <fcntl.h>
@@ -207,8 +208,8 @@ struct Steps {
 
 }  // namespace
 
-int main(int count, char** arguments) {
-  if (count < 2) return std::fprintf(stderr, "usage: p3m_bench MODEL.pte [key=value]... STEP...\n"), 2;
+int bench(int count, char** arguments) {
+  if (count < 2) return std::fprintf(stderr, "usage: p3m bench MODEL.pte [key=value]... STEP...\n"), 2;
   std::map<std::string, std::string> option;
   std::vector<std::string> steps;
   for (int i = 2; i < count; ++i) {

@@ -1,0 +1,30 @@
+// A bundle's .pte as the engine of a session.
+#pragma once
+
+#include "base/json.h"
+#include "bundle.h"
+#include "phi3mobile.h"
+#include "session/engine.h"
+
+#include <memory>
+#include <string>
+
+namespace phi3mobile {
+
+class PteEngine : public Engine {
+ public:
+  // options: see p3m_session_open. InputError: the runtime can't run the bundle, or this machine lacks the memory.
+  static std::unique_ptr<PteEngine> open(const Bundle& bundle, const Json& options);
+  ~PteEngine() override { p3m_close(model_); }
+
+  const float* forward(const int64_t* tokens, int64_t count, int64_t position, bool is_long) override;
+  bool keeps_state() const override { return true; }
+  p3m_model* model() const { return model_; }
+
+ private:
+  PteEngine(const EngineInfo& info, p3m_model* model) : Engine(info), model_(model) {}
+
+  p3m_model* model_;
+};
+
+}  // namespace phi3mobile

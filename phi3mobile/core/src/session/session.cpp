@@ -1,0 +1,271 @@
+#include "session/session.h"
+
+#include "base/error.h"
+#include "text/chat.h"
+#include "text/unicode.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace phi3mobile {
+
+namespace {
+
+constexpr int64_t kMaxTokens = 512;  // of an answer, where nobody says
+
+constexpr const char* kKeys[] = {"messages", "prompt", "max_tokens", "stop", "overflow", "lookup", "repetition", "temperature",
+    "top_k", "top_p", "min_p", "repetition_penalty", "seed"};
+
+void check_keys(const Json& request) {
+  if (!request.is_object()) throw InputError("the request is no JSON object; give one with messages or a prompt");
+  for (const auto& [name, value] : request.object()) {
+    const bool known = std::any_of(std::begin(kKeys), std::end(kKeys), [&](const char* key) { return name == key; });
+    if (!known) throw InputError("the request has the key " + quoted(name) + "; allowed are the arguments of p3m_session_start");
+  }
+  if (request["messages"].is_null() == request["prompt"].is_null()) {
+    throw InputError("the request has messages and a prompt, or neither: give one of them");
+  }
+}
+
+bool flag(const Json& request, const char* name) {
+  const Json& value = request[name];
+  if (!value.is_null() && !value.is_bool()) throw InputError(std::string(name) + " is " + value.dump() + "; it must be true or false");
+  return value.is_bool() && value.boolean();
+}
+
+std::optional<int64_t> max_tokens(const Json& request) {
+  if (!request.has("max_tokens")) return kMaxTokens;
+  const Json& value = request["max_tokens"];
+  if (value.is_null()) return std::nullopt;
+  if (!value.is_integer() || value.integer() < 1) {
+    throw InputError("max_tokens is " + value.dump() + "; it must be an integer, 1 or more, or null for no limit");
+  }
+  return value.integer();
+}
+
+std::vector<std::string> stops(const Json& request) {
+  const Json& value = request["stop"];
+  std::vector<std::string> found;
+  bool ok = value.is_null() || value.is_array();
+  if (ok && value.is_array()) {
+    for (const Json& text : value.array()) {
+      ok &= text.is_string() && !text.string().empty();
+      if (ok) found.push_back(text.string());
+    }
+  }
+  if (!ok) throw InputError("stop is " + value.dump() + "; it must be a list of strings, none of them empty");
+  return found;
+}
+
+bool slides(const Json& request) {
+  const Json& value = request["overflow"];
+  const bool slide = value.is_string() && value.string() == "slide";
+  if (!value.is_null() && !slide && !(value.is_string() && value.string() == "stop")) {
+    throw InputError("overflow is " + value.dump() + "; it must be \"stop\" or \"slide\"");
+  }
+  return slide;
+}
+
+// A content: a text, or a list of texts, which are joined.
+std::string content_of(const Json& content, const std::string& where) {
+  if (content.is_string()) return content.string();
+  std::string joined;
+  bool ok = content.is_array() && !content.array().empty();
+  if (ok) {
+    for (const Json& part : content.array()) {
+      const Json& type = part["type"];
+      if (type.is_string() && type.string() == "image") {
+        throw InputError("a picture was given, and this session reads text only: leave it out");
+      }
+      ok &= type.is_string() && type.string() == "text" && part["text"].is_string();
+      if (ok) joined += part["text"].string();
+    }
+  }
+  if (!ok) throw InputError(where + " has no text as its content; give {\"role\": \"user\", \"content\": \"...\"}");
+  return joined;
+}
+
+Json::Array messages_of(const Json& given) {
+  if (!given.is_array() || given.array().empty()) throw InputError("there are no messages; give at least one user message");
+  Json::Array messages;
+  for (const Json& message : given.array()) {
+    const std::string where = "message " + std::to_string(messages.size());
+    if (!message["role"].is_string()) throw InputError(where + " is " + message.dump().substr(0, 80) + "; it must have a role and a content");
+    Json checked;
+    checked.set("role", message["role"]);
+    checked.set("content", content_of(message["content"], where));
+    messages.push_back(std::move(checked));
+  }
+  if (messages.back()["role"].string() == "user" && stripped(messages.back()["content"].string()).empty()) {
+    throw InputError("the prompt is empty: the last user message has no text; write one");
+  }
+  return messages;
+}
+
+// numpy's percentile with linear interpolation, of sorted values.
+double percentile(const std::vector<double>& sorted, double percent) {
+  if (sorted.empty()) return 0;
+  const double at = percent / 100 * double(sorted.size() - 1);
+  const size_t low = size_t(at), high = std::min(low + 1, sorted.size() - 1);
+  return sorted[low] + (sorted[high] - sorted[low]) * (at - double(low));
+}
+
+}  // namespace
+
+Session::Session(Parts parts, std::unique_ptr<Engine> engine)
+    : parts_(std::move(parts)), engine_(std::move(engine)), rows_(*engine_) {}
+
+std::vector<int64_t> Session::encode(const Json::Array& messages) const {
+  if (parts_.segments.is_null()) {
+    throw InputError(parts_.template_given
+            ? "this bundle's chat template is not regular enough for plain segments: render it elsewhere and give a prompt"
+            : "this bundle has no chat template: it completes text only, give a prompt");
+  }
+  return parts_.tokenizer->encode(spans(parts_.segments, messages));
+}
+
+void Session::too_long(int64_t length, const std::string& what) const {
+  throw InputError(what + " " + std::to_string(length) + " tokens; the context holds " + std::to_string(engine_->info.max_context) +
+      ", of which the answer needs at least 1: shorten it, drop older messages, or export with a larger context");
+}
+
+void Session::start(const Json& request) {
+  check_keys(request);
+  const bool slide = slides(request), raw = !request["prompt"].is_null();
+  std::unique_ptr<Window> window;
+  AnswerOptions options;
+  if (raw) {
+    if (!request["prompt"].is_string() || request["prompt"].string().empty()) throw InputError("the prompt is empty; write some text");
+    options.prompt = parts_.tokenizer->encode(request["prompt"].string());
+  } else {
+    auto messages = messages_of(request["messages"]);
+    if (slide) {
+      window = std::make_unique<Window>(
+          std::move(messages), [this](const auto& kept) { return encode(kept); }, engine_->info.max_context,
+          [this](const auto& tokens) { return rows_.common(tokens); });
+      auto tokens = window->tokens({});
+      if (!tokens) too_long(int64_t(window->smallest().size()), "the system message and the last turn alone have");
+      options.prompt = std::move(*tokens);
+    } else {
+      options.prompt = encode(messages);
+    }
+  }
+  options.sampling = chosen_sampling(request, parts_.sampling);
+  options.max_tokens = max_tokens(request);
+  options.eos = parts_.eos;
+  options.lookup = flag(request, "lookup");
+  options.repetition = flag(request, "repetition");
+  const auto stop = stops(request);
+  if (options.prompt.empty()) throw InputError("the prompt has no tokens; write some text");
+  if (int64_t(options.prompt.size()) >= engine_->info.max_context) too_long(int64_t(options.prompt.size()), "the prompt has");
+  options.cancelled = [this] { return cancelled_.load(); };
+  if (window) {
+    options.slide = [this](const std::vector<int64_t>& answer) {
+      const int64_t before = window_->dropped;
+      auto tokens = window_->tokens(answer);
+      if (window_->dropped > before) note_dropped();
+      return tokens;
+    };
+  }
+  cancelled_ = false;
+  window_ = std::move(window);
+  answer_ = std::make_unique<Answer>(rows_, std::move(options));
+  if (window_ && window_->dropped) note_dropped();
+  gate_ = std::make_unique<StopGate>(stop);
+  text_ = std::make_unique<TextStream>(parts_.tokenizer->stream(!raw));
+  finished_ = false;
+}
+
+void Session::note_dropped() {
+  answer_->notes.push_back(
+      {"window", "context full: the oldest " + std::to_string(window_->dropped) + " messages are left out"});
+}
+
+Event Session::next() {
+  if (finished_) return {Event::Kind::Done, last_};
+  try {
+    for (;;) {
+      switch (answer_->next()) {
+        case Answer::Step::Noted: {
+          Json note{Json::Object()};
+          note.set("kind", answer_->notes.front().kind);
+          note.set("message", answer_->notes.front().message);
+          answer_->notes.pop_front();
+          return {Event::Kind::Note, note.dump()};
+        }
+        case Answer::Step::Prefilled:
+          if (answer_->progress.done < answer_->progress.total) {
+            Json progress{Json::Object()};
+            progress.set("done", answer_->progress.done);
+            progress.set("total", answer_->progress.total);
+            return {Event::Kind::Progress, progress.dump()};
+          }
+          break;
+        case Answer::Step::Token: {
+          std::string shown = gate_->push(text_->push(answer_->token));
+          if (gate_->hit()) return shown.empty() ? done() : ended(std::move(shown));
+          if (!shown.empty()) return {Event::Kind::Text, std::move(shown)};
+          break;
+        }
+        case Answer::Step::End: {
+          std::string shown = gate_->push(text_->finish());
+          shown += gate_->finish();
+          return shown.empty() ? done() : ended(std::move(shown));
+        }
+      }
+    }
+  } catch (...) {
+    answer_->finish_reason = "error";
+    done();
+    throw;
+  }
+}
+
+// The last piece of text; Done follows.
+Event Session::ended(std::string shown) {
+  done();
+  return {Event::Kind::Text, std::move(shown)};
+}
+
+Event Session::done() {
+  if (gate_->hit()) answer_->finish_reason = "stop_string";
+  finished_ = true;
+  last_ = statistics().dump();
+  return {Event::Kind::Done, last_};
+}
+
+void Session::reset() {
+  finished_ = true;
+  rows_.clear();
+}
+
+Json Session::statistics() const {
+  const Answer& a = *answer_;
+  std::vector<double> gaps(a.times.empty() ? a.times.end() : a.times.begin() + 1, a.times.end());
+  double decode_s = -a.refill_s;
+  for (const double gap : gaps) decode_s += gap;
+  decode_s = std::max(0.0, decode_s);
+  std::sort(gaps.begin(), gaps.end());
+  Json found{Json::Object()};
+  found.set("finish_reason", a.finish_reason);
+  found.set("prompt_tokens", a.prompt_tokens);
+  found.set("reused_tokens", a.reused_tokens.value_or(0));
+  found.set("prefilled_tokens", a.prefilled_tokens);
+  found.set("generated_tokens", a.generated_tokens);
+  found.set("ttft_s", a.times.empty() ? 0.0 : a.times.front());
+  found.set("prefill_s", a.prefill_s);
+  found.set("decode_s", decode_s);
+  found.set("engine_s", a.engine_s());
+  found.set("prefill_tokens_per_s", a.prefill_s > 0 ? double(a.prefilled_tokens) / a.prefill_s : 0.0);
+  found.set("decode_tokens_per_s", decode_s > 0 ? double(gaps.size()) / decode_s : 0.0);
+  found.set("interval_p50_ms", 1000 * percentile(gaps, 50));
+  found.set("interval_p95_ms", 1000 * percentile(gaps, 95));
+  found.set("long_switch", a.long_switch);
+  found.set("forwards", a.forwards);
+  found.set("drafted", a.drafted);
+  found.set("accepted", a.accepted);
+  found.set("dropped_messages", window_ ? window_->dropped : int64_t(0));
+  return found;
+}
+
+}  // namespace phi3mobile

@@ -1,0 +1,71 @@
+// Messages or a prompt in, streamed text and statistics out, over any engine: phi3mobile/session/session.py.
+#pragma once
+
+#include "base/json.h"
+#include "session/answer.h"
+#include "session/engine.h"
+#include "session/stop_gate.h"
+#include "session/window.h"
+#include "text/tokenizer.h"
+
+#include <atomic>
+#include <deque>
+#include <memory>
+#include <string>
+
+namespace phi3mobile {
+
+// What a session takes from a bundle.
+struct Parts {
+  std::shared_ptr<const Tokenizer> tokenizer;
+  Json segments;  // of the chat template; null: it has none, `template_given` says why
+  bool template_given = false;
+  std::unordered_set<int64_t> eos;
+  Sampling sampling;  // where nobody says
+};
+
+struct Event {
+  enum class Kind { Text, Note, Progress, Done } kind;
+  std::string text;  // Text: a piece; Note, Progress, Done: JSON
+};
+
+class Session {
+ public:
+  Session(Parts parts, std::unique_ptr<Engine> engine);
+
+  // Begins an answer, ending the one before. request: see p3m_session_start. InputError: what is wrong with it.
+  void start(const Json& request);
+  // The next event; after Done, Done again. std::runtime_error: the engine failed, which ended the answer.
+  Event next();
+  void cancel() { cancelled_ = true; }
+  void reset();
+
+  Rows& rows() { return rows_; }
+  const Engine& engine() const { return *engine_; }
+
+ private:
+  std::vector<int64_t> encode(const Json::Array& messages) const;
+  [[noreturn]] void too_long(int64_t length, const std::string& what) const;
+  void note_dropped();
+  Event ended(std::string shown);
+  Event done();
+  Json statistics() const;
+
+  Parts parts_;
+  std::unique_ptr<Engine> engine_;
+  Rows rows_;
+  std::atomic<bool> cancelled_{false};
+  std::unique_ptr<Window> window_;
+  std::unique_ptr<Answer> answer_;
+  std::unique_ptr<StopGate> gate_;
+  std::unique_ptr<TextStream> text_;
+  bool finished_ = true;
+  std::string last_;  // the last answer's statistics
+};
+
+// The sampling of a request: what it gives by name, else the bundle's (phi3mobile/session/defaults.py).
+Sampling chosen_sampling(const Json& request, Sampling chosen);
+// How answers are sampled where nobody says: a manifest's `generation` section, for a model of so many parameters.
+Sampling default_sampling(const Json& generation, int64_t parameters);
+
+}  // namespace phi3mobile

@@ -1,0 +1,264 @@
+// phi3mobile_session.h: the border, where exceptions become lines of text.
+#include "phi3mobile_session.h"
+
+#include "base/error.h"
+#include "bundle.h"
+#include "pte_engine.h"
+#include "session/session.h"
+
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+using phi3mobile::Bundle;
+using phi3mobile::Event;
+using phi3mobile::InputError;
+using phi3mobile::Json;
+
+struct p3m_bundle {
+  explicit p3m_bundle(const char* folder) : bundle(folder), manifest(bundle.manifest().dump()) {}
+  Bundle bundle;
+  std::string manifest;
+};
+
+struct p3m_session {
+  p3m_session(std::string program, phi3mobile::Parts parts, std::unique_ptr<phi3mobile::Engine> engine, p3m_model* model)
+      : program(std::move(program)), model(model), session(std::move(parts), std::move(engine)) {}
+  std::string program;  // hash of the bundle's program: what a saved state belongs to
+  p3m_model* model;     // null: an engine of the host's
+  phi3mobile::Session session;
+  std::string shown;  // the last event's text
+};
+
+namespace {
+
+void tell(const std::string& what, char* error, size_t error_size) {
+  if (error && error_size) std::snprintf(error, error_size, "%s", what.c_str());
+}
+
+// What `work` gives, or `failed` and one line.
+template <class Result, class Work>
+Result guarded(Result failed, char* error, size_t error_size, Work work) {
+  try {
+    return work();
+  } catch (const std::bad_alloc&) {
+    tell("there is not enough memory: close programs or use a smaller model", error, error_size);
+  } catch (const std::exception& wrong) {
+    tell(wrong.what(), error, error_size);
+  } catch (...) {
+    tell("an unknown error", error, error_size);
+  }
+  return failed;
+}
+
+const char* required(const char* text, const char* what) {
+  if (!text) throw InputError(std::string(what) + " is null: give one");
+  return text;
+}
+
+template <class Handle>
+Handle& required(Handle* handle, const char* what) {
+  if (!handle) throw InputError(std::string("the ") + what + " is null: open one first");
+  return *handle;
+}
+
+// An engine of the host's.
+class HostEngine : public phi3mobile::Engine {
+ public:
+  HostEngine(const phi3mobile::EngineInfo& info, const p3m_engine& host) : Engine(info), host_(host) {}
+  ~HostEngine() override {
+    if (host_.close) host_.close(host_.user);
+  }
+
+  const float* forward(const int64_t* tokens, int64_t count, int64_t position, bool is_long) override {
+    logits_.resize(size_t(count) * size_t(info.vocab));
+    const bool marked = info.original_context && (is_long || position + count > *info.original_context);
+    char error[512] = "";
+    if (host_.forward(host_.user, tokens, count, position, marked, logits_.data(), error, sizeof error)) {
+      error[sizeof error - 1] = 0;
+      throw std::runtime_error(*error ? error : "the application's engine failed without saying why");
+    }
+    return logits_.data();
+  }
+
+  void reset() override {
+    if (host_.reset) host_.reset(host_.user);
+  }
+
+ private:
+  p3m_engine host_;
+  std::vector<float> logits_;
+};
+
+std::string program_hash(const Bundle& bundle) {
+  const auto& files = bundle.manifest()["files"];
+  return files[bundle.manifest()["runtime"]["program"].string()]["sha256"].is_string()
+      ? files[bundle.manifest()["runtime"]["program"].string()]["sha256"].string()
+      : "";
+}
+
+constexpr const char* kState = "phi3mobile-state";
+
+// What is kept beside the KV cache: whose it is, and which tokens.
+std::string about_state(p3m_session& s) {
+  const phi3mobile::Rows& rows = s.session.rows();
+  Json::Array tokens(rows.tokens.begin(), rows.tokens.end());
+  Json about{Json::Object()};
+  about.set("format", kState);
+  about.set("program", s.program);
+  about.set("runtime", p3m_runtime_version());
+  about.set("long", rows.is_long);
+  about.set("farthest", rows.farthest);
+  about.set("tokens", std::move(tokens));
+  return about.dump();
+}
+
+// Takes it into the rows. InputError: it is another program's.
+void take_state(p3m_session& s, const Json& about, const std::string& path) {
+  const auto is = [&](const char* name, const std::string& value) {
+    return about[name].is_string() && about[name].string() == value;
+  };
+  if (!is("format", kState) || !about["tokens"].is_array() || !about["long"].is_bool() || !about["farthest"].is_integer()) {
+    throw InputError(path + " is no state of a session; give a file that p3m_session_save wrote");
+  }
+  if (!is("program", s.program)) throw InputError(path + " was saved with another bundle: prefill again");
+  if (!is("runtime", p3m_runtime_version())) throw InputError(path + " was saved with another runtime: prefill again");
+  const auto& info = s.session.engine().info;
+  phi3mobile::Rows& rows = s.session.rows();
+  std::vector<int64_t> tokens;
+  for (const Json& token : about["tokens"].array()) {
+    if (!token.is_integer() || token.integer() < 0 || token.integer() >= info.vocab) throw InputError(path + " is damaged: prefill again");
+    tokens.push_back(token.integer());
+  }
+  if (int64_t(tokens.size()) > info.max_context) throw InputError(path + " is damaged: prefill again");
+  rows.tokens = std::move(tokens);
+  rows.is_long = about["long"].boolean();
+  rows.farthest = about["farthest"].integer();
+}
+
+}  // namespace
+
+int p3m_api_version(void) { return P3M_API_VERSION; }
+
+p3m_bundle* p3m_bundle_open(const char* folder, char* error, size_t error_size) {
+  return guarded<p3m_bundle*>(nullptr, error, error_size, [&] { return new p3m_bundle(required(folder, "the folder")); });
+}
+
+const char* p3m_bundle_manifest(const p3m_bundle* bundle) { return bundle ? bundle->manifest.c_str() : nullptr; }
+
+int p3m_bundle_verify(const p3m_bundle* bundle, int (*progress)(void*, int64_t, int64_t), void* user, char* error, size_t error_size) {
+  return guarded(-1, error, error_size, [&] {
+    required(bundle, "bundle").bundle.verify(
+        [&](int64_t done, int64_t total) { return !progress || progress(user, done, total) != 0; });
+    return 0;
+  });
+}
+
+void p3m_bundle_close(p3m_bundle* bundle) { delete bundle; }
+
+p3m_session* p3m_session_open(const char* folder, const char* options, char* error, size_t error_size) {
+  return guarded<p3m_session*>(nullptr, error, error_size, [&] {
+    const Bundle bundle(required(folder, "the folder"));
+    auto parts = bundle.parts();
+    auto engine = phi3mobile::PteEngine::open(bundle, options ? Json::parse(options, "the options") : Json());
+    p3m_model* model = engine->model();
+    return new p3m_session(program_hash(bundle), std::move(parts), std::move(engine), model);
+  });
+}
+
+p3m_session* p3m_session_open_with(const char* folder, const p3m_engine* engine, char* error, size_t error_size) {
+  return guarded<p3m_session*>(nullptr, error, error_size, [&] {
+    const p3m_engine& given = required(engine, "engine");
+    if (given.version != P3M_API_VERSION) {
+      throw InputError("the engine says version " + std::to_string(given.version) + ", this library has " +
+          std::to_string(P3M_API_VERSION) + ": build it with this library's headers");
+    }
+    if (!given.forward) throw InputError("the engine has no forward: give the function");
+    struct Close {
+      const p3m_engine* engine;
+      ~Close() {
+        if (engine && engine->close) engine->close(engine->user);
+      }
+    } close{&given};
+    const Bundle bundle(required(folder, "the folder"));
+    auto parts = bundle.parts();
+    auto host = std::make_unique<HostEngine>(bundle.info(), given);
+    close.engine = nullptr;  // the HostEngine closes it
+    return new p3m_session(program_hash(bundle), std::move(parts), std::move(host), nullptr);
+  });
+}
+
+int p3m_session_start(p3m_session* session, const char* request, char* error, size_t error_size) {
+  return guarded(-1, error, error_size, [&] {
+    required(session, "session").session.start(Json::parse(required(request, "the request"), "the request"));
+    return 0;
+  });
+}
+
+int p3m_session_next(p3m_session* session, const char** text, size_t* size) {
+  static const std::string kNull = "the session is null: open one first";
+  const std::string* shown = &kNull;
+  int kind = P3M_EVENT_ERROR;
+  if (session) {
+    char error[2000] = "";
+    kind = guarded(int(P3M_EVENT_ERROR), error, sizeof error, [&] {
+      Event event = session->session.next();
+      session->shown = std::move(event.text);
+      switch (event.kind) {
+        case Event::Kind::Text: return int(P3M_EVENT_TEXT);
+        case Event::Kind::Note: return int(P3M_EVENT_NOTE);
+        case Event::Kind::Progress: return int(P3M_EVENT_PROGRESS);
+        case Event::Kind::Done: break;
+      }
+      return int(P3M_EVENT_DONE);
+    });
+    if (kind == P3M_EVENT_ERROR) session->shown = error;
+    shown = &session->shown;
+  }
+  if (text) *text = shown->c_str();
+  if (size) *size = shown->size();
+  return kind;
+}
+
+void p3m_session_cancel(p3m_session* session) {
+  if (session) session->session.cancel();
+}
+
+void p3m_session_reset(p3m_session* session) {
+  if (session) session->session.reset();
+}
+
+int64_t p3m_session_save(p3m_session* session, const char* path, char* error, size_t error_size) {
+  return guarded(int64_t(-1), error, error_size, [&] {
+    p3m_session& s = required(session, "session");
+    if (!s.model) throw InputError("the application's engine keeps its own KV cache: the session can't save it");
+    const std::string about = about_state(s);
+    char reason[1000] = "";
+    const int64_t size = p3m_save_state(s.model, required(path, "the path"), about.c_str(), reason, sizeof reason);
+    if (size < 0) throw InputError(reason);
+    return size;
+  });
+}
+
+int64_t p3m_session_restore(p3m_session* session, const char* path, char* error, size_t error_size) {
+  return guarded(int64_t(-1), error, error_size, [&] {
+    p3m_session& s = required(session, "session");
+    if (!s.model) throw InputError("the application's engine keeps its own KV cache: the session can't restore one");
+    s.session.reset();
+    char reason[1000] = "";
+    const int64_t size = p3m_state_about(required(path, "the path"), nullptr, 0, reason, sizeof reason);
+    if (size < 0) throw InputError(reason);
+    std::string about(size_t(size) + 1, '\0');
+    p3m_state_about(path, about.data(), about.size(), reason, sizeof reason);
+    about.pop_back();
+    const Json read = Json::parse(about, path);
+    if (p3m_load_state(s.model, path, reason, sizeof reason)) throw InputError(reason);
+    take_state(s, read, path);
+    return int64_t(s.session.rows().tokens.size());
+  });
+}
+
+void p3m_session_close(p3m_session* session) { delete session; }
