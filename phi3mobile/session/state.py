@@ -71,7 +71,5 @@ def restore_state(rows: Rows, parts: Any, path: Path) -> int:
 def _checked(rows: Rows, parts: Any) -> tuple[KeepsState, str]:
     """The engine, and the hash of the bundle's program."""
     if not isinstance(rows.engine, KeepsState) or not isinstance(parts, Bundle):
-        raise InputError(
-            f"{type(rows.engine).__name__} can't keep its KV cache in a file: bundles of the native engine can"
-        )
+        raise InputError(f"{type(rows.engine).__name__} can't keep its KV cache in a file: bundles of the native engine can")
     return rows.engine, parts.manifest["files"][parts.manifest["runtime"]["program"]]["sha256"]
