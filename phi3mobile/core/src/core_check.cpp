@@ -38,7 +38,8 @@ class ChainEngine : public Engine {
       const uint64_t fed = token * 0x9E3779B97F4A7C15 + uint64_t(at) * 0xC2B2AE3D27D4EB4F + all_long * 0x165667B19E3779F9;
       const uint64_t state = states_.at(size_t(at)) = mixed(before ^ fed);
       float* to = logits_.data() + row * info.vocab;
-      for (int64_t v = 0; v < info.vocab; ++v) to[v] = float(mixed(state + uint64_t(v) * 0x9E3779B97F4A7C15) >> 40) / float(1 << 20);
+      for (int64_t v = 0; v < info.vocab; ++v)
+        to[v] = float(mixed(state + uint64_t(v) * 0x9E3779B97F4A7C15) >> 40) / float(1 << 20);
       to[(5 * token) % uint64_t(info.vocab)] += 8;
     }
     return logits_.data();
@@ -82,15 +83,26 @@ const std::vector<std::string> kRequests = {
 };
 
 std::string damaged(std::string text, std::mt19937_64& rng) {
-  static const std::string parts[] = {"-1", "null", "[]", "{}", "\"\"", "1e9", "99999999999", "\xFF", "\\ud800", "{\"a\":", "}"};
+  static const std::string parts[] = {
+      "-1", "null", "[]", "{}", "\"\"", "1e9", "99999999999", "\xFF", "\\ud800", "{\"a\":", "}"};
   for (uint64_t n = 1 + rng() % 4; n > 0 && !text.empty(); --n) {
     const size_t at = rng() % text.size();
     switch (rng() % 5) {
-      case 0: text[at] = char(rng()); break;
-      case 1: text.erase(at, 1 + rng() % 20); break;
-      case 2: text.insert(at, parts[rng() % std::size(parts)]); break;
-      case 3: text.resize(at); break;
-      default: text.insert(at, text.substr(rng() % text.size(), rng() % 40)); break;
+      case 0:
+        text[at] = char(rng());
+        break;
+      case 1:
+        text.erase(at, 1 + rng() % 20);
+        break;
+      case 2:
+        text.insert(at, parts[rng() % std::size(parts)]);
+        break;
+      case 3:
+        text.resize(at);
+        break;
+      default:
+        text.insert(at, text.substr(rng() % text.size(), rng() % 40));
+        break;
     }
   }
   return text;

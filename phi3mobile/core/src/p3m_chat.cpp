@@ -64,13 +64,20 @@ Arguments parsed(int count, char** given, size_t least, size_t most) {
       if (i + 1 == count) throw std::invalid_argument(name + " needs a value");
       return std::string(given[++i]);
     };
-    if (name.rfind("--", 0) != 0) found.plain.push_back(name);
-    else if (name == "--system") found.system = value();
-    else if (name == "--stop") stop.emplace_back(value());
-    else if (name == "--cache") found.options.set("cache", value());
-    else if (name == "--raw") found.raw = true;
-    else if (name == "--slide") found.request.set("overflow", "slide");
-    else if (name == "--stats") found.statistics = true;
+    if (name.rfind("--", 0) != 0)
+      found.plain.push_back(name);
+    else if (name == "--system")
+      found.system = value();
+    else if (name == "--stop")
+      stop.emplace_back(value());
+    else if (name == "--cache")
+      found.options.set("cache", value());
+    else if (name == "--raw")
+      found.raw = true;
+    else if (name == "--slide")
+      found.request.set("overflow", "slide");
+    else if (name == "--stats")
+      found.statistics = true;
     else if (name == "--max-tokens") {
       const Json limit = number_of(name, value(), true);
       found.request.set("max_tokens", limit.integer() ? limit : Json());
@@ -85,7 +92,8 @@ Arguments parsed(int count, char** given, size_t least, size_t most) {
     }
   }
   if (!stop.empty()) found.request.set("stop", std::move(stop));
-  if (found.plain.size() < least || found.plain.size() > most) throw std::invalid_argument("wrong number of arguments: see p3m --help");
+  if (found.plain.size() < least || found.plain.size() > most)
+    throw std::invalid_argument("wrong number of arguments: see p3m --help");
   return found;
 }
 
@@ -98,7 +106,8 @@ void interrupt(int) {
 
 SessionHandle opened(const Arguments& arguments) {
   char error[2000] = "";
-  SessionHandle session(p3m_session_open(arguments.plain.front().c_str(), arguments.options.dump().c_str(), error, sizeof error));
+  SessionHandle session(
+      p3m_session_open(arguments.plain.front().c_str(), arguments.options.dump().c_str(), error, sizeof error));
   if (!session) throw std::invalid_argument(error);
   return session;
 }
@@ -153,12 +162,18 @@ class Chat {
   // False: the user leaves.
   bool line(const std::string& text) {
     if (text == "/exit" || text == "/quit") return false;
-    if (text == "/reset") begin();
-    else if (text == "/undo") undo();
-    else if (text.rfind("/save ", 0) == 0) save(text.substr(6));
-    else if (text.rfind("/load ", 0) == 0) load(text.substr(6));
-    else if (text.rfind("/", 0) == 0) std::fprintf(stderr, "commands: /reset, /undo, /save FILE, /load FILE, /exit\n");
-    else if (!text.empty()) say(text);
+    if (text == "/reset")
+      begin();
+    else if (text == "/undo")
+      undo();
+    else if (text.rfind("/save ", 0) == 0)
+      save(text.substr(6));
+    else if (text.rfind("/load ", 0) == 0)
+      load(text.substr(6));
+    else if (text.rfind("/", 0) == 0)
+      std::fprintf(stderr, "commands: /reset, /undo, /save FILE, /load FILE, /exit\n");
+    else if (!text.empty())
+      say(text);
     return true;
   }
 
@@ -196,8 +211,10 @@ class Chat {
   void load(const std::string& path) {
     char error[1000] = "";
     const long long count = p3m_session_restore(session_, path.c_str(), error, sizeof error);
-    if (count < 0) std::fprintf(stderr, "%s\n", error);
-    else std::fprintf(stderr, "%lld tokens are known\n", count);
+    if (count < 0)
+      std::fprintf(stderr, "%s\n", error);
+    else
+      std::fprintf(stderr, "%lld tokens are known\n", count);
   }
 
   p3m_session* session_;
@@ -284,7 +301,8 @@ int tokens(int count, char** given) {
     if (arguments.plain.size() == 2) return show(arguments.plain[1]), 0;
     for (std::string line; read_line(&line);) {
       const Json text = Json::parse(line, "a line");
-      if (!text.is_string()) throw std::invalid_argument("a line is " + text.dump().substr(0, 80) + "; it must be a JSON string");
+      if (!text.is_string())
+        throw std::invalid_argument("a line is " + text.dump().substr(0, 80) + "; it must be a JSON string");
       show(text.string());
     }
     return 0;

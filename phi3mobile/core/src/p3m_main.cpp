@@ -25,7 +25,8 @@ constexpr Verb kVerbs[] = {{"run", run}, {"chat", chat}, {"verify", verify}, {"t
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count == 2 && (!std::strcmp(arguments[1], "--help") || !std::strcmp(arguments[1], "-h"))) return std::fputs(kUsage, stdout), 0;
+  if (count == 2 && (!std::strcmp(arguments[1], "--help") || !std::strcmp(arguments[1], "-h")))
+    return std::fputs(kUsage, stdout), 0;
   for (const Verb& verb : kVerbs) {
     if (count > 1 && !std::strcmp(arguments[1], verb.name)) return verb.main(count - 1, arguments + 1);
   }

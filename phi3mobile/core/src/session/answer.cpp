@@ -49,13 +49,16 @@ Answer::Step Answer::next() {
         if (const Step step = start_prefill(); step == Step::Noted) return step;
         break;
       }
-      case State::Prefill: return prefill_chunk();
-      case State::Sample: return sample();
+      case State::Prefill:
+        return prefill_chunk();
+      case State::Sample:
+        return sample();
       case State::Rejoin: {
         if (const Step step = after_token(); step != Step::Token) return step;
         break;
       }
-      case State::Done: return Step::End;
+      case State::Done:
+        return Step::End;
     }
   }
 }
@@ -88,9 +91,9 @@ Answer::Step Answer::start_prefill() {
   if (start && rows_.is_long != is_long) {
     // A row's keys carry its rope factors, so rows of both kinds in one sequence would not be the model's.
     long_switch = true;
-    notes.push_back({"long_switch",
-        "LongRoPE: the sequence is " + std::string(is_long ? "past " : "within ") + std::to_string(*info.original_context) +
-            " tokens; all " + all + " are prefilled again with the " + (is_long ? "long" : "short") + " factors"});
+    notes.push_back({"long_switch", "LongRoPE: the sequence is " + std::string(is_long ? "past " : "within ") +
+                                        std::to_string(*info.original_context) + " tokens; all " + all +
+                                        " are prefilled again with the " + (is_long ? "long" : "short") + " factors"});
   } else if (!rows_.reaches(start)) {
     notes.push_back({"kv_back",
         "the KV cache keeps " + std::to_string(*info.back) + " tokens to go back by; all " + all + " are prefilled again"});

@@ -20,7 +20,8 @@ void check_keys(const Json& request) {
   if (!request.is_object()) throw InputError("the request is no JSON object; give one with messages or a prompt");
   for (const auto& [name, value] : request.object()) {
     const bool known = std::any_of(std::begin(kKeys), std::end(kKeys), [&](const char* key) { return name == key; });
-    if (!known) throw InputError("the request has the key " + quoted(name) + "; allowed are the arguments of p3m_session_start");
+    if (!known)
+      throw InputError("the request has the key " + quoted(name) + "; allowed are the arguments of p3m_session_start");
   }
   if (request["messages"].is_null() == request["prompt"].is_null()) {
     throw InputError("the request has messages and a prompt, or neither: give one of them");
@@ -29,7 +30,8 @@ void check_keys(const Json& request) {
 
 bool flag(const Json& request, const char* name) {
   const Json& value = request[name];
-  if (!value.is_null() && !value.is_bool()) throw InputError(std::string(name) + " is " + value.dump() + "; it must be true or false");
+  if (!value.is_null() && !value.is_bool())
+    throw InputError(std::string(name) + " is " + value.dump() + "; it must be true or false");
   return value.is_bool() && value.boolean();
 }
 
@@ -90,7 +92,8 @@ Json::Array messages_of(const Json& given) {
   Json::Array messages;
   for (const Json& message : given.array()) {
     const std::string where = "message " + std::to_string(messages.size());
-    if (!message["role"].is_string()) throw InputError(where + " is " + message.dump().substr(0, 80) + "; it must have a role and a content");
+    if (!message["role"].is_string())
+      throw InputError(where + " is " + message.dump().substr(0, 80) + "; it must have a role and a content");
     Json checked;
     checked.set("role", message["role"]);
     checked.set("content", content_of(message["content"], where));
@@ -117,7 +120,8 @@ Session::Session(Parts parts, std::unique_ptr<Engine> engine)
 
 std::vector<int64_t> Session::encode(const Json::Array& messages) const {
   if (parts_.segments.is_null()) {
-    throw InputError(parts_.template_given
+    throw InputError(
+        parts_.template_given
             ? "this bundle's chat template is not regular enough for plain segments: render it elsewhere and give a prompt"
             : "this bundle has no chat template: it completes text only, give a prompt");
   }
@@ -125,8 +129,9 @@ std::vector<int64_t> Session::encode(const Json::Array& messages) const {
 }
 
 void Session::too_long(int64_t length, const std::string& what) const {
-  throw InputError(what + " " + std::to_string(length) + " tokens; the context holds " + std::to_string(engine_->info.max_context) +
-      ", of which the answer needs at least 1: shorten it, drop older messages, or export with a larger context");
+  throw InputError(what + " " + std::to_string(length) + " tokens; the context holds " +
+                   std::to_string(engine_->info.max_context) +
+                   ", of which the answer needs at least 1: shorten it, drop older messages, or export with a larger context");
 }
 
 void Session::start(const Json& request) {
@@ -135,7 +140,8 @@ void Session::start(const Json& request) {
   std::unique_ptr<Window> window;
   AnswerOptions options;
   if (raw) {
-    if (!request["prompt"].is_string() || request["prompt"].string().empty()) throw InputError("the prompt is empty; write some text");
+    if (!request["prompt"].is_string() || request["prompt"].string().empty())
+      throw InputError("the prompt is empty; write some text");
     options.prompt = parts_.tokenizer->encode(request["prompt"].string());
   } else {
     auto messages = messages_of(request["messages"]);
