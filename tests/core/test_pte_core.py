@@ -30,7 +30,10 @@ REQUESTS = (
 )
 
 
-@pytest.mark.parametrize("name", ["tiny-gqa", "tiny-longrope", "small-tiny", "moe-tiny"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("small-tiny", "moe-tiny")]
+
+
+@pytest.mark.parametrize("name", ["tiny-gqa", "tiny-longrope", *SLOW])
 def test_answers_are_those_of_pythons_session(bundle_of, name, tmp_path):
     """LongRoPE's switch and an evicting cache among them, in one session whose cache goes on from answer to answer."""
     bundle = bundle_of(name, "host")
