@@ -5,7 +5,7 @@
 
 phi-4-mini was trained with tools between two control tokens of its own; other models get a description in words. An answer is a
 call if the whole of it is JSON: {"name", "arguments"}, or a list of such. Results go back as messages of the role "tool".
-core/src/session/tools.cpp says and reads the same.
+phi3mobile/core/src/session/tools.cpp says and reads the same.
 """
 
 from __future__ import annotations

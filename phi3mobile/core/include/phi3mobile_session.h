@@ -66,21 +66,24 @@ P3M_API p3m_session* p3m_session_open_with(const char* folder, const p3m_engine*
  *   "lookup"    false; true: draft by quoting prompt and answer: same text, faster where it quotes
  *   "repetition" false: an answer that repeats itself is ended; true: it may
  *   "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed": default the bundle's, else greedy
- * Computes nothing but ids. 0, or -1 and the error; then nothing runs. */
+ *   "tools"     [{"name", "description", "parameters": a JSON schema}]: functions that the answer may ask for; what they gave
+ * is a message {"role": "tool", "name", "content"}. A call's name is one of these; its arguments may break the schema Computes
+ * nothing but ids. 0, or -1 and the error; then nothing runs. */
 P3M_API int p3m_session_start(p3m_session* session, const char* request, char* error, size_t error_size);
 
 enum p3m_event {
-  P3M_EVENT_ERROR = -1,  /* the answer ended by an error: the text is its line */
-  P3M_EVENT_DONE = 0,    /* the answer ended: statistics as JSON; again with every further call */
-  P3M_EVENT_TEXT = 1,    /* a piece of the answer, whole characters */
-  P3M_EVENT_NOTE = 2,    /* JSON {"kind", "message"}: "long_switch", "window", "kv_back", "repetition" */
-  P3M_EVENT_PROGRESS = 3 /* JSON {"done", "total"}: tokens of a prefill that takes several forwards */
+  P3M_EVENT_ERROR = -1,   /* the answer ended by an error: the text is its line */
+  P3M_EVENT_DONE = 0,     /* the answer ended: statistics as JSON; again with every further call */
+  P3M_EVENT_TEXT = 1,     /* a piece of the answer, whole characters */
+  P3M_EVENT_NOTE = 2,     /* JSON {"kind", "message"}: "long_switch", "window", "kv_back", "repetition" */
+  P3M_EVENT_PROGRESS = 3, /* JSON {"done", "total"}: tokens of a prefill that takes several forwards */
+  P3M_EVENT_TOOL_CALL = 4 /* JSON {"name", "arguments"}: the answer asks for a function; such an answer has no text */
 };
 
 /* Works until there is something to show: one forward at most for each token. text (may be null) and size (may be null) are the
- * session's, valid until the next call. Statistics: finish_reason (stop, stop_string, length, context_full, repetition,
- * cancelled, error), counts of tokens, times in seconds and milliseconds, as phi3mobile.Statistics names them; engine_s is the
- * part in forwards. */
+ * session's, valid until the next call. Statistics: finish_reason (stop, tool_calls, stop_string, length, context_full,
+ * repetition, cancelled, error), counts of tokens, times in seconds and milliseconds, as phi3mobile.Statistics names them;
+ * engine_s is the part in forwards. */
 P3M_API int p3m_session_next(p3m_session* session, const char** text, size_t* size);
 
 /* Ends the running answer within one token or one chunk of prefill; its text so far stands. From any thread. */

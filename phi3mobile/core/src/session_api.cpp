@@ -217,6 +217,8 @@ int p3m_session_next(p3m_session* session, const char** text, size_t* size) {
           return int(P3M_EVENT_NOTE);
         case Event::Kind::Progress:
           return int(P3M_EVENT_PROGRESS);
+        case Event::Kind::ToolCall:
+          return int(P3M_EVENT_TOOL_CALL);
         case Event::Kind::Done:
           break;
       }
