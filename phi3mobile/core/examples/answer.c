@@ -3,6 +3,7 @@
 #include <stdio.h>
 
 int main(int count, char** arguments) {
+  if (count != 2) return fprintf(stderr, "usage: answer BUNDLE\n"), 2;
   char error[500];
   p3m_session* session = p3m_session_open(arguments[1], "{\"cache\": \"/tmp/p3m\"}", error, sizeof error);
   if (!session) return fprintf(stderr, "%s\n", error), 1;
