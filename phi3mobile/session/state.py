@@ -1,7 +1,7 @@
 """A session's KV cache in a file, so that what was prefilled is not prefilled again after the process ended.
 
-The file is that of phi3mobile/core/src/state.h, with a JSON text that says whose cache it is; the core's sessions read and write
-the same.
+The file is that of phi3mobile/core/src/state.h, with a JSON text that says whose cache it is; the core's sessions read and
+write the same.
 """
 
 from __future__ import annotations
