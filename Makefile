@@ -7,7 +7,7 @@ SOURCES := $(shell find phi3mobile/core -name '*.cpp' -o -name '*.h')
 # Folders with modules: they change when a module comes, goes or moves. "/.": bench is a target, too.
 FOLDERS := $(addsuffix /.,$(shell find phi3mobile export bench training apps/assistant -type d -not -name __pycache__ -not -path '*/native*'))
 
-.PHONY: demo setup native wheel test test-all test-arm64 arm64-runner test-macos lint typed format docs bench
+.PHONY: demo setup native wheel test test-all test-arm64 arm64-runner test-macos android lint typed format docs bench
 
 demo: setup
 	$(BIN)/phi3mobile demo --folder build/demo
@@ -78,6 +78,12 @@ arm64-runner: setup
 test-macos: setup
 	$(BIN)/python -m pip install -q "ziglang==0.17.1"
 	$(BIN)/python -m pytest -q -m slow tests/core/macos
+
+# The Kotlin SDK: AAR, sample APK and AAB in build/android, and what tests/apps/android runs on the JVM. Needs a JDK 17 and npm, and
+# Debian for the APK; no Android SDK, and so no native libraries for Android (docs/android.md).
+android: setup
+	apps/android/tools.sh build/android $(BIN)/python
+	$(BIN)/python apps/android/build.py build/android aar apk aab jni tests
 
 lint: setup typed
 	$(BIN)/ruff check .

@@ -1,4 +1,6 @@
-"""The installed app as the runner of an Android phone: started by an intent, it measures itself (apps/assistant/bench.py).
+"""The installed app as the runner of an Android phone: started by an intent, it measures itself.
+
+The Kivy assistant (apps/assistant/bench.py), or any app with our SDK that hands on the intent's extra (Bench.kt).
 
 The folder of the app's shared storage must be the app's own: where it has never run, it is started once to make it.
 """
@@ -23,22 +25,26 @@ ACTIVITY = "org.kivy.android.PythonActivity"  # of python-for-android
 class AppRunner:
     """Implements android.Runner. `app`: its package."""
 
-    packs = False  # ExecuTorch's Java package keeps packed weights in memory
     start_within = 120.0  # seconds to the first line: Python is unpacked at the first start
 
     def __init__(self, app: str, folder: str | None = None) -> None:
+        self.activity, self.packs = ACTIVITY, False  # ExecuTorch's Java package keeps packed weights in memory
         self.name, self.folder = app, folder or f"/sdcard/Android/data/{app}/files"
         self.models, self.out = f"{self.folder}/{FOLDER}/models", ""
 
     def prepare(self, adb: Adb, bundle: Bundle) -> dict[str, Path]:
         """Raises InputError: no such app, it can't be started, or it lacks this bundle's kernels."""
-        if bundle.own_operators:
-            raise InputError(f"{bundle.folder} needs kernels that the app's ExecuTorch lacks: export with --recipe android-cpu")
         if not adb.read(f"pm path {shlex.quote(self.name)}").strip():
             raise InputError(f"{self.name} is not on the phone {adb.serial}: install it as apps/android/README.md says")
+        said = adb.read(f"cmd package resolve-activity --brief {shlex.quote(self.name)} 2> /dev/null").split()
+        if said and said[-1].startswith(f"{self.name}/"):
+            self.activity = said[-1].removeprefix(f"{self.name}/")
+        self.packs = self.activity != ACTIVITY  # our SDK's library keeps them in a file
+        if bundle.own_operators and not self.packs:
+            raise InputError(f"{bundle.folder} needs kernels that the app's ExecuTorch lacks: export with --recipe android-cpu")
         files = shlex.quote(self.folder)
         if not adb.read(f"ls -d {files}"):
-            adb.read(f"{_WAKE}; am start -W -n {shlex.quote(f'{self.name}/{ACTIVITY}')}")
+            adb.read(f"{_WAKE}; am start -W -n {shlex.quote(f'{self.name}/{self.activity}')}")
             for _ in range(60):
                 if adb.read(f"ls -d {files}"):
                     break
@@ -52,7 +58,7 @@ class AppRunner:
         """A shell line that lasts as long as the run; `out` is where its lines will be."""
         request = Request(f"{secrets.token_hex(8)}.jsonl", Path(model).name, run.steps, plan.threads, run.cold)
         self.out = f"{self.folder}/{FOLDER}/run/{request.out}"
-        component = shlex.quote(f"{self.name}/{ACTIVITY}")
+        component = shlex.quote(f"{self.name}/{self.activity}")
         return (
             f"mkdir -p {shlex.quote(f'{self.folder}/{FOLDER}/run')}; {_WAKE}; "
             f"am start -W -S -n {component} --es {EXTRA} {shlex.quote(request.text())} > err 2>&1; sleep 1; "

@@ -1,0 +1,27 @@
+package org.phi3mobile.sample
+
+import android.app.Activity
+import java.io.File
+import kotlin.concurrent.thread
+import org.phi3mobile.Bench
+import org.phi3mobile.Phi3Exception
+
+/** The app as the runner of `phi3mobile bench BUNDLE --device adb --app org.phi3mobile.sample`. */
+object Benchmark {
+    /** Whether this start of the app is one. The host reads the answer and ends the process. */
+    fun begin(activity: Activity): Boolean {
+        val shared = activity.getExternalFilesDir(null) ?: return false
+        val bench = try {
+            Bench.requested(activity.intent.getStringExtra(Bench.EXTRA), shared)
+        } catch (error: Phi3Exception) {
+            activity.setContentView(Views(activity).text(error.message.orEmpty()))
+            return true
+        } ?: return false
+        activity.window.addFlags(KEEP_SCREEN_ON)
+        activity.setContentView(Views(activity).text(R.string.bench))
+        thread(name = "bench") { bench.run(File(activity.cacheDir, "phi3mobile")) }
+        return true
+    }
+
+    private const val KEEP_SCREEN_ON = 128 // WindowManager.LayoutParams.FLAG_KEEP_SCREEN_ON
+}

@@ -1,0 +1,117 @@
+package org.phi3mobile
+
+/** What an answer consists of, in order; one [Done] ends it. */
+public sealed class Event {
+    /** A piece of the answer: whole characters. */
+    public data class Text(val text: String) : Event()
+
+    /** The sequence passed the model's original context: it was prefilled again with the long RoPE factors, once. */
+    public data class LongRopeSwitch(val message: String) : Event()
+
+    /** The context was full: the oldest turns were left out. */
+    public data class WindowSlid(val message: String) : Event()
+
+    /** Another thing to know: [kind] is "kv_back", "repetition" or what a later library says. */
+    public data class Note(val kind: String, val message: String) : Event()
+
+    /** Tokens of a prefill that takes several steps. */
+    public data class Progress(val done: Long, val total: Long) : Event()
+
+    /** The answer ended. */
+    public data class Done(val statistics: Statistics) : Event()
+}
+
+/** One answer in numbers; times are the work's, without what the collector took. */
+public data class Statistics(
+    /** "stop", "stop_string", "length", "context_full", "repetition", "cancelled" or "error". */
+    val finishReason: String,
+    val promptTokens: Long,
+    /** Of these, found in the KV cache. */
+    val reusedTokens: Long,
+    val prefilledTokens: Long,
+    val generatedTokens: Long,
+    /** Seconds from the call to the first token. */
+    val ttftS: Double,
+    val prefillTokensPerS: Double,
+    val decodeTokensPerS: Double,
+    val intervalP50Ms: Double,
+    val intervalP95Ms: Double,
+    /** Tokens that lookup proposed, and how many were right. */
+    val drafted: Long,
+    val accepted: Long,
+    val droppedMessages: Long,
+    /** All of it as the library wrote it: one JSON object. */
+    val json: String,
+) {
+    internal companion object {
+        fun of(json: String): Statistics {
+            val given = Json.parse(json, "the statistics") as? Map<*, *> ?: throw Phi3Exception("the statistics are no JSON object")
+            val whole = { name: String -> (given[name] as? Number)?.toLong() ?: 0L }
+            val number = { name: String -> (given[name] as? Number)?.toDouble() ?: 0.0 }
+            return Statistics(
+                given["finish_reason"] as? String ?: "",
+                whole("prompt_tokens"), whole("reused_tokens"), whole("prefilled_tokens"), whole("generated_tokens"),
+                number("ttft_s"), number("prefill_tokens_per_s"), number("decode_tokens_per_s"),
+                number("interval_p50_ms"), number("interval_p95_ms"),
+                whole("drafted"), whole("accepted"), whole("dropped_messages"), json,
+            )
+        }
+    }
+}
+
+/** A message of a conversation. [role] is "system", "user" or "assistant". */
+public data class Message(val role: String, val content: String)
+
+/** How an answer is made. What is null is the bundle's own choice. */
+public data class Generation(
+    /** Null: no limit but the context. */
+    val maxTokens: Int? = 512,
+    /** Texts that end the answer. */
+    val stop: List<String> = emptyList(),
+    /** When the context is full: false ends the answer, true keeps the system message, drops the oldest turns and goes on. */
+    val slide: Boolean = true,
+    /** Draft by quoting prompt and answer: the same text, faster where it quotes. */
+    val lookup: Boolean = false,
+    /** Let an answer repeat itself for ever; else it is ended. */
+    val repetition: Boolean = false,
+    /** 0: greedy. */
+    val temperature: Double? = null,
+    val topK: Int? = null,
+    val topP: Double? = null,
+    val minP: Double? = null,
+    val repetitionPenalty: Double? = null,
+    val seed: Long? = null,
+) {
+    /** All defaults, for Java. */
+    public constructor() : this(512)
+
+    /** For Java: `new Generation.Builder().maxTokens(64).build()`. */
+    public class Builder {
+        private var made = Generation()
+
+        public fun maxTokens(value: Int?): Builder = apply { made = made.copy(maxTokens = value) }
+        public fun stop(vararg texts: String): Builder = apply { made = made.copy(stop = texts.toList()) }
+        public fun slide(value: Boolean): Builder = apply { made = made.copy(slide = value) }
+        public fun lookup(value: Boolean): Builder = apply { made = made.copy(lookup = value) }
+        public fun repetition(value: Boolean): Builder = apply { made = made.copy(repetition = value) }
+        public fun temperature(value: Double?): Builder = apply { made = made.copy(temperature = value) }
+        public fun topK(value: Int?): Builder = apply { made = made.copy(topK = value) }
+        public fun topP(value: Double?): Builder = apply { made = made.copy(topP = value) }
+        public fun minP(value: Double?): Builder = apply { made = made.copy(minP = value) }
+        public fun repetitionPenalty(value: Double?): Builder = apply { made = made.copy(repetitionPenalty = value) }
+        public fun seed(value: Long?): Builder = apply { made = made.copy(seed = value) }
+        public fun build(): Generation = made
+    }
+
+    internal fun request(prompt: Pair<String, Any>): String {
+        val all = linkedMapOf<String, Any?>(prompt, "max_tokens" to maxTokens)
+        if (stop.isNotEmpty()) all["stop"] = stop
+        if (slide && prompt.first == "messages") all["overflow"] = "slide"
+        if (lookup) all["lookup"] = true
+        if (repetition) all["repetition"] = true
+        val sampling = mapOf("temperature" to temperature, "top_k" to topK, "top_p" to topP, "min_p" to minP,
+            "repetition_penalty" to repetitionPenalty, "seed" to seed)
+        sampling.filterValues { it != null }.forEach { (name, value) -> all[name] = value }
+        return Json.write(all)
+    }
+}

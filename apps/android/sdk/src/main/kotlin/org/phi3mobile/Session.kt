@@ -1,0 +1,161 @@
+package org.phi3mobile
+
+import java.io.File
+import java.util.concurrent.atomic.AtomicBoolean
+import kotlinx.coroutines.flow.Flow
+import kotlinx.coroutines.flow.flow
+import kotlinx.coroutines.runBlocking
+import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.withContext
+
+/** A conversation over a model: [Phi3Model.session] makes it. Any number may be open; closing the model ends them all. */
+public class Session internal constructor(
+    private val model: Phi3Model,
+    private val system: String?,
+    private val generation: Generation,
+    history: List<Message>,
+) {
+    private val answering = AtomicBoolean(false)
+
+    /** What was said, without the system message. A stopped answer is in it as far as it was collected. */
+    @Volatile
+    public var history: List<Message> = checked(history)
+        private set
+
+    /**
+     * Sends a message; the answer's events come while they are collected, no faster. Cancelling the collection stops the work within
+     * a token. Throws Phi3Exception while collecting: the message does not fit or is empty, the engine failed; then the history is as
+     * before. A stopped answer that said nothing leaves no trace either.
+     */
+    @JvmOverloads
+    public fun send(message: String, generation: Generation = this.generation): Flow<Event> = flow {
+        if (!answering.compareAndSet(false, true)) throw Phi3Exception("this session answers another message: cancel it or wait")
+        val asked = Message("user", message)
+        val before = history
+        val said = StringBuilder()
+        var done = false
+        var failed = false
+        try {
+            model.answer(this@Session, { generation.request("messages" to spoken(before + asked)) }) { event ->
+                if (event is Event.Text) said.append(event.text)
+                if (event is Event.Done) done = true
+                if (done) keep(before, asked, said)
+                emit(event)
+            }
+        } catch (error: Phi3Exception) {
+            failed = true
+            throw error
+        } finally {
+            if (!done && !failed && said.isNotEmpty()) keep(before, asked, said)
+            answering.set(false)
+        }
+    }
+
+    /** Continues a text as it is, without chat template and history. */
+    @JvmOverloads
+    public fun complete(prompt: String, generation: Generation = this.generation): Flow<Event> = flow {
+        model.answer(this@Session, { generation.request("prompt" to prompt) }) { emit(it) }
+    }
+
+    /** Ends the running answer within a token; its flow gets Done with the reason "cancelled". From any thread. */
+    public fun cancel() {
+        if (answering.get() && model.holder === this) model.cancel()
+    }
+
+    /** Takes back the last message and its answer; gives what was taken, nothing if there was none. */
+    public fun undo(): List<Message> {
+        idle()
+        val last = history.indexOfLast { it.role == "user" }
+        if (last < 0) return emptyList()
+        return history.drop(last).also { history = history.take(last) }
+    }
+
+    /** Forgets what was said. */
+    public fun clear() {
+        idle()
+        history = emptyList()
+    }
+
+    /**
+     * Writes the conversation, and the KV cache where it is this session's, into a folder: conversation.json as `phi3mobile chat`
+     * reads it, kv.state. [restore] goes on from there without prefilling.
+     */
+    public suspend fun save(folder: File) {
+        idle()
+        withContext(Dispatchers.IO) {
+            if (!folder.isDirectory && !folder.mkdirs()) throw Phi3Exception("$folder can't be made: give a folder of the app's own")
+            val all = linkedMapOf("format" to FORMAT, "version" to 1L, "messages" to spoken(history))
+            writeWhole(File(folder, CONVERSATION), Json.write(all).toByteArray())
+            File(folder, STATE).delete()
+        }
+        model.saveState(this, File(folder, STATE))
+    }
+
+    /**
+     * Reads what [save] or `phi3mobile chat` wrote in the place of this conversation. Gives how many tokens need no prefill; 0 also
+     * where the KV cache's file is missing, damaged or another bundle's: the answers are the same, the first comes later. Throws
+     * Phi3Exception: no conversation there.
+     */
+    public suspend fun restore(folder: File): Long {
+        idle()
+        val messages = withContext(Dispatchers.IO) { read(File(folder, CONVERSATION)) }
+        history = checked(messages.filter { it.role != "system" })
+        val state = File(folder, STATE)
+        return if (state.isFile) model.restoreState(this, state) else 0
+    }
+
+    /** Called for each event, in order; false stops the answer. */
+    public fun interface Listener {
+        public fun onEvent(event: Event): Boolean
+    }
+
+    /** [send] for Java: blocks until the answer ends; the listener is called on this thread. Gives the whole answer. */
+    @JvmOverloads
+    public fun sendBlocking(message: String, generation: Generation = this.generation, listener: Listener = Listener { true }): String {
+        val answer = StringBuilder()
+        runBlocking {
+            send(message, generation).collect { event ->
+                if (event is Event.Text) answer.append(event.text)
+                if (!listener.onEvent(event)) cancel()
+            }
+        }
+        return answer.toString()
+    }
+
+    private fun keep(before: List<Message>, asked: Message, said: CharSequence) {
+        history = before + asked + Message("assistant", said.toString())
+    }
+
+    private fun idle() {
+        if (answering.get()) throw Phi3Exception("this session is answering: cancel it or wait")
+    }
+
+    private fun spoken(messages: List<Message>): List<Map<String, String>> =
+        (listOfNotNull(system?.let { Message("system", it) }) + messages).map { mapOf("role" to it.role, "content" to it.content) }
+
+    private companion object {
+        const val CONVERSATION = "conversation.json"
+        const val STATE = "kv.state"
+        const val FORMAT = "phi3mobile-conversation"
+
+        fun checked(history: List<Message>): List<Message> {
+            history.firstOrNull { it.role != "user" && it.role != "assistant" }?.let {
+                throw Phi3Exception("a message of the history has the role ${it.role}: allowed are user and assistant; the system message is given apart")
+            }
+            return history.toList()
+        }
+
+        fun read(file: File): List<Message> {
+            val text = runCatching { file.readText() }.getOrElse { throw Phi3Exception("$file can't be read: give a folder that Session.save wrote", it) }
+            val all = Json.parse(text, file.path) as? Map<*, *>
+            val messages = (all?.get("messages") as? List<*>)?.takeIf { all["format"] == FORMAT }
+                ?: throw Phi3Exception("$file is no conversation: give a folder that Session.save wrote")
+            return messages.map {
+                val role = (it as? Map<*, *>)?.get("role") as? String
+                val content = (it as? Map<*, *>)?.get("content") as? String
+                if (role == null || content == null) throw Phi3Exception("$file has a message that is no text: pictures are not read here")
+                Message(role, content)
+            }
+        }
+    }
+}

@@ -1,0 +1,5 @@
+package android.content;
+
+public interface ComponentCallbacks2 {
+    void onTrimMemory(int level);
+}

@@ -1,0 +1,6 @@
+package android.view;
+
+public final class WindowInsets {
+    public int getSystemWindowInsetTop() { throw new RuntimeException(); }
+    public int getSystemWindowInsetBottom() { throw new RuntimeException(); }
+}

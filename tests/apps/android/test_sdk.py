@@ -1,0 +1,80 @@
+"""The Kotlin SDK on the JVM, over the native library: the answers are Python's, cancelling stops, nothing leaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phi3mobile.bundle import open_bundle
+from phi3mobile.session.session import Session
+
+MESSAGES = ("What is a tree?", "Und auf Deutsch: süße Äpfel 😀?", "Count to ten")
+
+
+def texts(lines: Sequence[str]) -> list[str]:
+    """What `text HEX ...` lines say."""
+    return [bytes.fromhex(line.split(" ")[1]).decode() for line in lines if line.startswith("text ")]
+
+
+def python_says(bundle: Path, messages: Sequence[str], system: str | None = None, **options: Any) -> list[str]:
+    said: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+    found = []
+    session = Session(bundle)
+    for message in messages:
+        said.append({"role": "user", "content": message})
+        found.append("".join(session.generate(said, **options)))
+        said.append({"role": "assistant", "content": found[-1]})
+    session.close()
+    return found
+
+
+@pytest.fixture(scope="session")
+def bundle(bundle_of: Callable[..., Path]) -> Path:
+    return bundle_of("tiny-gqa", "host")
+
+
+def test_the_texts_are_pythons(check, bundle):
+    expected = python_says(bundle, MESSAGES, "Be brief.", max_tokens=24, overflow="slide")
+    assert texts(check("texts", bundle, *MESSAGES)) == expected
+
+
+def test_sampled_texts_are_pythons(check, bundle):
+    options = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "seed": 7, "repetition_penalty": 1.1}
+    expected = python_says(bundle, MESSAGES[:1], max_tokens=24, overflow="slide", **options)
+    assert texts(check("sampled", bundle, MESSAGES[0])) == expected
+
+
+@pytest.mark.parametrize("name", ["emoji", "cancel", "two", "history", "state", "java", "closed", "errors"])
+def test_on_a_bundle(check, bundle, name):
+    check(name, bundle)
+
+
+def test_an_engine_of_the_apps(check, bundle):
+    opened = open_bundle(bundle)
+    token = next(i for i in range(5, 300) if opened.tokenizer.decode([i]).isalpha() and i not in opened.eos_ids)
+    (said,) = texts(check("engine", bundle, str(opened.info.vocab), str(token)))
+    assert said == opened.tokenizer.decode([token] * 5)
+
+
+def test_what_the_app_lacks_is_named(check, bundle_of):
+    (line,) = check("lacking", bundle_of("tiny-gqa", "android-cpu"))
+    assert "tiny-gqa" in line or "android-cpu" in line
+
+
+def test_models_come_and_go(check, bundle):
+    (line,) = check("cycles", bundle, "30")
+    assert line.startswith("grown ")
+
+
+@pytest.mark.slow
+def test_five_hundred_models_leave_nothing(check, bundle):
+    check("cycles", bundle, "500")
+
+
+@pytest.mark.slow
+def test_the_demo_model_says_what_python_says(check, demo_host_bundle):
+    expected = python_says(demo_host_bundle, MESSAGES, "Be brief.", max_tokens=24, overflow="slide")
+    assert texts(check("texts", demo_host_bundle, *MESSAGES)) == expected
