@@ -7,7 +7,7 @@ SOURCES := $(shell find phi3mobile/core -name '*.cpp' -o -name '*.h')
 # Folders with modules: they change when a module comes, goes or moves. "/.": bench is a target, too.
 FOLDERS := $(addsuffix /.,$(shell find phi3mobile export bench training apps/assistant -type d -not -name __pycache__ -not -path '*/native*'))
 
-.PHONY: demo setup native wheel test test-all test-arm64 test-macos android lint typed format docs bench
+.PHONY: demo setup native wheel test test-all test-arm64 arm64-runner test-macos android lint typed format docs bench
 
 demo: setup
 	$(BIN)/phi3mobile demo --folder build/demo
@@ -34,7 +34,7 @@ setup: .venv/.linked native
 # Our kernels and the runner, built against the ExecuTorch of .venv with any C++17 compiler; cmake comes from pip.
 native: phi3mobile/native/.built
 
-phi3mobile/native/.built: .venv/.installed phi3mobile/core/CMakeLists.txt $(SOURCES)
+phi3mobile/native/.built: .venv/.installed phi3mobile/core/CMakeLists.txt $(SOURCES) phi3mobile/core/src/text/unicode_tables.inc
 	@echo "building the kernels (build/native.log)"
 	@mkdir -p build
 	@{ $(BIN)/cmake -S phi3mobile/core -B build/native -DPython3_EXECUTABLE="$(CURDIR)/$(BIN)/python" -DCMAKE_BUILD_TYPE=Release \
@@ -68,6 +68,11 @@ test-all: setup lint .venv/.rooms
 # Gets a cross compiler, qemu-user and the aarch64 wheel into build/arm64 (Debian on x86-64); part of test-all.
 test-arm64: setup
 	$(BIN)/python -m pytest -q -m slow tests/core/arm64
+
+# p3m for the adb shell of an arm64 phone, without the NDK, where `phi3mobile bench --device adb` looks (Debian on x86-64).
+arm64-runner: setup
+	tests/core/arm64/build.sh build/arm64 $(CURDIR)/$(BIN)/python
+	$(BIN)/python tests/core/arm64/runner.py build/arm64 phi3mobile/native/android-arm64-v8a
 
 # Compiles kernels and runner for arm64 macOS with Zig from PyPI; nothing is linked or run. Part of test-all.
 test-macos: setup

@@ -74,7 +74,10 @@ class Runner(Protocol):
 
 
 class NativeRunner:
-    """p3m bench. `built`: folder with it and its libraries, built for the phone."""
+    """p3m bench. `built`: folder with it and its libraries, built for the phone.
+
+    Built without the NDK (`make arm64-runner`), glibc's loader lies beside it and starts it.
+    """
 
     name, packs, start_within = RUNNER, True, 0.0
     stop = "kill -9 -$(cat pid)"
@@ -90,7 +93,8 @@ class NativeRunner:
                 f"no {RUNNER} for {abi} in {self._built}: build it as phi3mobile/core/README.md says, and give its folder with "
                 "--runner; or --app where the app is installed"
             )
-        return {f"{self.folder}/runner/{path.name}": path for path in (self._built / RUNNER, *sorted(self._built.glob("*.so")))}
+        files = (self._built / RUNNER, *sorted(self._built.glob("*.so*")))
+        return {f"{self.folder}/runner/{path.name}": path for path in files}
 
     def work(self, model: str, bundle: Bundle, run: Run, plan: Plan) -> str:
         about = bundle.manifest["model"]
@@ -102,7 +106,10 @@ class NativeRunner:
             f"cold={run.cold:d}",
         ]
         packed, place = f"{self.folder}/packed-{bundle_hash(bundle)[:16]}", f"{self.folder}/runner"
+        loader = next((path.name for path in self._built.glob("ld-linux-*.so*")), None)
+        start = [f"{place}/{loader}", "--library-path", place] if loader else []
         program = [
+            *start,
             f"{place}/{RUNNER}",
             "bench",
             f"{model}/{bundle.manifest['runtime']['program']}",
@@ -112,7 +119,7 @@ class NativeRunner:
         forget = f"rm -f {shlex.quote(packed)}; " if run.cold else ""
         return (
             f"{forget}chmod 755 {shlex.quote(program[0])}; "
-            f"LD_LIBRARY_PATH={shlex.quote(place)} {shlex.join([*program, *run.steps])} > out 2> err"
+            f"{'' if loader else f'LD_LIBRARY_PATH={shlex.quote(place)} '}{shlex.join([*program, *run.steps])} > out 2> err"
         )
 
     def remains(self, keep: bool) -> list[str]:

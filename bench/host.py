@@ -46,8 +46,10 @@ def compare(
     depths: list[int] | None = None,
     progress: Progress = silent,
     prompts: tuple[int, ...] = PROMPTS,
+    picture: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Figures of every runtime, medians over rounds in which they take turns; `failed`: who died, and of what.
+    """Figures of every runtime, medians over rounds in which they take turns; `failed`: who died, and of what. picture: tokens
+    and views of one that ours is shown, too.
 
     The first entry must be OURS; the others' ratios are against it, round by round. Only one worker computes at a time. Those
     that do not fit into memory together are closed between their turns, and loaded again.
@@ -69,6 +71,8 @@ def compare(
         for turn in range(1 if len(groups) == 1 else rounds):
             for group in groups:
                 run.open(group, arguments, prompts[0])
+                if picture is not None and OURS in group:
+                    run.look(*picture, rounds if len(groups) == 1 else 1)
                 _measure(run, prompts, depths, count, rounds if len(groups) == 1 else 1, bandwidth)
                 if turn == 0:
                     run.each("logits", "logits", count=prompts[0])
@@ -180,6 +184,12 @@ class _Run:
                 self.samples[name].setdefault(("read", depth), []).append(read)
                 self.note("read", read, depth)
 
+    def look(self, tokens: int, views: int, rounds: int) -> None:
+        """Ours sees a picture; before the prompts, which fill the cache anew."""
+        for turn in range(rounds):
+            self.progress(f"picture of {tokens} tokens", turn, rounds)
+            self._ask(OURS, "picture", "picture", tokens, tokens=tokens, views=views)
+
     def note(self, what: str, value: float, size: int) -> None:
         self.samples["machine"].setdefault((what, size), []).append(value)
 
@@ -258,6 +268,9 @@ def _figures(own: Mapping[tuple[str, int], list], entry: Entry, ours: Mapping) -
         "peak_cold_load_bytes": cold["peak_bytes"],
         "file_bytes": _size(entry),
     }
+    for tokens, rounds in ((size, values) for (what, size), values in own.items() if what == "picture"):
+        taken = {key: round(median([one[key] for one in rounds]), 4) for key in rounds[0]}
+        figures["picture"] = {"tokens": tokens, **taken}
     if own is ours:
         return figures
     return figures | {"ours_is_faster_by": ratios, "logits_cosine": round(cosine(own["logits", 0][0], ours["logits", 0][0]), 4)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import sys
 import time
@@ -57,15 +58,18 @@ class RandomCheckpoint(Checkpoint):
         return self._tensors[name].shape
 
     def tensor(self, name: str) -> torch.Tensor:
-        shape = self._tensors[name].shape
+        return self.drawn(name, self._tensors[name].shape)
+
+    def drawn(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """Its values: ones or zeros of a vector, by its name; else normal ones, so that products keep their inputs' size."""
         if len(shape) == 1:
             return torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
-        count = shape[0] * shape[1]
+        count, width = math.prod(shape), math.prod(shape[1:])
         start = self._order[name] * 7919 % max(1, POOL - count)
         values = self._pool[start : start + count]
         if count > POOL:
             values = torch.cat([self._pool] * (count // POOL + 1))[:count]
-        return (values * shape[1] ** -0.5).view(shape)
+        return (values * width**-0.5).view(shape)
 
     def check_values(self, progress: Progress = silent) -> None:
         """They are finite as they are made."""

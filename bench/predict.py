@@ -1,8 +1,9 @@
 """Expected speed and memory of a bundle on a phone nobody has measured, and how wrong such predictions were so far.
 
 Decode reads the weights and the KV cache once per token: a share of the memory bandwidth. Prefill computes two operations per
-weight and token: a share of the cores' int8 peak. The shares are medians over published figures (published.toml): of decode
-over those of ExecuTorch, whose kernels our bundles run on; of prefill, of which there are few, over all CPU runtimes.
+weight and token, a picture what its views and rows take: a share of the cores' int8 peak. The shares are medians over published
+figures (published.toml): of decode over those of ExecuTorch, whose kernels our bundles run on; of prefill, of which there are
+few, over all CPU runtimes.
 `errors` predicts each published CPU figure from the others.
 """
 
@@ -16,6 +17,8 @@ from statistics import median
 from typing import Any
 
 from phi3mobile.bundle import tower_bytes
+from phi3mobile.models.vision import plan_crops
+from phi3mobile.screen import size
 
 HERE = Path(__file__).parent
 # Of all memory: what one app in the foreground may hold. iOS ends it at about 3 GB on a 6 GB phone (pocketpal-ai 651,
@@ -112,22 +115,55 @@ def predict(manifest: Mapping[str, Any], phone: Mapping[str, Any], depth: int | 
         - table
         + memory["kv_per_token"] * min(depth, model.get("sliding_window") or depth)
     )
-    values = model["parameters"] - model["vocab"] * model["hidden"]
-    if (mixture := manifest["runtime"].get("experts")) is not None:  # a token reads and multiplies by some of them
-        idle = 1 - mixture["used"] / mixture["experts"]
-        read -= mixture["bytes"] * idle
-        values -= int(3 * mixture["hidden"] * mixture["inner"] * mixture["layers"] * mixture["experts"] * idle)
-    ops = 2 * values
+    if (mixture := manifest["runtime"].get("experts")) is not None:  # a token reads some of them
+        read -= mixture["bytes"] * (1 - mixture["used"] / mixture["experts"])
     loaded = 0 if manifest["weights_mapped"] else memory["weights"]
     needs = memory["kv_per_token"] * model["context"] + memory["activations"] + loaded
     return Prediction(
         phone["name"],
         model["context"],
         _range(decode_shares(rows), phone["bandwidth_gb_s"] * 1e9 / read),
-        _range(prefill_shares(rows), peak_ops(phone) / ops),
+        _range(prefill_shares(rows), peak_ops(phone) / _token_operations(manifest)),
         int(needs),
         int(APP_SHARE * phone["ram_gb"] * 1e9),
     )
+
+
+def _token_operations(manifest: Mapping[str, Any]) -> int:
+    """Two for each weight that a token is multiplied by."""
+    model = manifest["model"]
+    values = model["parameters"] - model["vocab"] * model["hidden"]
+    if (mixture := manifest["runtime"].get("experts")) is not None:
+        idle = 1 - mixture["used"] / mixture["experts"]
+        values -= int(3 * mixture["hidden"] * mixture["inner"] * mixture["layers"] * mixture["experts"] * idle)
+    return 2 * values
+
+
+@dataclass(frozen=True)
+class PicturePrediction:
+    """first_token, tower: seconds from pixels to the answer's first token, and until the tower is done with all views."""
+
+    tokens: int
+    views: int
+    first_token: Range
+    tower: Range
+
+
+def predict_picture(manifest: Mapping[str, Any], phone: Mapping[str, Any]) -> PicturePrediction | None:
+    """Of a 4:3 photo with the bundle's own number of crops, at prefill's share of the cores' peak; None: it sees none, or its
+    manifest does not say what a view takes."""
+    about = manifest.get("vision") or {}
+    if "view_operations" not in about:
+        return None
+    plan, shares = plan_crops(4, 3, about["num_crops"]), prefill_shares(published()["peer"])
+    tower = plan.views * about["view_operations"] + plan.tokens * about["row_operations"]
+    whole = tower + plan.tokens * _token_operations(manifest)
+
+    def seconds(operations: int) -> Range:
+        alone = operations / peak_ops(phone)
+        return Range(alone / median(shares), alone / max(shares), alone / min(shares))
+
+    return PicturePrediction(plan.tokens, plan.views, seconds(whole), seconds(tower))
 
 
 @dataclass(frozen=True)
@@ -177,6 +213,11 @@ def card_rows(manifest: Mapping[str, Any]) -> dict[str, str]:
     for name in ("Galaxy S21", "Galaxy S24", "Pixel 6a", "iPhone 14", "iPhone 15 Pro"):
         found = predict(manifest, phones()[name])
         rows[f"expected, {name}"] = f"decode {found.decode} tokens/s, prefill {found.prefill}; {found.verdict}"
+        if (picture := predict_picture(manifest, phones()[name])) is not None:
+            rows[f"expected, a picture, {name}"] = (
+                f"{picture.first_token} s to the first token ({picture.tokens} tokens), {picture.tower} s of them the tower's "
+                f"({picture.views} views); {size(tower_bytes(manifest))} of the memory are the tower's"
+            )
     rows["how sure"] = (
         f"not measured; predictions missed published figures of ExecuTorch by {median(ours):.0%} (worst "
         f"{max(ours):.0%}), of other runtimes by up to {max(others):.0%}"

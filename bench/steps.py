@@ -1,6 +1,6 @@
 """The protocol's steps on this machine, one process a run: python -m phi3mobile.bench.steps BUNDLE [threads=N] STEP...
 
-Prints one JSON object a line. phi3mobile/core/src/bench_main.cpp takes the same steps and prints the same lines on a phone:
+Prints one JSON object a line. phi3mobile/core/src/p3m_bench.cpp takes the same steps and prints the same lines on a phone:
     load                         seconds, packed (created, reused or heap), threads; printed before any step
     prefill:TOKENS:ROUNDS        seconds to the first greedy token, a line a round
     decode:DEPTH:COUNT:ROUNDS    seconds of each greedy token after DEPTH filled positions, a line a round

@@ -25,6 +25,11 @@ def rows_of(figures: Mapping[str, Any]) -> dict[str, str]:
     for name, value in figures.items():
         if name.startswith("ttft_"):
             rows[f"TTFT {name.split('_')[1]}"] = f"{value * 1e3:.0f} ms"
+    if (picture := figures.get("picture")) is not None:
+        rows[f"TTFT picture of {picture['tokens']}"] = f"{picture['ttft_s']:.2f} s"
+        rows["  tower, prefill"] = (
+            f"{picture['tower_s']:.2f} s ({picture['view_s'] * 1e3:.0f} ms a view), {picture['prefill_s']:.2f} s"
+        )
     rows["load cold, warm"] = f"{figures['load_cold_s']:.2f} s, {figures['load_warm_s']:.2f} s"
     rows["anonymous memory"] = size(figures["anonymous_bytes"])
     rows["peak memory"] = size(figures["peak_bytes"])

@@ -8,10 +8,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phi3mobile.bench import devices
 from phi3mobile.errors import InputError
+
+if TYPE_CHECKING:
+    from phi3mobile.bundle import Bundle
 
 SHAPE_CONTEXT, ROUNDS = 4096, 3
 
@@ -23,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, help=f"with --shape (default: {SHAPE_CONTEXT}, or what the preset takes)")
     parser.add_argument("--rounds", type=int, help=f"medians are over so many (default: {ROUNDS}, or the preset's)")
     parser.add_argument("--depths", help="decode after so many tokens (default: 128,1024,4096, as far as the context goes)")
+    parser.add_argument(
+        "--image-tokens", type=int, metavar="N", help="also the first token after a picture of N tokens (757, ...)"
+    )
     parser.add_argument("--peers", action="store_true", help="run llama.cpp and onnxruntime-genai on the same weights too")
     parser.add_argument("--gguf", type=Path, help="with --peers: one more file for llama.cpp")
     parser.add_argument("--perplexity", action="store_true", help="on the text that ships: bundle and unquantized weights")
@@ -71,6 +77,8 @@ def check(args: argparse.Namespace) -> list[int] | None:
         raise InputError(f"{args.gguf} is not a file; give a GGUF of the same model")
     if args.perplexity + args.lookup + args.peers > 1:
         raise InputError("--perplexity, --lookup and --peers are separate runs: give one of them")
+    if args.image_tokens is not None and (args.perplexity or args.lookup or args.shape is not None or devices.wanted(args)):
+        raise InputError("--image-tokens goes with the speed of a bundle on this machine: leave out the other flags")
     if args.rounds is not None and args.rounds < 1:
         raise InputError(f"--rounds {args.rounds}: give 1 or more")
     try:
@@ -97,16 +105,29 @@ def measure(path: Path, args: argparse.Namespace, depths: list[int] | None, repo
     from phi3mobile.bundle import open_bundle
 
     bundle = open_bundle(path)
+    picture = None if args.image_tokens is None else _picture(bundle, args.image_tokens)
     entries, missing = {OURS: our_entry(bundle)}, {}
     if args.peers:
         peers, missing = prepare_peers(bundle, _checkpoint(bundle, args.checkpoint), args.gguf, report)
         entries |= peers
-    result = compare(entries, bundle.info.max_context, args.rounds or ROUNDS, depths, report)
+    result = compare(entries, bundle.info.max_context, args.rounds or ROUNDS, depths, report, picture=picture)
     runtimes: Mapping[str, Any] = result.pop("runtimes")
     failed = result.pop("failed")
     head = {"bundle": str(path), "recipe": bundle.manifest["recipe"]["name"], "context": bundle.info.max_context}
     peers = {name: figures for name, figures in runtimes.items() if name != OURS}
     return head | result | runtimes[OURS] | ({"peers": peers, "missing": missing | failed} if args.peers else {})
+
+
+def _picture(bundle: Bundle, tokens: int) -> tuple[int, int]:
+    """(tokens, views) of a picture that the bundle can be shown. InputError: it sees none, or none of that size."""
+    from phi3mobile.models.vision import grid_of
+
+    if bundle.vision is None:
+        raise InputError(f"{bundle.folder} sees no pictures: leave out --image-tokens")
+    across, down = grid_of(tokens)
+    if tokens > bundle.info.max_context:
+        raise InputError(f"--image-tokens {tokens}: the context has {bundle.info.max_context}")
+    return tokens, 1 + across * down
 
 
 def _checkpoint(bundle, given: str | None):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
 import time
@@ -46,17 +45,7 @@ class SeeingCheckpoint(RandomCheckpoint):
         return self._tower[name] if name in self._tower else super().shape(name)
 
     def tensor(self, name: str) -> torch.Tensor:
-        if name not in self._tower:
-            return super().tensor(name)
-        shape = self._tower[name]
-        if len(shape) == 1:
-            return torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
-        count, width = math.prod(shape), math.prod(shape[1:])
-        start = self._order[name] * 7919 % max(1, len(self._pool) - count)
-        values = self._pool[start : start + count]
-        if count > len(values):
-            values = torch.cat([self._pool] * (count // len(self._pool) + 1))[:count]
-        return (values * width**-0.5).view(shape)
+        return self.drawn(name, self._tower[name]) if name in self._tower else super().tensor(name)
 
 
 def encode(bundle: Path, rounds: int, threads: int, skip_torch: bool) -> dict[str, Any]:

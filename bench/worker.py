@@ -122,6 +122,11 @@ class _Runner:
             times.append(time.perf_counter() - start)
         return times
 
+    def picture(self, tokens: int, views: int) -> dict[str, float]:
+        """Seconds of a picture's parts: see runtimes.Ours.picture."""
+        time.sleep(SETTLE_S)
+        return self._engine.picture(tokens, views)
+
     def export(self, source: str, out: str, recipe: str, context: int) -> dict[str, float]:
         """A bundle: seconds it took and this process's peak memory in bytes."""
         from phi3mobile.export.build import export

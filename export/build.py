@@ -99,11 +99,13 @@ def _manifest(plan: ExportPlan, written: Written, folder: Path, quality: dict[st
     """All of manifest.json but its format and the files' hashes."""
     program = folder / written.runtime["program"]
     weights = sum(path.stat().st_size for path in (program, *program.rglob("*")) if path.is_file())
-    config = plan.config
+    config, again = plan.config, 0  # bytes of a tower in the decoder's program
+    if written.vision is not None and "grid" in written.vision:
+        again = (folder / written.vision["program"]).stat().st_size
     if (experts := written.runtime.get("experts")) is not None:
         weights += experts["bytes"]
         experts["memory"] = plan.experts_memory
-    model = model_section(config, plan.context, plan.chunk, weights) | {"back": written.back}
+    model = model_section(config, plan.context, plan.chunk, weights - again) | {"back": written.back}
     if written.vision is not None:
         weights += sum((folder / written.vision[part]).stat().st_size for part in ("program", "separators"))
     return {

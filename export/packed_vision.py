@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from phi3mobile.export.solve.rotate import Rotated
 
 GROUP = 32  # columns of a scale of 4 bits
+_VIEWS = 4  # that go through a layer at once
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -127,7 +129,29 @@ def vision_decibels(source: Checkpoint | Rotated, packed: PackedVision, views: t
     """What packing costs on views float32 [B, 3, 336, 336], as signal to noise in dB: for the quality card.
 
     features_db: of the tower's features. rows_db: of what the decoder takes. layers_db: of every layer's output, errors of the
-    layers before it included. One layer is in memory at a time.
+    layers before it included.
+    """
+    layers: list[float] = []
+    exact, values = encoded_by_both(source, packed, views, lambda one, other: layers.append(_decibels(one, other)))
+    exact_rows, rows = projected_by_both(source, packed, merged(exact), merged(values))
+    return {
+        "bits": packed.bits,
+        "features_db": _decibels(exact, values),
+        "rows_db": _decibels(exact_rows, rows),
+        "layers_db": layers,
+    }
+
+
+@torch.no_grad()
+def encoded_by_both(
+    source: Checkpoint | Rotated,
+    packed: PackedVision,
+    views: torch.Tensor,
+    after_layer: Callable[[torch.Tensor, torch.Tensor], None] = lambda exact, values: None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features [B, 576, C] of views float32 [B, 3, 336, 336] by the float tower and by the packed one.
+
+    One layer is in memory at a time. after_layer: is given what both make of each, [B, 577, C].
     """
     config, floats = packed.config, source.tensor
     top = [name for name in config.tensors() if name.startswith(TOWER) and ".encoder." not in name]
@@ -136,27 +160,29 @@ def vision_decibels(source: Checkpoint | Rotated, packed: PackedVision, views: t
     fill(tower, top, floats, TOWER)
     exact = tower.embed(views)
     x = exact.clone()
-    layers: list[float] = []
     for index in range(config.layers):
         base = layer_prefix(index)
         with torch.device("meta"):
             layer = ClipLayer(config)
         own = [name for name in config.tensors() if name.startswith(base)]
         fill(layer, own, floats, base)
-        exact = layer(exact)
-        x = _rounded(layer, packed, base)(x)
-        layers.append(_decibels(exact, x))
+        exact = torch.cat([layer(some) for some in exact.split(_VIEWS)])
+        rounded = _rounded(layer, packed, base)
+        x = torch.cat([rounded(some) for some in x.split(_VIEWS)])
+        after_layer(exact, x)
+    return exact[:, 1:], x[:, 1:]
+
+
+@torch.no_grad()
+def projected_by_both(
+    source: Checkpoint | Rotated, packed: PackedVision, exact: torch.Tensor, values: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows [..., hidden] that the float projector makes of the float tower's merged rows, and the packed one of the other's."""
     with torch.device("meta"):
-        project = projector(config)
-    fill(project, [name for name in config.tensors() if name.startswith(PROJECTOR)], floats, PROJECTOR)
-    exact_rows = project(merged(exact[:, 1:]))
-    rows = _rounded(project, packed, PROJECTOR)(merged(x[:, 1:]))
-    return {
-        "bits": packed.bits,
-        "features_db": _decibels(exact[:, 1:], x[:, 1:]),
-        "rows_db": _decibels(exact_rows, rows),
-        "layers_db": layers,
-    }
+        project = projector(packed.config)
+    fill(project, [name for name in packed.config.tensors() if name.startswith(PROJECTOR)], source.tensor, PROJECTOR)
+    exact_rows = project(exact)
+    return exact_rows, _rounded(project, packed, PROJECTOR)(values)
 
 
 def _rounded(root: Module, packed: PackedVision, prefix: str) -> Module:

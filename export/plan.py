@@ -94,8 +94,8 @@ def plan_export(
         assert not isinstance(given, Solved), given.folder  # _as_made refuses it
         checkpoint = Rotated(given)
     config, eos = checkpoint.config, stop_ids(folder, checkpoint.config)
-    context = _context(config, chosen, context)
     check_pieces(config, chosen, target)
+    context = _context(config, chosen, context)
     chosen.check(config)
     _check_experts(config, bits, experts_memory)
     tower = None if config.vision is None else PackedVision(checkpoint, chosen.vision_bits)
@@ -143,6 +143,9 @@ def _check_experts(config: DecoderConfig, bits: float | None, experts_memory: in
 def check_pieces(config: DecoderConfig, recipe: Recipe, target: Target) -> None:
     """InputError naming the pieces of the model that the recipe's programs can't have, and the recipes whose can."""
     needed, has = pieces(config), target.pieces(recipe)
+    if missing := [name for name in recipe.needs if name not in needed]:
+        able = ", ".join(_able(set(needed)))
+        raise InputError(f"recipe {recipe.name} is for models with {', '.join(missing)}, which this one lacks; take {able}")
     lacking = [f"{name} ({where})" for name, where in needed.items() if name not in has]
     if lacking:
         able = ", ".join(_able(set(needed))) or "none of the recipes that there are"
@@ -152,7 +155,7 @@ def check_pieces(config: DecoderConfig, recipe: Recipe, target: Target) -> None:
 
 def _able(needed: set[str]) -> Iterator[str]:
     for name, recipe in recipes().items():
-        if needed <= set(target_of(recipe).pieces(recipe)):
+        if set(recipe.needs) <= needed <= set(target_of(recipe).pieces(recipe)):
             yield name
 
 
@@ -161,8 +164,9 @@ def _context(config: DecoderConfig, recipe: Recipe, context: int | None) -> int:
     context = min(DEFAULT_CONTEXT, config.max_position_embeddings) if context is None else context
     if type(context) is not int or not 1 <= context <= config.max_position_embeddings:
         raise InputError(f"context {context}: this model takes 1 to {config.max_position_embeddings}")
-    if recipe.max_context is not None and context > recipe.max_context:
-        raise InputError(f"context {context}: recipe {recipe.name} takes 1 to {recipe.max_context}")
+    most = config.max_position_embeddings if recipe.max_context is None else recipe.max_context
+    if not recipe.min_context <= context <= most:
+        raise InputError(f"context {context}: recipe {recipe.name} takes {recipe.min_context} to {most}")
     return context
 
 

@@ -34,6 +34,8 @@ class Recipe:
     head_bits: int = 8
     vision_bits: int = 8  # of a vision tower and its projector: 8, or 4 with a scale for 32 columns
     max_context: int | None = None  # None: as much as the model takes
+    min_context: int = 1
+    needs: tuple[str, ...] = ()  # pieces (models.pieces) that a model must have: it is made for them
     method: str = "gptq"  # how the integers are chosen: "gptq" or "rtn", see export/solve
     chunk: int = 128  # tokens of one prefill step: enough to be compute bound, small enough for 16 MB of mini's logits
 

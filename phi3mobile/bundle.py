@@ -136,6 +136,10 @@ LATER: dict[str, Callable[[Any], bool]] = {
     "runtime.experts.memory": _or_null(_whole(1)),  # bytes for them where nothing else is asked for
     **{f"vision.{part}": _path_inside for part in VISION_FILES},  # of a model that sees pictures (engines/pte_tower.py)
     **{f"vision.{key}": _whole(1) for key in _VISION_NUMBERS},
+    **{f"vision.{key}_operations": _whole(1) for key in ("view", "row")},
+    "vision.grid": lambda value: (
+        _list_of(_whole(1))(value) and len(value) == 2
+    ),  # of the pictures that the program itself encodes
 }
 
 
@@ -239,9 +243,12 @@ def own_operators(manifest: dict[str, Any]) -> list[str]:
 
 
 def tower_bytes(manifest: Mapping[str, Any]) -> int:
-    """Of the weights what no decoded token reads: a tower for pictures; 0: there is none."""
+    """Of the weights what no decoded token reads: a tower for pictures, twice if the decoder's program has it too; 0: none."""
     vision = manifest.get("vision")
-    return 0 if vision is None else sum(manifest["files"][vision[part]]["bytes"] for part in VISION_FILES)
+    if vision is None:
+        return 0
+    found = [manifest["files"][vision[part]]["bytes"] for part in VISION_FILES]
+    return sum(found) + (found[0] if vision.get("grid") else 0)
 
 
 def is_bundle(path: Path) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from phi3mobile.assistant.state import State
 from phi3mobile.engines import EngineInfo
 
 EOS, ASK = 256, 257  # after the 256 bytes
@@ -171,6 +172,21 @@ def parts_saying(
 ) -> ScriptParts:
     """A model that gives these answers in turn, again and again; with a tower, one that sees."""
     return ScriptParts(ScriptEngine(lambda number: texts[number % len(texts)], pause_s, prefill_s, context), tower=tower)
+
+
+def until(state: State, condition: Callable[[], object], seconds: float = 10.0) -> set[str]:
+    """Poll as the window does, until the condition holds; what changed meanwhile. AssertionError after `seconds`."""
+    old, end = set(), time.monotonic() + seconds
+    while True:
+        old |= state.poll()
+        if condition():
+            return old
+        assert time.monotonic() < end, f"not in {seconds} s: {state.problem}, {state.messages}"
+        time.sleep(0.002)
+
+
+def answered(state: State, seconds: float = 10.0) -> None:
+    until(state, lambda: not state.answering, seconds)
 
 
 # What the scripts say

@@ -36,7 +36,8 @@ def launch(
         store, failed = Store(where.store), None
     except InputError as error:
         store, failed = Store(MEMORY), str(error)  # nothing is lost: the file stays until the person says otherwise
-    state = State(store, worker or Worker())
+    kept = where.store.with_name(where.store.name + ".state")
+    state = State(store, worker or Worker(kept=kept))
     if bundle is not None:
         state.change(bundle=str(bundle))
     if library is not None:

@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,12 @@ class Metered:
         logits = self.engine.forward_embeddings(rows, position, long=long)
         self.used, self.forwards = position + len(rows), self.forwards + 1
         return logits
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the engine can, such as keeping its KV cache in a file."""
+        if name == "engine":  # not there yet
+            raise AttributeError(name)
+        return getattr(self.engine, name)
 
     def reset(self) -> None:
         self.used = 0

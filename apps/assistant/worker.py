@@ -39,13 +39,16 @@ class Worker:
         ground: Callable[..., list[dict[str, Any]]] | None = None,
         open_engine: Callable[[Any], Any] = open_engine,
         open_tower: Callable[[Any], Any] = lambda bundle: None,
+        kept: Path | None = None,
     ) -> None:
+        """kept: file of the open chat's KV cache, so that the next start does not prefill it again; None: it is not kept."""
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.engine: Metered | None = None  # of the open bundle; its counters may be read from any thread
         self._open_bundle, self._open_library = open_bundle or _open_bundle, open_library or _open_library
         self._ground, self._open_engine, self._open_tower = ground or _ground, open_engine, open_tower
         self._orders: queue.SimpleQueue[tuple[str, Callable[[], None]] | None] = queue.SimpleQueue()
         self._session: Any = None
+        self._kept = kept
         self._library: Any = None
         self._looking = False  # the last notice says that pictures are looked at
         self._stopping = threading.Event()
@@ -71,6 +74,10 @@ class Worker:
         library), Notice (with pictures), Piece..., then Finished or Failed."""
         self._stopping.clear()
         self._orders.put(("answer", lambda: self._answer(messages, sampling, max_tokens)))
+
+    def keep(self) -> None:
+        """Write the KV cache to its file now: the system may end the app without a word. No events."""
+        self._orders.put(("keep", self._keep))
 
     def stop(self) -> None:
         """End the running answer within one token."""
@@ -118,6 +125,9 @@ class Worker:
             engine.close()
             raise
         self.engine = engine
+        if self._kept is not None:
+            with contextlib.suppress(InputError):  # none yet, or another model's: it is prefilled
+                engine.used = self._session.restore(self._kept)
         name = getattr(bundle, "manifest", {}).get("name", path.name)
         seconds = time.perf_counter() - start
         sampling, sees = getattr(bundle, "sampling", GREEDY), self._session.pictures is not None
@@ -133,7 +143,13 @@ class Worker:
             self._looking = False
             self.events.put(Notice(""))
 
+    def _keep(self) -> None:
+        if self._kept is not None and self._session is not None and self.engine is not None and self.engine.used:
+            with contextlib.suppress(InputError):  # an engine that can't, a full disk: it is prefilled
+                self._session.save(self._kept)
+
     def _close_session(self) -> None:
+        self._keep()
         session, self._session, self.engine = self._session, None, None
         if session is not None:
             session.close()

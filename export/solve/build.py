@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from phi3mobile.errors import InputError
 from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.packed_vision import PackedVision, vision_decibels
@@ -22,6 +24,7 @@ from phi3mobile.export.solve.budget import TOKENS, choose, measure_classes
 from phi3mobile.export.solve.calibration import Calibration, calibration_of, card_tokens
 from phi3mobile.export.solve.checkpoint import on_grid, solve_checkpoint
 from phi3mobile.export.solve.folder import is_solved, write_about, write_part
+from phi3mobile.export.solve.pictures import picture_rows
 from phi3mobile.export.solve.rotate import Rotated
 from phi3mobile.export.solve.stream import load_layer
 from phi3mobile.export.tower_pictures import measured_views
@@ -52,7 +55,7 @@ def quantize_checkpoint(
     """Solve the checkpoint folder or hub id `source` into the folder `out` by GPTQ, and return it.
 
     A killed run leaves `.NAME.unfinished` beside `out`; the same call goes on from there. `calibration`: a UTF-8 text file, or
-    a folder of texts and pictures: weights are solved on the text, a tower's loss is measured on the pictures. `bits`: per
+    a folder of texts and pictures: weights are solved on both, a tower's loss is measured on the pictures. `bits`: per
     weight of the layers, at most, scales included: the most sensitive matrices get more (default: the recipe's form for all).
     `rotate`: turn the hidden states first, see export.solve.rotate. `vision_bits`: of a tower, 4 or 8 (default: 8).
     Raises InputError for a source that is no float checkpoint, an existing `out`, a calibration text that is too short.
@@ -116,10 +119,12 @@ def solve_into(
     if isinstance(checkpoint, Rotated):
         _refuse_trained(checkpoint, wanted.matrix_form)
     card = card_tokens(load_tokenizer(checkpoint.folder), config)
-    measured = solve_checkpoint(checkpoint, folder, wanted.matrix_form, text.tokens, card, progress)
-    if config.vision is not None:
+    tower = None if config.vision is None else PackedVision(checkpoint, recipe.vision_bits)
+    if tower is not None:
         progress("pictures", 0, 1)
-        tower = PackedVision(checkpoint, recipe.vision_bits)
+    seen = (None, None) if tower is None else picture_rows(checkpoint, tower, text.pictures)
+    measured = solve_checkpoint(checkpoint, folder, wanted.matrix_form, text.tokens, card, progress, seen)
+    if tower is not None:
         write_part(folder / "packed-vision.safetensors", tower.part())
         measured["vision"] = vision_decibels(checkpoint, tower, measured_views(text.pictures))
     (folder / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n")
@@ -133,12 +138,16 @@ def solve_into(
             "method": "gptq",
             "rotated": isinstance(checkpoint, Rotated),
             "bits_per_weight": wanted.bits_per_weight(),
-            "calibration": {"text": text.name, "sha256": text.sha256, "tokens": text.tokens.numel()},
+            "calibration": {"text": text.name, "sha256": text.sha256, "tokens": text.tokens.numel(), **_rows_of(seen[0])},
             **measured,
         },
     }
     write_about(folder, about)
     return about
+
+
+def _rows_of(seen: torch.Tensor | None) -> dict[str, int]:
+    return {} if seen is None else {"picture_rows": seen.shape[0] * seen.shape[1]}
 
 
 def _refuse_trained(checkpoint: Rotated, form_of: FormOf) -> None:

@@ -1,4 +1,4 @@
-"""Text that weights are solved on, and the quality card's text. Neither is the text that `bench --perplexity` reads."""
+"""Text and pictures that weights are solved on, and the quality card's text; `bench --perplexity` reads another one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from phi3mobile.errors import InputError
 from phi3mobile.models.config import DecoderConfig
+from phi3mobile.models.vision import plan_crops
 from phi3mobile.pictures import open_picture
 from phi3mobile.text.tokenizer import Tokenizer
 
@@ -28,7 +29,7 @@ class Calibration:
     tokens: torch.Tensor
     name: str
     sha256: str
-    pictures: tuple[Path, ...] = ()  # a tower's loss is measured on them
+    pictures: tuple[Path, ...] = ()  # weights are solved on their rows too, and a tower's loss is measured on them
 
 
 def calibration_of(tokenizer: Tokenizer, config: DecoderConfig, path: str | Path | None = None) -> Calibration:
@@ -79,7 +80,8 @@ def _folder(path: Path, config: DecoderConfig) -> tuple[str, tuple[Path, ...]]:
     if pictures and config.vision is None:
         raise InputError(f"calibration folder {path} has {pictures[0].name}, and this model sees no pictures: leave only texts")
     for picture in pictures:
-        open_picture(picture)
+        height, width = open_picture(picture).shape[:2]
+        plan_crops(width, height, 1)  # raises where it is too narrow
     return "\n\n".join(map(_read, texts)), pictures
 
 

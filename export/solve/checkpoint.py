@@ -17,6 +17,7 @@ from phi3mobile.export.solve.card import Card
 from phi3mobile.export.solve.folder import HEAD, matrix_of, read_part, vector_of, write_part
 from phi3mobile.export.solve.gptq import solve
 from phi3mobile.export.solve.mixture import router_weights
+from phi3mobile.export.solve.pictures import beside
 from phi3mobile.export.solve.stream import (
     Weights,
     load_layer,
@@ -49,8 +50,11 @@ def solve_checkpoint(
     tokens: torch.Tensor,
     card_tokens: torch.Tensor,
     progress: Progress = silent,
+    seen: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
 ) -> dict[str, Any]:
     """Solve every matrix on calibration `tokens` int64 [B, T], write `folder` (which exists) and measure the quality card.
+
+    seen: rows of pictures [P, R, D] that they are solved on too, in the float model and in the quantized one.
 
     Parts that are in the folder already are taken over: a killed run goes on. Raises InputError for weights or hidden states
     that are not finite, naming the tensor or layer.
@@ -61,8 +65,8 @@ def solve_checkpoint(
     packed = _kept(folder / "packed-embedding.safetensors", lambda: {EMBEDDING: quantize(table, *form_of(EMBEDDING))})
     embed = QuantizedEmbedding(matrix_of(packed, EMBEDDING))
     card = Card(config, card_tokens, functional.embedding(card_tokens, table), embed(card_tokens))
-    exact = functional.embedding(tokens, table) * config.embedding_multiplier
-    x = embed(tokens) * config.embedding_multiplier
+    exact = beside(functional.embedding(tokens, table) * config.embedding_multiplier, seen[0])
+    x = beside(embed(tokens) * config.embedding_multiplier, seen[1])
     for index in range(layers):
         progress("solve layers", index, layers + 1)
         layer, path = load_layer(config, index, weights), folder / f"packed-layer-{index:03}.safetensors"

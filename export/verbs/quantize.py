@@ -48,5 +48,7 @@ def run(args: argparse.Namespace) -> None:
         quality = Solved(solved).about["quality"]
     seconds = time.perf_counter() - start
     calibration = f"{quality['calibration']['tokens']} tokens of {quality['calibration']['text']}"
+    if rows := quality["calibration"].get("picture_rows"):
+        calibration += f", {rows} rows of pictures"
     print_card(str(args.out), {"quality": quality_line(quality), "calibration": calibration, "time": f"{seconds:.1f} s"})
     print_json({"folder": str(args.out), "quantize_s": round(seconds, 2), "quality": quality})

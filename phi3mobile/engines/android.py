@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from phi3mobile.engines.base import BaseEngine, marked
+from phi3mobile.engines.base import BaseEngine, marked, refuse_pictures
 from phi3mobile.errors import InputError
 from phi3mobile.info import EngineInfo
 
@@ -20,7 +20,7 @@ _TENSOR, _FLOAT = 1, 6  # EValue's type code, DType.FLOAT's code
 
 
 class AndroidEngine(BaseEngine):
-    """Runs `forward(tokens, input_pos)` of a .pte. Raises InputError if ExecuTorch can't load it.
+    """Runs `forward(tokens, input_pos)` of a .pte. InputError: ExecuTorch can't load it, or it sees pictures.
 
     `find_class`: name -> Java class (default: jnius.autoclass). `threads`: 0 leaves the number to ExecuTorch.
     """
@@ -28,6 +28,7 @@ class AndroidEngine(BaseEngine):
     def __init__(self, pte: Path, info: EngineInfo, threads: int = 0, find_class: Callable[[str], Any] | None = None) -> None:
         if not pte.is_file():
             raise InputError(f"{pte} is not a file: give the .pte of a bundle")
+        refuse_pictures(pte, info)
         if find_class is None:
             try:
                 from jnius import autoclass

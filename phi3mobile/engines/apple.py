@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from phi3mobile.engines.base import BaseEngine, marked
+from phi3mobile.engines.base import BaseEngine, marked, refuse_pictures
 from phi3mobile.errors import InputError
 from phi3mobile.info import EngineInfo
 
@@ -44,7 +44,7 @@ class ObjectiveC(Protocol):
 
 
 class AppleEngine(BaseEngine):
-    """Runs `forward(tokens, input_pos)` of a .pte. Raises InputError if ExecuTorch can't load it.
+    """Runs `forward(tokens, input_pos)` of a .pte. InputError: ExecuTorch can't load it, or it sees pictures.
 
     `objc`: the Objective-C runtime (default: this process's).
     """
@@ -52,6 +52,7 @@ class AppleEngine(BaseEngine):
     def __init__(self, pte: Path, info: EngineInfo, objc: ObjectiveC | None = None) -> None:
         if not pte.is_file():
             raise InputError(f"{pte} is not a file: give the .pte of a bundle")
+        refuse_pictures(pte, info)
         if objc is None:
             from phi3mobile.engines.objc import Runtime
 

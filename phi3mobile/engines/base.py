@@ -6,6 +6,7 @@ An engine is a subclass of BaseEngine that implements `_run`; registry.py says w
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -139,6 +140,15 @@ class BaseEngine:
 def marked(position: int, long: bool) -> int:
     """The position as programs take it, which are told the LongRoPE regime in it."""
     return position + LONG_REGIME if long else position
+
+
+def refuse_pictures(pte: Path, info: EngineInfo) -> None:
+    """InputError for a program whose decoder takes rows of pictures: phones' own engines call `forward`, which it lacks."""
+    if info.hidden is not None:
+        raise InputError(
+            f"{pte} is of a model that sees pictures, and this phone's own engine runs programs of text alone: take a "
+            "bundle of a text model; apps with ExecuTorch's multimodal runner take recipe android-multimodal"
+        )
 
 
 def check_forward(info: EngineInfo, tokens: np.ndarray, position: int) -> np.ndarray:

@@ -47,8 +47,6 @@ def open_engine(bundle: Bundle, threads: int = 0, experts_memory: int | None = N
     if experts_memory is not None:
         raise InputError(f"{bundle.folder} has no experts: leave out the memory for them")
     if name in PTE and (phone := phone_engine()):
-        if bundle.vision is not None:
-            raise InputError(f"{bundle.folder} sees pictures, and this phone's own engine runs programs of text alone")
         return phone(bundle.program, bundle.info)
     return find_engine(name, str(bundle.folder))(bundle, threads)
 

@@ -41,8 +41,23 @@ class CropPlan:
     @property
     def tokens(self) -> int:
         """Positions that the picture takes in the prompt, with a separator after each row and one before the whole."""
-        across, down = self.grid
-        return _TILE * down * (_TILE * across + 1) + 1 + _TILE * (_TILE + 1)
+        return rows_of(self.grid)
+
+
+def rows_of(grid: tuple[int, int]) -> int:
+    """Positions that a picture of `grid` crops (across, down) takes."""
+    across, down = grid
+    return _TILE * down * (_TILE * across + 1) + 1 + _TILE * (_TILE + 1)
+
+
+def grid_of(tokens: int) -> tuple[int, int]:
+    """The grid (across, down), the most square one, of pictures that take so many positions. InputError: none does."""
+    most = min(max(tokens // _TILE**2, 0) + 1, _MAX_CROPS)
+    grids = [(across, down) for across in range(1, most + 1) for down in range(1, most // across + 1)]
+    if found := [grid for grid in grids if rows_of(grid) == tokens]:
+        return min(found, key=lambda grid: abs(grid[0] - grid[1]))
+    near = sorted({rows_of(grid) for grid in grids}, key=lambda size: abs(size - tokens))[:2]
+    raise InputError(f"no picture takes {tokens} tokens; the nearest sizes are {' and '.join(map(str, sorted(near)))}")
 
 
 def plan_crops(width: int, height: int, num_crops: int) -> CropPlan:
@@ -114,15 +129,15 @@ def _whole(picture: np.ndarray) -> np.ndarray:
     """
     height, width = picture.shape[:2]
     view = np.zeros((3, SIDE, SIDE), np.float32)
-    for y, y_weight in _taps(height // SIDE):
+    for y, y_weight in taps(height // SIDE):
         rows = np.clip(np.arange(y, height + y, height // SIDE), 0, height - 1)
-        for x, x_weight in _taps(width // SIDE):
+        for x, x_weight in taps(width // SIDE):
             columns = np.clip(np.arange(x, width + x, width // SIDE), 0, width - 1)
             view += np.float32(y_weight * x_weight) * _normalised(picture[rows[:, None], columns])
     return view
 
 
-def _taps(factor: int) -> list[tuple[int, float]]:
+def taps(factor: int) -> list[tuple[int, float]]:
     """Offsets and weights of the pixels that one pixel of the whole view is made of, along one axis."""
     middle = factor // 2
     if factor % 2:

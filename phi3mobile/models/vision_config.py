@@ -87,6 +87,18 @@ class VisionConfig:
         """Of a row that is projected, and of a separator: 2 x 2 patches."""
         return 4 * self.hidden_size
 
+    @property
+    def view_operations(self) -> int:
+        """Multiplications and additions that encoding one view takes, in products of matrices."""
+        linears = self.positions * (4 * self.hidden_size + 2 * self.intermediate_size)
+        layer = 2 * self.hidden_size * (linears + 2 * self.positions**2)
+        return self.layers * layer + 2 * self.patches * 3 * self.patch_size**2 * self.hidden_size
+
+    @property
+    def row_operations(self) -> int:
+        """The same of projecting one row."""
+        return 2 * self.projection_size * (self.merged_size + self.projection_size)
+
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Every tensor that is used, by its name in a checkpoint, in the order of computing -> its shape there."""
         return _tensors(self)

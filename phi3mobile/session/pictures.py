@@ -35,7 +35,7 @@ class _Picture:
 class Pictures:
     """The pictures that a session was shown. `num_crops`: crops of each at most, else the model's own number.
 
-    folder: where rows are kept for other sessions too; None: in memory alone.
+    folder: where rows are kept for other sessions too; None: in memory alone. InputError when it can't be written.
     """
 
     def __init__(
@@ -120,9 +120,13 @@ class Pictures:
         if rows is not None and rows.shape == wanted and rows.dtype == np.float32:
             return rows
         rows = self._encoded(number)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as partial, partial.open("wb") as file:
-            np.save(file, rows)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with whole_file(path) as partial, partial.open("wb") as file:
+                np.save(file, rows)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"{self._folder} can't be written ({reason}): pictures' features are to be kept there") from None
         return rows
 
     def _encoded(self, number: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from phi3mobile.session.defaults import MAX_TOKENS, chosen_sampling
 from phi3mobile.session.guidance import Guide
 from phi3mobile.session.repetition import Repetition
 from phi3mobile.session.sampling import GREEDY, Sampling
+from phi3mobile.session.tools import CONTROL, CallGate, ToolCall, Tools, spans
 
 if TYPE_CHECKING:
     from phi3mobile.session.pictures import Pictures
@@ -44,7 +45,7 @@ class Parts(Protocol):
 class Statistics:
     """One answer in numbers. Times count this side's work, not the consumer's time between two pieces of text."""
 
-    # stop (an eos id), stop_string, length (max_tokens), context_full, repetition, cancelled, error (raised)
+    # stop (an eos id), tool_calls, stop_string, length (max_tokens), context_full, repetition, cancelled, error (raised)
     finish_reason: str
     prompt_tokens: int  # of the first prompt, if the window slid
     reused_tokens: int  # of these, found in the KV cache
@@ -107,6 +108,7 @@ class Session:
         elif num_crops is not None:
             raise InputError(f"num_crops is {num_crops}: this model sees no pictures; leave it out")
         self.statistics: Statistics | None = None  # of the last answer that ended
+        self.calls: tuple[ToolCall, ...] = ()  # that the last answer was, which then had no text
         self._rows = Rows(self.engine, self.pictures.embeddings if self.pictures else None)
         self._on_event = on_event
         self._cancel = Event()
@@ -127,6 +129,7 @@ class Session:
         overflow: Overflow = "stop",
         lookup: bool = False,
         guide: Guide | None = None,
+        tools: Sequence[dict[str, Any]] | None = None,
         repetition: bool = False,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -144,15 +147,18 @@ class Session:
         `lookup`: draft by quoting prompt and answer; the text is the same, faster where the answer quotes.
         `guide`: only an answer that it allows, complete within max_tokens and the context; a stop string or a cancel
         still cuts it short. What cannot be completed raises GuideError while streaming.
+        `tools`: functions that the answer may ask for (session/tools.py): `calls` then, and no text; their arguments are valid
+        under each tool's schema. What they gave goes into `messages` as {"role": "tool", "name", "content"}.
         Raises InputError at the call: no messages, an empty user message, a prompt that does not fit, a bad argument,
         a guide whose shortest answer does not fit.
         """
         if overflow not in ("stop", "slide"):
             raise InputError(f'overflow is {overflow!r}; it must be "stop" or "slide"')
         messages = _checked(messages, self.pictures is not None)
+        toolbox = self._toolbox(tools, guide)
         window = Window(
             messages,
-            encode=self._encoded,
+            encode=lambda kept: self._encoded(kept, toolbox),
             max_context=self.engine.info.max_context,
             common=self._rows.common,
             on_event=self._on_event,
@@ -175,7 +181,7 @@ class Session:
             repetition_penalty=repetition_penalty,
             seed=seed,
         )
-        return self._start(tokens, chosen, max_tokens, stop, lookup, sliding, guide, repetition, at_start=True)
+        return self._start(tokens, chosen, max_tokens, stop, lookup, sliding, guide, repetition, True, toolbox)
 
     def complete(
         self,
@@ -211,7 +217,7 @@ class Session:
             repetition_penalty=repetition_penalty,
             seed=seed,
         )
-        return self._start(tokens, chosen, max_tokens, stop, lookup, None, guide, repetition, at_start=False)
+        return self._start(tokens, chosen, max_tokens, stop, lookup, None, guide, repetition, False, None)
 
     def cancel(self) -> None:
         """End the running answer within one token (or one prefill chunk); its text so far stands."""
@@ -257,9 +263,22 @@ class Session:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _encoded(self, messages: list[dict[str, Any]]) -> list[int]:
+    def _toolbox(self, tools: Sequence[dict[str, Any]] | None, guide: Guide | None) -> Tools | None:
+        if tools is None:
+            return None
+        if guide is not None:
+            raise InputError("tools and a guide both say what the answer may be: give one of them")
+        return Tools(tools)
+
+    def _encoded(self, messages: list[dict[str, Any]], toolbox: Tools | None) -> list[int]:
         """The prompt's ids; of a model that sees pictures, with theirs."""
         chat, tokenizer, pictures = self.parts.chat, self.parts.tokenizer, self.pictures
+        if toolbox:
+            control = all(text in tokenizer.special_ids for text in CONTROL)
+            segments = chat.segments()
+            messages, mark = toolbox.told(messages, system=segments is None or segments["system"] is not None, control=control)
+            if mark:
+                return tokenizer.encode_spans(spans(chat.spans(messages, tokenizer.special_ids), mark))
         if pictures is None:
             return chat.encode(tokenizer, messages)
         seen = see(messages)
@@ -279,6 +298,7 @@ class Session:
         guide: Guide | None,
         repetition: bool,
         at_start: bool,
+        toolbox: Tools | None,
     ) -> Iterator[str]:
         if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 1):
             raise InputError(f"max_tokens is {max_tokens!r}; it must be an integer, 1 or more, or None for no limit")
@@ -289,12 +309,15 @@ class Session:
         if len(tokens) >= self.engine.info.max_context:
             raise self._too_long(len(tokens), "the prompt has", tokens)
         self._end_running()
+        free = guide is None  # where a guide knows the answer's end, a repeated block may be what was asked for
+        if toolbox:
+            guide = Guide(toolbox.grammar(), self.parts.tokenizer)
         if guide:
             # A slid window keeps the last turn and the answer: the answer has all the other room.
             room = self.engine.info.max_context - len(window.smallest() if window else tokens)
             guide.start(room if max_tokens is None else min(room, max_tokens), at_start)
         self._cancel.clear()
-        self.statistics = None
+        self.statistics, self.calls = None, ()
         decoder = Decoder(
             self._rows,
             list(tokens),
@@ -306,24 +329,32 @@ class Session:
             window.tokens if window else lambda answer: None,
             self._on_event,
             guide,
-            # Where a guide knows the answer's end, a repeated block may be what was asked for.
-            None if repetition or guide else Repetition(),
+            Repetition() if free and not repetition else None,
         )
-        self._running = self._stream(decoder, tuple(stop), window, at_start)
+        self._running = self._stream(decoder, tuple(stop), window, at_start, toolbox)
         return self._running
 
-    def _stream(self, decoder: Decoder, stop: tuple[str, ...], window: Window | None, at_start: bool) -> Generator[str]:
+    def _stream(
+        self, decoder: Decoder, stop: tuple[str, ...], window: Window | None, at_start: bool, toolbox: Tools | None
+    ) -> Generator[str]:
         text, gate, tokens = self.parts.tokenizer.stream(at_start=at_start), StopGate(stop), decoder.run()
+        words = CallGate() if toolbox else None
         try:
             for token in tokens:
-                if shown := gate.push(text.push(token)):
+                shown = gate.push(text.push(token))
+                if shown := words.push(shown) if words else shown:
                     yield shown
                 if gate.hit:
                     break
-            if shown := gate.push(text.finish()) + gate.finish():
-                yield shown
+            shown = gate.push(text.finish()) + gate.finish()
             if gate.hit:
                 decoder.finish_reason = "stop_string"
+            if toolbox and words:
+                shown = words.push(shown) + words.finish()
+                if not words.opened and (calls := toolbox.read(shown)):
+                    self.calls, shown, decoder.finish_reason = calls, "", "tool_calls"
+            if shown:
+                yield shown
         except Exception:
             decoder.finish_reason = "error"
             raise

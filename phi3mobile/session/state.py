@@ -1,6 +1,7 @@
 """A session's KV cache in a file, so that what was prefilled is not prefilled again after the process ended.
 
-The file is that of core/src/state.h, with a JSON text that says whose cache it is; the core's sessions read and write the same.
+The file is that of phi3mobile/core/src/state.h, with a JSON text that says whose cache it is; the core's sessions read and
+write the same.
 """
 
 from __future__ import annotations
@@ -71,7 +72,5 @@ def restore_state(rows: Rows, parts: Any, path: Path) -> int:
 def _checked(rows: Rows, parts: Any) -> tuple[KeepsState, str]:
     """The engine, and the hash of the bundle's program."""
     if not isinstance(rows.engine, KeepsState) or not isinstance(parts, Bundle):
-        raise InputError(
-            f"{type(rows.engine).__name__} can't keep its KV cache in a file: bundles of the native engine can"
-        )
+        raise InputError(f"{type(rows.engine).__name__} can't keep its KV cache in a file: bundles of the native engine can")
     return rows.engine, parts.manifest["files"][parts.manifest["runtime"]["program"]]["sha256"]

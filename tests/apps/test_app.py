@@ -7,11 +7,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from fake_app import FakeLibrary, FakePassage, counted, open_script, parts_saying, quoted
+from fake_app import FakeLibrary, FakePassage, answered, counted, open_script, parts_saying, quoted, until
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,21 +45,6 @@ def make_state(tmp_path):
     yield make
     for state in made:
         state.close()
-
-
-def until(state: State, condition, seconds: float = 10.0) -> set[str]:
-    """Poll as the window does."""
-    old, end = set(), time.monotonic() + seconds
-    while True:
-        old |= state.poll()
-        if condition():
-            return old
-        assert time.monotonic() < end, f"not in {seconds} s: {state.problem}, {state.messages}"
-        time.sleep(0.002)
-
-
-def answered(state: State) -> None:
-    until(state, lambda: not state.answering)
 
 
 def contents(state: State) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_app import FakeLibrary, FakePassage, FakeTower, open_fake_tower, open_script, parts_saying, quoted
+from fake_app import FakeLibrary, FakePassage, FakeTower, answered, open_fake_tower, open_script, parts_saying, quoted, until
 
 from phi3mobile.assistant import problems
 from phi3mobile.assistant.events import Notice
@@ -23,6 +23,7 @@ from phi3mobile.pictures import open_picture
 
 pytest.importorskip("PIL", reason="pip install pillow")
 RED, GREEN = (200, 30, 30), (30, 160, 60)
+SECONDS = 20.0  # decoding and looking take some
 
 
 def painted(color: tuple[int, int, int], width: int = 400, height: int = 300) -> bytes:
@@ -48,7 +49,7 @@ def make_state(tmp_path):
         state.parts = parts
         made.append(state)
         state.open_bundle("model")
-        until(state, lambda: state.model is not None)
+        until(state, lambda: state.model is not None, SECONDS)
         return state
 
     yield make
@@ -56,23 +57,9 @@ def make_state(tmp_path):
         state.close()
 
 
-def until(state: State, condition, seconds: float = 20.0) -> set[str]:
-    old, end = set(), time.monotonic() + seconds
-    while True:
-        old |= state.poll()
-        if condition():
-            return old
-        assert time.monotonic() < end, f"not in {seconds} s: {state.problem}, {state.messages}"
-        time.sleep(0.002)
-
-
 def attached(state: State, source: Path | bytes) -> None:
     state.attach(source)
-    assert "pictures" in until(state, lambda: not state.draft.opening)
-
-
-def answered(state: State) -> None:
-    until(state, lambda: not state.answering)
+    assert "pictures" in until(state, lambda: not state.draft.opening, SECONDS)
 
 
 # the album
@@ -261,14 +248,14 @@ def test_a_picture_is_sent_seen_and_kept(make_state, tmp_path, photo):
     take = state._take
     state._take = lambda event: (notices.append(event.text) if isinstance(event, Notice) else None, take(event))
     assert state.send("What colour?") and state.draft.pictures == ()
-    answered(state)
+    answered(state, SECONDS)
     assert [message.content for message in state.messages] == ["What colour?", "Red."]
     assert state.messages[0].pictures == (picture,) and tower.seen == 5  # a 2 by 2 grid, and the whole
     assert notices == ["Looking at the picture…", ""] and state.notice == ""
     assert re.fullmatch(r"(.)1\1\nWhat colour\?", state.parts.chat.asked[-1][-1]["content"])
     assert Store(tmp_path / "chats.db").messages(state.chat) == state.messages
     state.send("Sure?")
-    answered(state)
+    answered(state, SECONDS)
     assert tower.seen == 5 and state.messages[-1].content == "Still red."  # what was seen is remembered
 
 
@@ -277,7 +264,7 @@ def test_a_picture_alone_is_a_question(make_state, photo):
     assert not state.send("")
     attached(state, photo)
     assert state.send("  ")
-    answered(state)
+    answered(state, SECONDS)
     assert state.chats[0].title == "Picture" and state.messages[-1].content == "A wall."
 
 
@@ -285,7 +272,7 @@ def test_the_draft(make_state, photo):
     state = make_state("ok")
     state.attach(photo)
     assert state.draft.opening and not state.send("too early")
-    until(state, lambda: not state.draft.opening)
+    until(state, lambda: not state.draft.opening, SECONDS)
     attached(state, photo)
     attached(state, painted(GREEN))
     assert [picture.width for picture in state.draft.pictures] == [400, 400]  # the same one counts once
@@ -305,11 +292,11 @@ def test_edit_brings_the_pictures_back(make_state, photo):
     state = make_state("one", "two")
     attached(state, photo)
     state.send("What?")
-    answered(state)
+    answered(state, SECONDS)
     question = state.messages[0]
     state.draft_again(question.pictures)
     assert state.resend(question.id, "What else?")
-    answered(state)
+    answered(state, SECONDS)
     assert [(m.content, m.pictures) for m in state.messages] == [("What else?", question.pictures), ("two", ())]
 
 
@@ -326,14 +313,14 @@ def test_a_chat_about_a_picture_goes_on_with_a_model_that_reads_text_only(make_s
     state = make_state("Red.", "Words.")
     attached(state, photo)
     state.send("What?")
-    answered(state)
+    answered(state, SECONDS)
     tower, state.parts.tower = state.parts.tower, None
     state.open_bundle("blind")
-    until(state, lambda: state.model is not None)
+    until(state, lambda: state.model is not None, SECONDS)
     assert tower.closed  # its memory is given back
     assert not state.regenerate() and state.problem == problems.sees_nothing() and len(state.messages) == 2
     assert state.send("And now?") and state.notice == "This model sees no pictures: it reads the words alone."
-    answered(state)
+    answered(state, SECONDS)
     assert [m["content"] for m in state.parts.chat.asked[-1]] == ["What?", "Red.", "And now?"]
 
 
@@ -341,10 +328,10 @@ def test_a_picture_that_is_gone(make_state, photo):
     state = make_state("one", "two")
     attached(state, photo)
     state.send("What?")
-    answered(state)
+    answered(state, SECONDS)
     state.messages[0].pictures[0].file.unlink()
     state.send("And?")
-    answered(state)
+    answered(state, SECONDS)
     assert state.problem == problems.picture_gone() and state.messages[-1].state == "failed"
 
 
@@ -352,13 +339,13 @@ def test_deleting_a_chat_keeps_a_drafted_picture(make_state, photo):
     state = make_state("one")
     attached(state, photo)
     state.send("What?")
-    answered(state)
+    answered(state, SECONDS)
     (picture,) = state.messages[0].pictures
     state.draft_again((picture,))
     state.delete_chat(state.chat)
     assert picture.file.exists()
     state.send("Again?")
-    answered(state)
+    answered(state, SECONDS)
     state.delete_chat(state.chat)
     assert not picture.file.exists()
 
@@ -371,10 +358,10 @@ def test_pictures_and_passages_go_together(make_state, photo):
     library = FakeLibrary([passage])
     state = make_state("Yes [1].", library=library)
     state.open_library("x.db")
-    until(state, lambda: state.library is not None)
+    until(state, lambda: state.library is not None, SECONDS)
     attached(state, photo)
     state.send("Is this it?")
-    answered(state)
+    answered(state, SECONDS)
     assert library.questions == ["Is this it?"] and state.messages[-1].sources[0]["title"] == "Guide"
     assert state.messages[-1].content == "Yes [1]." and state.messages[0].content == "Is this it?"
     content = state.parts.chat.asked[-1][-1]["content"]
@@ -385,14 +372,14 @@ def test_where_nothing_is_found_the_picture_is_still_looked_at(make_state, photo
     library = FakeLibrary([])
     state = make_state("Red.", library=library)
     state.open_library("x.db")
-    until(state, lambda: state.library is not None)
+    until(state, lambda: state.library is not None, SECONDS)
     attached(state, photo)
     state.send("What colour?")
-    answered(state)
+    answered(state, SECONDS)
     assert state.messages[-1].content == "Red."
     attached(state, painted(GREEN))
     state.send("")  # nothing to search for
-    answered(state)
+    answered(state, SECONDS)
     assert library.questions == ["What colour?"] and state.messages[-1].content == "Red."
 
 

@@ -473,18 +473,15 @@ def test_the_runner_for_arm64_under_qemu(plugged, bundle, tmp_path):  # noqa: F8
     if not (arm / "ready").exists():
         pytest.skip("no cross compiler and qemu in build/arm64: make test-arm64")
     tools = os.environ | {"LD_LIBRARY_PATH": f"{arm}/root/usr/lib/x86_64-linux-gnu"}
-    cmake = Path(sys.executable).with_name("cmake")
-    built = subprocess.run(
-        [cmake, "--build", arm / "native", "--target", "p3m"], env=tools, capture_output=True, text=True
-    )
-    assert built.returncode == 0, built.stderr[-2000:]
-    folder = tmp_path / "runner"
-    folder.mkdir()
-    libraries = f"{arm}/wheel/executorch/lib:{arm}/native"
-    (folder / "p3m").write_text(
-        f"#!/bin/sh\nunset LD_LIBRARY_PATH\nexec {arm}/root/usr/bin/qemu-aarch64-static -L {arm}/root/usr/aarch64-linux-gnu "
-        f'-E LD_LIBRARY_PATH={libraries} {arm}/native/p3m "$@"\n'
-    )
+    scripts, folder = Path(__file__).parents[1] / "core" / "arm64", tmp_path / "runner"
+    for command in ([scripts / "build.sh", arm, sys.executable], [sys.executable, scripts / "runner.py", arm, folder]):
+        built = subprocess.run(command, env=tools, capture_output=True, text=True)
+        assert built.returncode == 0, built.stderr[-2000:]
+    # The phone's processor, in the place of the loader that starts everything.
+    loader = folder / "ld-linux-aarch64.so.1"
+    loader.rename(tmp_path / "loader")
+    qemu = f"{arm}/root/usr/bin/qemu-aarch64-static"
+    loader.write_text(f'#!/bin/sh\nunset LD_LIBRARY_PATH\nexec {qemu} {tmp_path}/loader "$@"\n')
     plugged()
     plan = replace(QUICK, sustain_s=0.2)
     lines = record_of(Android(Adb(), NativeRunner(folder), poll=0.2), bundle, plan, tmp_path / "record.jsonl")

@@ -270,12 +270,30 @@ def test_flags_that_do_not_fit(capsys, bundle_of, tmp_path):
         ([bundle, "--depths", "4,1000000"], "--depths 1000000: 1.."),
         ([bundle, "--gguf", tmp_path / "x"], "--gguf goes with --peers"),
         ([bundle, "--peers", "--gguf", tmp_path / "x"], "is not a file; give a GGUF"),
+        ([bundle, "--image-tokens", 757], "sees no pictures: leave out --image-tokens"),
+        ([bundle, "--image-tokens", 757, "--lookup"], "--image-tokens goes with the speed of a bundle on this machine"),
+        (["--shape", "tiny-gqa", "--image-tokens", 757], "--image-tokens goes with the speed of a bundle on this machine"),
+        (
+            [bundle, "--preset", "quick", "--image-tokens", 757],
+            "--image-tokens goes with the speed of a bundle on this machine",
+        ),
         (["--shape", "phi-9"], "unknown preset 'phi-9'; known are phi-3-mini-4k"),
         (["--shape", "tiny-gqa", "--context", 100000], "--context 100000: tiny-gqa takes 1 to 256"),
         (["--shape", "tiny-gqa", "--recipe", "magic"], "recipe 'magic' is not known"),
     ):
         line = refused(capsys, *arguments)
         assert message in line and line.count("\n") == 1, arguments
+
+
+def test_a_picture_is_seen_until_the_first_token(capsys, bundle_of):
+    bundle = bundle_of("vision-tiny", demo_recipe())
+    assert main(["bench", str(bundle), "--rounds", "2", "--depths", "8", "--image-tokens", "313"]) == 0
+    *table, last = capsys.readouterr().out.splitlines()
+    seen = json.loads(last)["picture"]
+    assert seen["tokens"] == 313 and "TTFT picture of 313" in "\n".join(table)
+    assert 2 * seen["view_s"] <= seen["tower_s"] * 1.5 and seen["ttft_s"] > max(seen["tower_s"], seen["prefill_s"]) > 0
+    assert "no picture takes 400 tokens; the nearest sizes are 457 and 469" in refused(capsys, bundle, "--image-tokens", 400)
+    assert "--image-tokens 2509: the context has 2048" in refused(capsys, bundle, "--image-tokens", 2509)
 
 
 def test_depths_are_parsed():

@@ -14,7 +14,7 @@ import numpy as np
 
 from phi3mobile.engines.native import native_library
 
-ERROR, DONE, TEXT, NOTE, PROGRESS = -1, 0, 1, 2, 3
+ERROR, DONE, TEXT, NOTE, PROGRESS, TOOL_CALL = -1, 0, 1, 2, 3, 4
 SIZE, TEXT_P, POINTER = ctypes.c_int64, ctypes.c_char_p, ctypes.c_void_p
 FORWARD = ctypes.CFUNCTYPE(
     ctypes.c_int,
@@ -142,7 +142,7 @@ class CoreSession:
                     self.cancel()
             elif kind == NOTE:
                 found.notes.append(json.loads(text)["message"])
-            else:
+            elif kind == PROGRESS:
                 progress = json.loads(text)
                 found.progress.append((progress["done"], progress["total"]))
 

@@ -1,6 +1,7 @@
 """One contract for every engine, and what the engines of the phones do with ExecuTorch's Java and Objective-C classes."""
 
 import ctypes
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -134,6 +135,27 @@ def test_bad_programs_and_closed_engines(make, tmp_path, tiny_bundle):
     engine.close()
     with pytest.raises(InputError, match="the engine is closed"):
         engine.forward(np.array([1]), 0)
+
+
+@pytest.mark.parametrize("make", [android, apple])
+def test_models_that_see_pictures_are_refused_by_name(make, tiny_bundle):
+    bundle = open_bundle(tiny_bundle)
+    with pytest.raises(
+        InputError, match=r"model\.pte is of a model that sees pictures, .*text alone: take a bundle of a text"
+    ) as told:
+        make(bundle.program, replace(bundle.info, hidden=64))
+    assert "\n" not in str(told.value) and "android-multimodal" in str(told.value)
+
+
+@pytest.mark.parametrize("phone", [("getandroidapilevel", lambda: 34), ("platform", "ios")])
+def test_so_are_their_bundles_where_a_phone_opens_them(phone, tiny_bundle, monkeypatch):
+    import sys
+
+    bundle = open_bundle(tiny_bundle)
+    seeing = replace(bundle, manifest=bundle.manifest | {"vision": {"hidden": bundle.manifest["model"]["hidden"]}})
+    monkeypatch.setattr(sys, *phone, raising=False)
+    with pytest.raises(InputError, match=r"model\.pte is of a model that sees pictures"):
+        open_engine(seeing)
 
 
 def test_outside_of_an_app_the_engines_say_so(tiny_bundle):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from phi3mobile.errors import InputError
 from phi3mobile.models import resample
-from phi3mobile.models.vision import MEAN, STD, merge, plan_crops, views
+from phi3mobile.models.vision import MEAN, STD, grid_of, merge, plan_crops, rows_of, views
 
 # width, height, num_crops, resized, padded, grid (across, down), tokens
 REFERENCE = [
@@ -42,6 +42,19 @@ def test_the_plans_of_the_reference(width, height, num_crops, resized, padded, g
     plan = plan_crops(width, height, num_crops)
     assert (plan.resized, plan.padded, plan.grid, plan.tokens) == (resized, padded, grid, tokens)
     assert plan.views == 1 + grid[0] * grid[1] and plan.num_crops == num_crops
+
+
+@pytest.mark.parametrize(("grid", "tokens"), [(row[5], row[6]) for row in REFERENCE])
+def test_a_grid_is_found_by_its_tokens(grid, tokens):
+    assert rows_of(grid_of(tokens)) == tokens and grid_of(tokens) == grid
+    with pytest.raises(InputError, match=rf"no picture takes {tokens - 1} tokens; the nearest sizes are .*{tokens}"):
+        grid_of(tokens - 1)
+
+
+@pytest.mark.parametrize("tokens", [-5, 0, 312, 10**9])
+def test_no_picture_is_so_small_or_so_large(tokens):
+    with pytest.raises(InputError, match=f"no picture takes {tokens} tokens"):
+        grid_of(tokens)
 
 
 @given(st.integers(1, 9000), st.integers(1, 9000), st.integers(1, 64))

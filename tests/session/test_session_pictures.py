@@ -152,6 +152,15 @@ def test_what_was_seen_is_kept_in_a_folder(session_of, tmp_path):
     assert tower.seen > 2
 
 
+def test_features_that_can_not_be_kept_are_one_line(session_of, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for folder in (tmp_path / "file", tmp_path / "file" / "features"):
+        session, _ = session_of(features=folder)
+        with pytest.raises(InputError, match=r"file.* can't be written \(.+\): pictures' features are") as told:
+            list(session.generate([say(A, "what is this?")], max_tokens=2))
+        assert "\n" not in str(told.value)
+
+
 def test_lookup_and_penalty_leave_pictures_alone(session_of):
     plain, _ = session_of()
     ask = [say(A, "the cat sat on the mat and the cat sat on the mat and the cat")]

@@ -56,6 +56,7 @@ class AssistantApp(App):
         self._ground()
 
     def on_pause(self) -> bool:
+        self.state.worker.keep()
         return True  # the conversation is on disk at any time
 
     def on_stop(self) -> None:

@@ -1,13 +1,11 @@
 """A vision tower in pieces that XNNPACK takes whole: the patches, one layer, the projector. Each becomes one delegate.
 
 All layers are alike, so one is lowered and stamped for the others (stamp.py), as a decoder's segments are. Tensors inside are
-[577, ...]: a view's positions are known beforehand, so heads can be cut out of products. Biases of linears belong to their
-matrices; every other vector is an input (segments.segment_vectors says why).
+[577, ...], a layer's of several views [views * 577, ...]: positions are known beforehand, so heads can be cut out of products.
+Biases of linears belong to their matrices; every other vector is an input (segments.segment_vectors says why).
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -43,7 +41,10 @@ class Patches(nn.Module):
 
 
 class ClipSegment(nn.Module):
-    """(x [577, C], weight and bias [C] of both norms, quick GELU's slope [1], the scale of scores [1]) -> [577, C]."""
+    """(x [V * 577, C], weight and bias [C] of both norms, quick GELU's slope [1], the scale of scores [1]) -> [V * 577, C].
+
+    Patches see those of their own view, of which there are V.
+    """
 
     q: ConstantLinear
     k: ConstantLinear
@@ -52,9 +53,9 @@ class ClipSegment(nn.Module):
     fc1: ConstantLinear
     fc2: ConstantLinear
 
-    def __init__(self, config: VisionConfig, matrices: Matrices) -> None:
+    def __init__(self, config: VisionConfig, matrices: Matrices, views: int = 1) -> None:
         super().__init__()
-        self.heads, self.width = config.num_attention_heads, config.hidden_size
+        self.views, self.heads, self.width = views, config.num_attention_heads, config.hidden_size
         self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         packed = _add_linears(self, matrices)
         self.to_heads, self.to_out = Rounded(packed["q"]), Rounded(packed["out"])
@@ -65,13 +66,15 @@ class ClipSegment(nn.Module):
         seen = self.to_heads(self.norm(x, *norm1))
         q, k, v = self._by_head(self.q(*seen) * scale), self._by_head(self.k(*seen)), self._by_head(self.v(*seen))
         weights = torch.softmax(torch.bmm(q, k.permute(0, 2, 1)), dim=-1)
-        attended = torch.bmm(weights, v).permute(1, 0, 2).reshape(-1, self.width)
+        attended = torch.bmm(weights, v).view(self.views, self.heads, -1, self.width // self.heads)
+        attended = attended.permute(0, 2, 1, 3).reshape(-1, self.width)
         x = x + self.out(*self.to_out(attended))
         inner = self.fc1(*self.to_fc1(self.norm(x, *norm2)))
         return x + self.fc2(*self.to_fc2(inner * torch.sigmoid(inner * slope)))
 
     def _by_head(self, x: torch.Tensor) -> torch.Tensor:
-        return x.view(x.shape[0], self.heads, -1).permute(1, 0, 2)
+        x = x.view(self.views, -1, self.heads, self.width // self.heads).permute(0, 2, 1, 3)
+        return x.reshape(self.views * self.heads, -1, self.width // self.heads)
 
 
 class ProjectSegment(nn.Module):
@@ -97,7 +100,6 @@ def _add_linears(module: nn.Module, matrices: Matrices) -> dict[str, Packed]:
 
 
 PATCHES, LAYER, PROJECT = "patches", "clip_layer", "project"
-SEGMENTS: Mapping[str, type[nn.Module]] = {PATCHES: Patches, LAYER: ClipSegment, PROJECT: ProjectSegment}
 
 
 def matrices_of(packed: PackedVision, kind: str, layer: int = 0) -> Matrices:
@@ -128,11 +130,18 @@ def _norm(packed: PackedVision, module: str) -> list[torch.Tensor]:
     return [packed.vector(f"{module}.weight"), packed.vector(f"{module}.bias")]
 
 
-def first_input(config: VisionConfig, kind: str) -> torch.Tensor:
-    """An example of it; of the projector's, three rows."""
-    side = config.image_size
-    shapes = {PATCHES: (1, 3, side, side), LAYER: (config.positions, config.hidden_size), PROJECT: (3, config.merged_size)}
+def first_input(config: VisionConfig, kind: str, views: int = 1, rows: int = 3) -> torch.Tensor:
+    """An example of it: one view, positions of `views`, or `rows` of the projector's."""
+    side, positions = config.image_size, views * config.positions
+    shapes = {PATCHES: (1, 3, side, side), LAYER: (positions, config.hidden_size), PROJECT: (rows, config.merged_size)}
     return torch.randn(shapes[kind])
+
+
+def segment(config: VisionConfig, kind: str, matrices: Matrices, views: int = 1) -> nn.Module:
+    """A segment of that kind; a layer takes so many views at once."""
+    if kind == LAYER:
+        return ClipSegment(config, matrices, views)
+    return Patches(config, matrices) if kind == PATCHES else ProjectSegment(config, matrices)
 
 
 def output_shape(config: VisionConfig, kind: str) -> tuple[int, ...]:

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class ExecutorchRecipe(Recipe):
     """attention: "stock" = ExecuTorch's llama::* operators; "native" = our kernels (phi3mobile/core), which the phone's
-    binary must contain. kv_bits: 32, or 8 = int8 per token and head (native only)."""
+    binary must contain. kv_bits: 32, or 8 = int8 per token and head (native only). grid: crops (across, down) of the pictures
+    that the decoder's program encodes itself, by a method for ExecuTorch's multimodal runner; None: it has none."""
 
     attention: str = "stock"
     kv_bits: int = 32
+    grid: tuple[int, int] | None = None
 
 
 def recipe_of(packed: PackedModel) -> ExecutorchRecipe:

@@ -20,9 +20,12 @@ def tower_difference(bundle: Bundle, packed: PackedVision) -> str:
     XNNPACK's constants are named by their hashes, so that each segment's graph says whose it has.
     """
     assert bundle.vision is not None
-    path = bundle.folder / bundle.vision["program"]
+    path, patches, project = bundle.folder / bundle.vision["program"], [(clip.PATCHES, 0)], [(clip.PROJECT, 0)]
     layers = [(clip.LAYER, layer) for layer in range(packed.config.layers)]
-    for method, segments in (("encode", [(clip.PATCHES, 0), *layers]), ("project", [(clip.PROJECT, 0)])):
+    methods = [(path, "encode", [*patches, *layers]), (path, "project", project)]
+    if (grid := bundle.vision.get("grid")) is not None:
+        methods.append((bundle.program, "vision_encoder", [*patches * (1 + grid[0] * grid[1]), *layers, *project]))
+    for path, method, segments in methods:
         pte = Pte(path, method)
         calls = pte.calls()
         if len(calls) != len(segments):

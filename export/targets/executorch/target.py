@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from phi3mobile.export.recipe import Recipe, find_recipe
 from phi3mobile.export.target import Check, Target, Written
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from phi3mobile.models.config import DecoderConfig
     from phi3mobile.progress import Progress
 
-PROGRAM = "model.pte"
+PROGRAM, ROWS = "model.pte", 128  # most rows that vision.pte projects at once
 PIECES = (
     *("rmsnorm", "layernorm", "swiglu", "gegelu", "bias", "multiplier"),
     *("window", "blocksparse", "longrope", "masked_ids", "row_order", "head_bias", "vision"),
@@ -38,6 +39,14 @@ class ExecutorchTarget(Target):
             down_group=256,
             embedding_bits=4,
             head_bits=4,
+        ),
+        ExecutorchRecipe(
+            name="android-multimodal",
+            about="android-cpu, which ExecuTorch's own multimodal runner takes too: for models that see pictures, 2 x 2 crops",
+            grid=(2, 2),
+            chunk=768,  # the runner gives all of a picture's rows at once
+            min_context=1024,
+            needs=("vision",),
         ),
         ExecutorchRecipe(
             name="host",
@@ -76,7 +85,8 @@ class ExecutorchTarget(Target):
     def write(self, packed: PackedModel, folder: Path, plan: ExportPlan, progress: Progress) -> Written:
         from phi3mobile.export.targets.executorch.write import to_executorch
 
-        written = to_executorch(packed, folder / PROGRAM, plan.context, plan.chunk, plan.eos, progress)
+        more = None if (grid := recipe_of(packed).grid) is None else partial(_encoder, packed, grid, progress)
+        written = to_executorch(packed, folder / PROGRAM, plan.context, plan.chunk, plan.eos, progress, more)
         return written if plan.config.vision is None else _with_tower(written, packed, folder, plan, progress)
 
     def integers(self, bundle: Bundle, config: DecoderConfig) -> Integers:
@@ -107,14 +117,24 @@ def _with_tower(written: Written, packed: PackedModel, folder: Path, plan: Expor
     from phi3mobile.export.targets.executorch.vision import write_vision
     from phi3mobile.models.vision_config import num_crops
 
-    tower = PackedVision(packed.checkpoint, packed.recipe.vision_bits)
-    section, operators, activations = write_vision(tower, folder, plan.chunk, progress)
+    tower, grid = PackedVision(packed.checkpoint, packed.recipe.vision_bits), recipe_of(packed).grid
+    section, operators, activations = write_vision(tower, folder, min(plan.chunk, ROWS), progress)
+    section |= {} if grid is None else {"grid": grid}  # of model.pte's vision_encoder, which has the tower's weights again
     return replace(
         written,
         runtime=written.runtime | {"operators": sorted({*written.operators, *operators})},
         activations=written.activations + activations,
         vision=section | {"num_crops": num_crops(plan.folder)},
     )
+
+
+def _encoder(packed: PackedModel, grid: tuple[int, int], progress: Progress, scratch: Path) -> dict[str, Any]:
+    """The method that encodes pictures of one grid, by its name."""
+    from phi3mobile.export.packed_vision import PackedVision
+    from phi3mobile.export.targets.executorch.multimodal import METHOD, vision_encoder
+
+    tower = PackedVision(packed.checkpoint, packed.recipe.vision_bits)
+    return {METHOD: vision_encoder(tower, grid, scratch, progress)}
 
 
 def _is_native(recipe: Recipe) -> bool:

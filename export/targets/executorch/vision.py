@@ -61,7 +61,7 @@ def write_vision(
     """
     config, length = packed.config, torch.export.Dim("T", min=1, max=rows)
     with TemporaryDirectory(dir=folder, prefix=".packed-") as scratch, torch.no_grad():
-        made = _Stamper(packed, Path(scratch), length)
+        made = Stamper(packed, Path(scratch), length)
         layers: list[nn.Module] = []
         for layer in range(config.layers):
             progress("lower the tower", layer, config.layers)
@@ -91,16 +91,19 @@ def write_vision(
         "width": config.hidden_size,
         "rows": rows,
         "bits": packed.bits,
+        "view_operations": config.view_operations,
+        "row_operations": config.row_operations,
     }
     plans = program.executorch_program.execution_plan
     return section, operators_of(plans), sum(sum(plan.non_const_buffer_sizes) for plan in plans)
 
 
-class _Stamper:
+class Stamper:
     """Segments with their own weights, each kind lowered once."""
 
-    def __init__(self, packed: PackedVision, scratch: Path, length: torch.export.Dim) -> None:
-        self._packed, self._scratch, self._length = packed, scratch, length
+    def __init__(self, packed: PackedVision, scratch: Path, rows: torch.export.Dim | int, views: int = 1) -> None:
+        """rows: that are projected at once, any number of them or this one. views: that a layer takes at once."""
+        self._packed, self._scratch, self._rows, self._views = packed, scratch, rows, views
         self._templates: dict[str, stamp.Template] = {}
 
     def segment(self, kind: str, layer: int = 0) -> StampedSegment:
@@ -108,9 +111,10 @@ class _Stamper:
         vectors = clip.vectors_of(self._packed, kind, layer)
         if kind not in self._templates:
             stand_ins = stamp.like(matrices)
-            inputs = [clip.first_input(config, kind), *vectors]
-            dynamic = ({0: self._length},) if kind == clip.PROJECT else None
-            module = clip.SEGMENTS[kind](config, stand_ins)
+            rows = self._rows if isinstance(self._rows, int) else None
+            inputs = [clip.first_input(config, kind, self._views, rows or 3), *vectors]
+            dynamic = ({0: self._rows},) if kind == clip.PROJECT and rows is None else None
+            module = clip.segment(config, kind, stand_ins, self._views)
             self._templates[kind] = stamp.lower_module(module, inputs, dynamic, stand_ins, kind)
         template = self._templates[kind]
         lowered = stamp.stamp(template, [clip.output_shape(config, kind)], matrices, self._scratch)

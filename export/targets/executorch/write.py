@@ -11,6 +11,7 @@ input_pos may carry LONG_REGIME: then the long factors apply even if this chunk 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +24,7 @@ from executorch.exir.passes import MemoryPlanningPass
 from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
 from executorch.exir.schema import ExecutionPlan
 from torch import nn
+from torch.export import ExportedProgram
 
 from phi3mobile.engines.base import LONG_REGIME
 from phi3mobile.errors import InputError
@@ -215,9 +217,18 @@ def operators_of(plans: list[ExecutionPlan]) -> list[str]:
 
 
 def to_executorch(
-    packed: PackedModel, path: Path, context: int, chunk: int, eos_ids: list[int], progress: Progress = silent
+    packed: PackedModel,
+    path: Path,
+    context: int,
+    chunk: int,
+    eos_ids: list[int],
+    progress: Progress = silent,
+    more: Callable[[Path], dict[str, ExportedProgram]] | None = None,
 ) -> Written:
-    """Write the .pte for a KV cache of `context` positions, prefilled at most `chunk` tokens at a time."""
+    """Write the .pte for a KV cache of `context` positions, prefilled at most `chunk` tokens at a time.
+
+    more: makes further methods by their names, given a folder for weights that is there until the program is written.
+    """
     if not 1 <= chunk <= context:
         raise InputError(f"chunk {chunk}: tokens of one prefill step must be from 1 to the context, {context}")
     recipe = recipe_of(packed)
@@ -233,8 +244,9 @@ def to_executorch(
         progress("graph", 0, 1)
         rows = embedding if packed.config.vision is None else GivenRows()
         decoder = ExportedDecoder(packed.config, recipe, context, rows, segments, mixtures).eval()
+        methods = _methods(packed.config, spec, decoder, embedding) | ({} if more is None else more(Path(scratch)))
         program = to_edge(
-            _methods(packed.config, spec, decoder, embedding),
+            methods,
             compile_config=EdgeCompileConfig(_check_ir_validity=False),
             constant_methods=runner_metadata(packed.config, spec, eos_ids, back),
         ).to_executorch(

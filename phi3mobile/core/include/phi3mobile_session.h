@@ -1,9 +1,9 @@
 /* Text in, text out, without Python: bundles, and sessions that answer over them. phi3mobile.h runs programs, phi3mobile_text.h
  * makes ids of texts; this is what an app needs.
  *
- * Texts are UTF-8. Calls that fail write one line into `error` (may be null; error_size bytes with the end's 0): what was given,
- * what is allowed, what to do. No call throws. A handle is used by one thread at a time, but for p3m_session_cancel; several
- * handles may be used at once. A null handle is an error, not a crash. Closing null does nothing. */
+ * Texts are UTF-8. Calls that fail write one line into `error` (may be null; error_size bytes with the end's 0): what was
+ * given, what is allowed, what to do. No call throws. A handle is used by one thread at a time, but for p3m_session_cancel;
+ * several handles may be used at once. A null handle is an error, not a crash. Closing null does nothing. */
 #ifndef PHI3MOBILE_SESSION_H
 #define PHI3MOBILE_SESSION_H
 
@@ -26,10 +26,10 @@ P3M_API p3m_bundle* p3m_bundle_open(const char* folder, char* error, size_t erro
 /* The manifest as one line of JSON, in the form of format 2; the bundle's, valid until it is closed. */
 P3M_API const char* p3m_bundle_manifest(const p3m_bundle* bundle);
 
-/* Compares the SHA-256 of every file with the manifest's: seconds per gigabyte, once after a download. progress (may be null) is
- * called with bytes done and in all on the calling thread; a 0 from it ends the work. 0, or -1 and the error. */
-P3M_API int p3m_bundle_verify(
-    const p3m_bundle* bundle, int (*progress)(void* user, int64_t done, int64_t total), void* user, char* error, size_t error_size);
+/* Compares the SHA-256 of every file with the manifest's: seconds per gigabyte, once after a download. progress (may be null)
+ * is called with bytes done and in all on the calling thread; a 0 from it ends the work. 0, or -1 and the error. */
+P3M_API int p3m_bundle_verify(const p3m_bundle* bundle, int (*progress)(void* user, int64_t done, int64_t total), void* user,
+    char* error, size_t error_size);
 
 P3M_API void p3m_bundle_close(p3m_bundle* bundle);
 
@@ -46,7 +46,8 @@ typedef struct p3m_engine {
   int32_t version; /* P3M_API_VERSION */
   void* user;      /* given to each call */
   /* Runs count tokens at position and writes float32 [count, vocab] to logits. is_long: these rows get LongRoPE's long factors.
-   * Rows from position on are overwritten, so it may go back. 0; anything else ends the answer with what was written to error. */
+   * Rows from position on are overwritten, so it may go back. 0; anything else ends the answer with what was written to error.
+   */
   int (*forward)(void* user, const int64_t* tokens, int64_t count, int64_t position, int is_long, float* logits, char* error,
       size_t error_size);
   void (*reset)(void* user); /* forget the sequence; may be null */
@@ -65,20 +66,24 @@ P3M_API p3m_session* p3m_session_open_with(const char* folder, const p3m_engine*
  *   "lookup"    false; true: draft by quoting prompt and answer: same text, faster where it quotes
  *   "repetition" false: an answer that repeats itself is ended; true: it may
  *   "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed": default the bundle's, else greedy
- * Computes nothing but ids. 0, or -1 and the error; then nothing runs. */
+ *   "tools"     [{"name", "description", "parameters": a JSON schema}]: functions that the answer may ask for; what they gave
+ * is a message {"role": "tool", "name", "content"}. A call's name is one of these; its arguments may break the schema Computes
+ * nothing but ids. 0, or -1 and the error; then nothing runs. */
 P3M_API int p3m_session_start(p3m_session* session, const char* request, char* error, size_t error_size);
 
 enum p3m_event {
-  P3M_EVENT_ERROR = -1,  /* the answer ended by an error: the text is its line */
-  P3M_EVENT_DONE = 0,    /* the answer ended: statistics as JSON; again with every further call */
-  P3M_EVENT_TEXT = 1,    /* a piece of the answer, whole characters */
-  P3M_EVENT_NOTE = 2,    /* JSON {"kind", "message"}: "long_switch", "window", "kv_back", "repetition" */
-  P3M_EVENT_PROGRESS = 3 /* JSON {"done", "total"}: tokens of a prefill that takes several forwards */
+  P3M_EVENT_ERROR = -1,   /* the answer ended by an error: the text is its line */
+  P3M_EVENT_DONE = 0,     /* the answer ended: statistics as JSON; again with every further call */
+  P3M_EVENT_TEXT = 1,     /* a piece of the answer, whole characters */
+  P3M_EVENT_NOTE = 2,     /* JSON {"kind", "message"}: "long_switch", "window", "kv_back", "repetition" */
+  P3M_EVENT_PROGRESS = 3, /* JSON {"done", "total"}: tokens of a prefill that takes several forwards */
+  P3M_EVENT_TOOL_CALL = 4 /* JSON {"name", "arguments"}: the answer asks for a function; such an answer has no text */
 };
 
 /* Works until there is something to show: one forward at most for each token. text (may be null) and size (may be null) are the
- * session's, valid until the next call. Statistics: finish_reason (stop, stop_string, length, context_full, repetition, cancelled,
- * error), counts of tokens, times in seconds and milliseconds, as phi3mobile.Statistics names them. */
+ * session's, valid until the next call. Statistics: finish_reason (stop, tool_calls, stop_string, length, context_full,
+ * repetition, cancelled, error), counts of tokens, times in seconds and milliseconds, as phi3mobile.Statistics names them;
+ * engine_s is the part in forwards. */
 P3M_API int p3m_session_next(p3m_session* session, const char** text, size_t* size);
 
 /* Ends the running answer within one token or one chunk of prefill; its text so far stands. From any thread. */
@@ -87,17 +92,19 @@ P3M_API void p3m_session_cancel(p3m_session* session);
 /* Ends the answer and forgets the KV cache. */
 P3M_API void p3m_session_reset(p3m_session* session);
 
-/* Writes the KV cache with its tokens to a file, whole or not at all: a later session over the same bundle and runtime goes on from
- * it without prefilling. Pages never used take no space. Gives the file's bytes; -1: see error (an engine of the host's can't). */
+/* Writes the KV cache with its tokens to a file, whole or not at all: a later session over the same bundle and runtime goes on
+ * from it without prefilling. Pages never used take no space. Gives the file's bytes; -1: see error (an engine of the host's
+ * can't). */
 P3M_API int64_t p3m_session_save(p3m_session* session, const char* path, char* error, size_t error_size);
 
-/* Reads what p3m_session_save wrote; gives how many tokens it holds. -1: another bundle or runtime, a damaged file; then the cache
- * is empty. */
+/* Reads what p3m_session_save wrote; gives how many tokens it holds. -1: another bundle or runtime, a damaged file; then the
+ * cache is empty. */
 P3M_API int64_t p3m_session_restore(p3m_session* session, const char* path, char* error, size_t error_size);
 
 P3M_API void p3m_session_close(p3m_session* session);
 
-/* What the two calls above do, for whoever holds a model: planned memory to and from a file with `about`, a text kept with it. */
+/* What the two calls above do, for whoever holds a model: planned memory to and from a file with `about`, a text kept with it.
+ */
 P3M_API int64_t p3m_save_state(p3m_model* model, const char* path, const char* about, char* error, size_t error_size);
 P3M_API int p3m_load_state(p3m_model* model, const char* path, char* error, size_t error_size);
 /* The text kept in a state's file, up to capacity bytes with the end's 0; gives its length. -1: see error. */

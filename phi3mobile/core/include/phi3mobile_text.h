@@ -1,6 +1,6 @@
 /* Text to token ids and back, and conversations to ids: the tokenizer of a bundle's folder, ids equal to the Python package's.
- * Texts are UTF-8. Functions that can fail take error, at which one line of at most error_size - 1 bytes and a 0 is written then
- * (error may be null or error_size 0: nothing is); they give null or -1. Nothing here throws or keeps global state. */
+ * Texts are UTF-8. Functions that can fail take error, at which one line of at most error_size - 1 bytes and a 0 is written
+ * then (error may be null or error_size 0: nothing is); they give null or -1. Nothing here throws or keeps global state. */
 #ifndef PHI3MOBILE_TEXT_H
 #define PHI3MOBILE_TEXT_H
 
@@ -44,9 +44,8 @@ P3M_API const char* p3m_token_bytes(const p3m_tokenizer* tokenizer, int64_t id, 
 /* Ids of size bytes of text; no begin token is added. special: 1 reads control-token text as control tokens, 0 as plain text.
  * Gives how many ids there are, of which up to capacity are stored in ids (null with capacity 0 counts only). Fails on text
  * that is not UTF-8, and on plain text that the vocabulary can read as a control token only. */
-P3M_API int64_t p3m_encode(
-    const p3m_tokenizer* tokenizer, const char* text, size_t size, int special, int64_t* ids, size_t capacity, char* error,
-    size_t error_size);
+P3M_API int64_t p3m_encode(const p3m_tokenizer* tokenizer, const char* text, size_t size, int special, int64_t* ids,
+    size_t capacity, char* error, size_t error_size);
 
 /* The same of the joined texts of spans, a JSON list [["text", true], ...]: control tokens are recognised where the second
  * member, trusted, is true. The ids are p3m_encode's unless an untrusted span takes part in control-token text. */
@@ -55,14 +54,13 @@ P3M_API int64_t p3m_encode_spans(
 
 /* The same of a conversation: segments as in a bundle's manifest, messages as [{"role": "user", "content": "..."}, ...], both
  * JSON texts. The last message is the user's; the ids end where the reply begins. Control-token text in contents stays text. */
-P3M_API int64_t p3m_encode_chat(
-    const p3m_tokenizer* tokenizer, const char* segments, const char* messages, int64_t* ids, size_t capacity, char* error,
-    size_t error_size);
+P3M_API int64_t p3m_encode_chat(const p3m_tokenizer* tokenizer, const char* segments, const char* messages, int64_t* ids,
+    size_t capacity, char* error, size_t error_size);
 
 /* Text of count ids as one sequence, control tokens as their text, malformed bytes as U+FFFD. Gives its size in bytes, of which
  * up to capacity are stored in text, without a 0 at the end. Fails only where memory does. */
-P3M_API int64_t p3m_decode(
-    const p3m_tokenizer* tokenizer, const int64_t* ids, size_t count, char* text, size_t capacity, char* error, size_t error_size);
+P3M_API int64_t p3m_decode(const p3m_tokenizer* tokenizer, const int64_t* ids, size_t count, char* text, size_t capacity,
+    char* error, size_t error_size);
 
 /* A stream that leaves control tokens out. at_start: 1 if the text starts here, 0 if it continues a prompt, in which case a
  * sentencepiece reply starts with the space of its first piece. The caller owns it until p3m_stream_close. */

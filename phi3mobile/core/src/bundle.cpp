@@ -44,7 +44,7 @@ bool some(const Json& value) {
 template <Fits fits>
 bool dict_of(const Json& value) {
   return value.is_object() &&
-      std::all_of(value.object().begin(), value.object().end(), [](const auto& member) { return fits(member.second); });
+         std::all_of(value.object().begin(), value.object().end(), [](const auto& member) { return fits(member.second); });
 }
 
 // A relative path that stays in the folder.
@@ -63,8 +63,8 @@ bool version(const Json& value) {
 bool file(const Json& value) { return whole(value["bytes"]) && text(value["sha256"]); }
 
 bool files(const Json& value) {
-  return dict_of<file>(value) &&
-      std::all_of(value.object().begin(), value.object().end(), [](const auto& member) { return path_inside(member.first); });
+  return dict_of<file>(value) && std::all_of(value.object().begin(), value.object().end(),
+                                     [](const auto& member) { return path_inside(member.first); });
 }
 
 struct Field {
@@ -143,8 +143,8 @@ Json read_manifest(const std::string& folder) {
   const Json& format = manifest["format"];
   if (!positive(format)) throw InputError(path + " has no format version" + kAgain);
   if (format.integer() > kFormat) {
-    throw InputError(folder + " has bundle format " + format.dump() + ", this phi3mobile reads up to " + std::to_string(kFormat) +
-        "; upgrade phi3mobile");
+    throw InputError(folder + " has bundle format " + format.dump() + ", this phi3mobile reads up to " +
+                     std::to_string(kFormat) + "; upgrade phi3mobile");
   }
   manifest = upgraded(std::move(manifest));
   std::string lacking;
@@ -184,7 +184,7 @@ Bundle::Bundle(std::string folder) : folder_(std::move(folder)) {
     if (size < 0) throw InputError(folder_ + " lacks the file " + name + "; copy the whole bundle again");
     if (size != said) {
       throw InputError(path(name) + " has " + std::to_string(size) + " bytes, the manifest says " + std::to_string(said) +
-          "; copy the bundle again");
+                       "; copy the bundle again");
     }
   }
 }

@@ -13,12 +13,12 @@ namespace phi3mobile {
 
 class Bundle {
  public:
-  // Reads and checks the manifest, and that every file is there with its size; hashes are verify's. InputError: no folder, no or a
-  // damaged manifest, a newer format, a file missing or of another size.
+  // Reads and checks the manifest, and that every file is there with its size; hashes are verify's. InputError: no folder, no
+  // or a damaged manifest, a newer format, a file missing or of another size.
   explicit Bundle(std::string folder);
 
-  // Compares the SHA-256 of every file. progress(done, total) in bytes, now and then; false from it ends the work. InputError: a
-  // damaged file; "verification was stopped".
+  // Compares the SHA-256 of every file. progress(done, total) in bytes, now and then; false from it ends the work. InputError:
+  // a damaged file; "verification was stopped".
   void verify(const std::function<bool(int64_t, int64_t)>& progress) const;
 
   const std::string& folder() const { return folder_; }

@@ -1,7 +1,9 @@
-// p3m run, p3m chat and p3m verify: nothing but the public C functions.
+// p3m run, p3m chat, p3m verify and p3m tokens: nothing but the public C functions.
+#include "base/error.h"
 #include "base/json.h"
 #include "p3m.h"
 #include "phi3mobile_session.h"
+#include "phi3mobile_text.h"
 
 #include <csignal>
 #include <cstdio>
@@ -21,6 +23,7 @@ using phi3mobile::Json;
 struct Close {
   void operator()(p3m_session* session) const { p3m_session_close(session); }
   void operator()(p3m_bundle* bundle) const { p3m_bundle_close(bundle); }
+  void operator()(p3m_tokenizer* tokenizer) const { p3m_tokenizer_close(tokenizer); }
 };
 using SessionHandle = std::unique_ptr<p3m_session, Close>;
 
@@ -61,13 +64,20 @@ Arguments parsed(int count, char** given, size_t least, size_t most) {
       if (i + 1 == count) throw std::invalid_argument(name + " needs a value");
       return std::string(given[++i]);
     };
-    if (name.rfind("--", 0) != 0) found.plain.push_back(name);
-    else if (name == "--system") found.system = value();
-    else if (name == "--stop") stop.emplace_back(value());
-    else if (name == "--cache") found.options.set("cache", value());
-    else if (name == "--raw") found.raw = true;
-    else if (name == "--slide") found.request.set("overflow", "slide");
-    else if (name == "--stats") found.statistics = true;
+    if (name.rfind("--", 0) != 0)
+      found.plain.push_back(name);
+    else if (name == "--system")
+      found.system = value();
+    else if (name == "--stop")
+      stop.emplace_back(value());
+    else if (name == "--cache")
+      found.options.set("cache", value());
+    else if (name == "--raw")
+      found.raw = true;
+    else if (name == "--slide")
+      found.request.set("overflow", "slide");
+    else if (name == "--stats")
+      found.statistics = true;
     else if (name == "--max-tokens") {
       const Json limit = number_of(name, value(), true);
       found.request.set("max_tokens", limit.integer() ? limit : Json());
@@ -82,7 +92,8 @@ Arguments parsed(int count, char** given, size_t least, size_t most) {
     }
   }
   if (!stop.empty()) found.request.set("stop", std::move(stop));
-  if (found.plain.size() < least || found.plain.size() > most) throw std::invalid_argument("wrong number of arguments: see p3m --help");
+  if (found.plain.size() < least || found.plain.size() > most)
+    throw std::invalid_argument("wrong number of arguments: see p3m --help");
   return found;
 }
 
@@ -95,7 +106,8 @@ void interrupt(int) {
 
 SessionHandle opened(const Arguments& arguments) {
   char error[2000] = "";
-  SessionHandle session(p3m_session_open(arguments.plain.front().c_str(), arguments.options.dump().c_str(), error, sizeof error));
+  SessionHandle session(
+      p3m_session_open(arguments.plain.front().c_str(), arguments.options.dump().c_str(), error, sizeof error));
   if (!session) throw std::invalid_argument(error);
   return session;
 }
@@ -136,6 +148,8 @@ int told(Work work) {
     return work();
   } catch (const std::invalid_argument& wrong) {
     return std::fprintf(stderr, "p3m: %s\n", wrong.what()), 2;
+  } catch (const phi3mobile::InputError& wrong) {
+    return std::fprintf(stderr, "p3m: %s\n", wrong.what()), 2;
   } catch (const std::exception& failed) {
     return std::fprintf(stderr, "p3m: %s\n", failed.what()), 1;
   }
@@ -148,12 +162,18 @@ class Chat {
   // False: the user leaves.
   bool line(const std::string& text) {
     if (text == "/exit" || text == "/quit") return false;
-    if (text == "/reset") begin();
-    else if (text == "/undo") undo();
-    else if (text.rfind("/save ", 0) == 0) save(text.substr(6));
-    else if (text.rfind("/load ", 0) == 0) load(text.substr(6));
-    else if (text.rfind("/", 0) == 0) std::fprintf(stderr, "commands: /reset, /undo, /save FILE, /load FILE, /exit\n");
-    else if (!text.empty()) say(text);
+    if (text == "/reset")
+      begin();
+    else if (text == "/undo")
+      undo();
+    else if (text.rfind("/save ", 0) == 0)
+      save(text.substr(6));
+    else if (text.rfind("/load ", 0) == 0)
+      load(text.substr(6));
+    else if (text.rfind("/", 0) == 0)
+      std::fprintf(stderr, "commands: /reset, /undo, /save FILE, /load FILE, /exit\n");
+    else if (!text.empty())
+      say(text);
     return true;
   }
 
@@ -191,8 +211,10 @@ class Chat {
   void load(const std::string& path) {
     char error[1000] = "";
     const long long count = p3m_session_restore(session_, path.c_str(), error, sizeof error);
-    if (count < 0) std::fprintf(stderr, "%s\n", error);
-    else std::fprintf(stderr, "%lld tokens are known\n", count);
+    if (count < 0)
+      std::fprintf(stderr, "%s\n", error);
+    else
+      std::fprintf(stderr, "%lld tokens are known\n", count);
   }
 
   p3m_session* session_;
@@ -254,6 +276,35 @@ int verify(int count, char** given) {
     const std::unique_ptr<p3m_bundle, Close> bundle(p3m_bundle_open(arguments.plain.front().c_str(), error, sizeof error));
     if (!bundle || p3m_bundle_verify(bundle.get(), nullptr, nullptr, error, sizeof error)) throw std::invalid_argument(error);
     std::printf("every file is as it was made\n");
+    return 0;
+  });
+}
+
+int tokens(int count, char** given) {
+  return told([&] {
+    const Arguments arguments = parsed(count, given, 1, 2);
+    char error[2000] = "";
+    const std::unique_ptr<p3m_tokenizer, Close> tokenizer(
+        p3m_tokenizer_open(arguments.plain.front().c_str(), error, sizeof error));
+    if (!tokenizer) throw std::invalid_argument(error);
+    const auto show = [&](const std::string& text) {
+      std::vector<int64_t> ids;
+      int64_t found = 0;
+      do {  // first it is counted
+        ids.resize(size_t(found));
+        found = p3m_encode(tokenizer.get(), text.data(), text.size(), 1, ids.data(), ids.size(), error, sizeof error);
+        if (found < 0) throw std::invalid_argument(error);
+      } while (size_t(found) > ids.size());
+      for (int64_t i = 0; i < found; ++i) std::printf("%s%lld", i ? " " : "", static_cast<long long>(ids[size_t(i)]));
+      std::printf("\n");
+    };
+    if (arguments.plain.size() == 2) return show(arguments.plain[1]), 0;
+    for (std::string line; read_line(&line);) {
+      const Json text = Json::parse(line, "a line");
+      if (!text.is_string())
+        throw std::invalid_argument("a line is " + text.dump().substr(0, 80) + "; it must be a JSON string");
+      show(text.string());
+    }
     return 0;
   });
 }

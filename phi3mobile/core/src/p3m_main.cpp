@@ -10,6 +10,7 @@ constexpr const char* kUsage =
     "usage: p3m run BUNDLE PROMPT [option]...    one answer; statistics with --stats\n"
     "       p3m chat BUNDLE [option]...          a conversation; /reset, /undo, /save FILE, /load FILE, /exit\n"
     "       p3m verify BUNDLE                    compares every file's SHA-256\n"
+    "       p3m tokens BUNDLE [TEXT]             ids of a text; without one, of each line of stdin, a JSON string\n"
     "       p3m bench MODEL.pte [key=value]... STEP...\n"
     "options: --system TEXT  --max-tokens N (0: no limit)  --temperature X  --top-k N  --top-p X  --min-p X  --seed N\n"
     "         --repetition-penalty X  --stop TEXT  --lookup  --raw (no chat template)  --slide  --threads N  --cache FOLDER\n";
@@ -19,12 +20,13 @@ struct Verb {
   int (*main)(int, char**);
 };
 
-constexpr Verb kVerbs[] = {{"run", run}, {"chat", chat}, {"verify", verify}, {"bench", bench}};
+constexpr Verb kVerbs[] = {{"run", run}, {"chat", chat}, {"verify", verify}, {"tokens", tokens}, {"bench", bench}};
 
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count == 2 && (!std::strcmp(arguments[1], "--help") || !std::strcmp(arguments[1], "-h"))) return std::fputs(kUsage, stdout), 0;
+  if (count == 2 && (!std::strcmp(arguments[1], "--help") || !std::strcmp(arguments[1], "-h")))
+    return std::fputs(kUsage, stdout), 0;
   for (const Verb& verb : kVerbs) {
     if (count > 1 && !std::strcmp(arguments[1], verb.name)) return verb.main(count - 1, arguments + 1);
   }

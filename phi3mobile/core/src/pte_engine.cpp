@@ -24,7 +24,7 @@ void check_version(const std::string& exported) {
     return;
   }
   throw InputError("the bundle was made for ExecuTorch " + exported + ", this library has " + installed +
-      ": a program runs on its own minor version and the next; export it again or use such a library");
+                   ": a program runs on its own minor version and the next; export it again or use such a library");
 }
 
 void check_operators(const Json& needed) {
@@ -34,7 +34,7 @@ void check_operators(const Json& needed) {
   }
   if (!missing.empty()) {
     throw InputError("this library lacks the operators " + missing +
-        "; export with a recipe that does without, or build the library with them");
+                     "; export with a recipe that does without, or build the library with them");
   }
 }
 
@@ -65,8 +65,8 @@ void check_memory(const Json& manifest) {
   const double needed = cache + memory["activations"].number() + weights;
   if (available < 0 || needed <= double(available)) return;
   throw InputError("this bundle needs " + gigabytes(needed) + " of memory (" + gigabytes(cache) + " KV cache for " +
-      std::to_string(context) + " positions), " + gigabytes(double(available)) +
-      " are free; close programs or export with a smaller --context");
+                   std::to_string(context) + " positions), " + gigabytes(double(available)) +
+                   " are free; close programs or export with a smaller --context");
 }
 
 int64_t integer_option(const Json& options, const char* name) {
@@ -95,8 +95,8 @@ void check_options(const Json& options) {
   }
 }
 
-// Packed weights of a program: made beside, and put in place when the model has opened, for XNNPACK takes any file whose index is
-// consistent, also one that a killed process left halfway.
+// Packed weights of a program: made beside, and put in place when the model has opened, for XNNPACK takes any file whose index
+// is consistent, also one that a killed process left halfway.
 class PackedFile {
  public:
   PackedFile(const std::string& folder, const std::string& program_hash) {
@@ -127,7 +127,8 @@ void open_experts(p3m_model* model, const Bundle& bundle, const Json& options) {
     packed = cache + "/" + hash.substr(0, 32) + "-" + p3m_isa() + ".experts";
     if (!is_file(packed)) {
       const std::string beside = packed + ".partial";
-      if (p3m_pack_experts(bundle.path(name).c_str(), beside.c_str(), int(integer_option(options, "threads")), error, sizeof error)) {
+      if (p3m_pack_experts(
+              bundle.path(name).c_str(), beside.c_str(), int(integer_option(options, "threads")), error, sizeof error)) {
         throw InputError(error);
       }
       std::rename(beside.c_str(), packed.c_str());
@@ -147,8 +148,9 @@ std::unique_ptr<PteEngine> PteEngine::open(const Bundle& bundle, const Json& opt
   check_options(options);
   const std::string engine = manifest["engine"].string();
   if (engine != "native" && engine != "executorch") {
-    throw InputError("the bundle's engine is " + quoted(engine) + ", which this library has not: give the session an engine of the "
-        "application's, or export for ExecuTorch");
+    throw InputError("the bundle's engine is " + quoted(engine) +
+                     ", which this library has not: give the session an engine of the "
+                     "application's, or export for ExecuTorch");
   }
   check_version(manifest["runtime"]["version"].string());
   check_operators(manifest["runtime"]["operators"]);
@@ -174,7 +176,7 @@ const float* PteEngine::forward(const int64_t* tokens, int64_t count, int64_t po
   const float* logits = p3m_logits(model_, &rows, &vocab);
   if (rows != count || vocab != info.vocab) {
     throw std::runtime_error("the program gave logits [" + std::to_string(rows) + ", " + std::to_string(vocab) + "], not [" +
-        std::to_string(count) + ", " + std::to_string(info.vocab) + "]");
+                             std::to_string(count) + ", " + std::to_string(info.vocab) + "]");
   }
   return logits;
 }

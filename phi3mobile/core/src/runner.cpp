@@ -227,6 +227,7 @@ int open_model(p3m_model& model, const char* pte_path, const char* packed_cache_
 p3m_model* p3m_open(const char* pte_path, const char* packed_cache_path, int threads, char* error, size_t error_size) {
   executorch::runtime::runtime_init();
   auto model = std::make_unique<p3m_model>();
+  const Listen quiet(model->log);  // counting cores is told, too
   if (packed_cache_path && std::strlen(packed_cache_path) > 255) {
     model->error = "the path of the packed weights is longer than 255 bytes";
   } else if (p3m_set_threads(threads)) {

@@ -96,8 +96,8 @@ class HostEngine : public phi3mobile::Engine {
 std::string program_hash(const Bundle& bundle) {
   const auto& files = bundle.manifest()["files"];
   return files[bundle.manifest()["runtime"]["program"].string()]["sha256"].is_string()
-      ? files[bundle.manifest()["runtime"]["program"].string()]["sha256"].string()
-      : "";
+             ? files[bundle.manifest()["runtime"]["program"].string()]["sha256"].string()
+             : "";
 }
 
 constexpr const char* kState = "phi3mobile-state";
@@ -130,7 +130,8 @@ void take_state(p3m_session& s, const Json& about, const std::string& path) {
   phi3mobile::Rows& rows = s.session.rows();
   std::vector<int64_t> tokens;
   for (const Json& token : about["tokens"].array()) {
-    if (!token.is_integer() || token.integer() < 0 || token.integer() >= info.vocab) throw InputError(path + " is damaged: prefill again");
+    if (!token.is_integer() || token.integer() < 0 || token.integer() >= info.vocab)
+      throw InputError(path + " is damaged: prefill again");
     tokens.push_back(token.integer());
   }
   if (int64_t(tokens.size()) > info.max_context) throw InputError(path + " is damaged: prefill again");
@@ -149,10 +150,12 @@ p3m_bundle* p3m_bundle_open(const char* folder, char* error, size_t error_size) 
 
 const char* p3m_bundle_manifest(const p3m_bundle* bundle) { return bundle ? bundle->manifest.c_str() : nullptr; }
 
-int p3m_bundle_verify(const p3m_bundle* bundle, int (*progress)(void*, int64_t, int64_t), void* user, char* error, size_t error_size) {
+int p3m_bundle_verify(
+    const p3m_bundle* bundle, int (*progress)(void*, int64_t, int64_t), void* user, char* error, size_t error_size) {
   return guarded(-1, error, error_size, [&] {
-    required(bundle, "bundle").bundle.verify(
-        [&](int64_t done, int64_t total) { return !progress || progress(user, done, total) != 0; });
+    required(bundle, "bundle").bundle.verify([&](int64_t done, int64_t total) {
+      return !progress || progress(user, done, total) != 0;
+    });
     return 0;
   });
 }
@@ -174,7 +177,7 @@ p3m_session* p3m_session_open_with(const char* folder, const p3m_engine* engine,
     const p3m_engine& given = required(engine, "engine");
     if (given.version != P3M_API_VERSION) {
       throw InputError("the engine says version " + std::to_string(given.version) + ", this library has " +
-          std::to_string(P3M_API_VERSION) + ": build it with this library's headers");
+                       std::to_string(P3M_API_VERSION) + ": build it with this library's headers");
     }
     if (!given.forward) throw InputError("the engine has no forward: give the function");
     struct Close {
@@ -208,10 +211,16 @@ int p3m_session_next(p3m_session* session, const char** text, size_t* size) {
       Event event = session->session.next();
       session->shown = std::move(event.text);
       switch (event.kind) {
-        case Event::Kind::Text: return int(P3M_EVENT_TEXT);
-        case Event::Kind::Note: return int(P3M_EVENT_NOTE);
-        case Event::Kind::Progress: return int(P3M_EVENT_PROGRESS);
-        case Event::Kind::Done: break;
+        case Event::Kind::Text:
+          return int(P3M_EVENT_TEXT);
+        case Event::Kind::Note:
+          return int(P3M_EVENT_NOTE);
+        case Event::Kind::Progress:
+          return int(P3M_EVENT_PROGRESS);
+        case Event::Kind::ToolCall:
+          return int(P3M_EVENT_TOOL_CALL);
+        case Event::Kind::Done:
+          break;
       }
       return int(P3M_EVENT_DONE);
     });

@@ -65,7 +65,8 @@ class Reader {
     char magic[sizeof kMagic];
     if (file_size(path) < int64_t(sizeof magic)) wrong();
     bytes(magic, sizeof magic);
-    if (std::memcmp(magic, kMagic, sizeof magic) != 0) throw InputError(path + " is no saved state; give a file that a session saved");
+    if (std::memcmp(magic, kMagic, sizeof magic) != 0)
+      throw InputError(path + " is no saved state; give a file that a session saved");
   }
   void bytes(void* to, size_t size) {
     file_.exactly(to, size);
@@ -97,7 +98,7 @@ class Reader {
 
 bool zero(const uint8_t* page, size_t size) {
   return std::all_of(page, page + std::min<size_t>(size, 64), [](uint8_t byte) { return byte == 0; }) &&
-      (size <= 64 || std::memcmp(page, page + 64, size - 64) == 0);
+         (size <= 64 || std::memcmp(page, page + 64, size - 64) == 0);
 }
 
 void write_pages(Writer& out, uint64_t number, const uint8_t* data, size_t size) {

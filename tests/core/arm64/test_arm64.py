@@ -14,6 +14,7 @@ from exported import psnr, talking_checkpoint
 from phi3mobile.bundle import Bundle, open_bundle
 from phi3mobile.engines.native import NativeEngine, native_library
 from phi3mobile.export.build import export
+from phi3mobile.session.session import Session
 
 pytestmark = pytest.mark.slow
 needs_kernels = pytest.mark.skipif(native_library() is None, reason="the native library is not built (make native)")
@@ -82,3 +83,17 @@ def test_phi_3_small(context: int, tmp_path: Path):
     checkpoint = talking_checkpoint(tmp_path / "checkpoint", "small-tiny", num_hidden_layers=2, **limits)
     bundle = same_on_arm64(export(checkpoint, tmp_path / "bundle", "host", context, method="rtn"), tmp_path, 120)
     assert (bundle.info.back is not None) == (context == 1024)
+
+
+@needs_kernels
+def test_the_core_answers_without_python(bundle_of: Callable[..., Path], tmp_path: Path):
+    """p3m alone: the tokenizer's ids of awkward texts, and an answer; int8 rounds differently, so its start is compared."""
+    folder = bundle_of("tiny-gqa", "host")
+    bundle = open_bundle(folder)
+    for text in ("the sea", "é 🙂\n 12345  <|end|> x", "\ufdfa and \u0130"):
+        assert emulate("p3m", "tokens", folder, text).split() == [str(i) for i in bundle.tokenizer.encode(text)]
+    with Session(bundle) as session:
+        expected = "".join(session.generate([{"role": "user", "content": "the sea"}], max_tokens=12))
+    found = emulate("p3m", "run", folder, "the sea", "--max-tokens", "12", "--cache", str(tmp_path / "cache"))
+    again = emulate("p3m", "run", folder, "the sea", "--max-tokens", "12", "--cache", str(tmp_path / "cache"))
+    assert found == again and found.endswith("\n") and found[:4] == expected[:4]

@@ -16,7 +16,11 @@ pytestmark = [
 ]
 
 CORE = Path(__file__).parents[3] / "phi3mobile" / "core"
-SOURCES = ("kernels/attention_loops.cpp", "kernels/attention_op.cpp", "src/runner.cpp", "src/run_pte.cpp", "src/bench_main.cpp")
+SOURCES = sorted(
+    str(path.relative_to(CORE))
+    for path in CORE.rglob("*.cpp")
+    if path.name not in ("attention_check.cpp", "attention_fuzz.cpp", "core_check.cpp")  # tests of their own
+)
 MAGIC, ARM64, OBJECT = 0xFEEDFACF, 0x0100000C, 1  # of a Mach-O header
 
 
@@ -31,7 +35,7 @@ def options() -> list[str]:
         *("-target", "aarch64-macos", "-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),
         *(f"-D{name}" for name in defined),
         f'-DP3M_RUNTIME_VERSION="{version}"',
-        *(f"-I{CORE / name}" for name in ("include", "kernels")),
+        *(f"-I{CORE / name}" for name in ("include", "kernels", "src")),
         *(part for path in (include, c10) for part in ("-isystem", str(path))),
     ]
 

@@ -29,7 +29,7 @@ def build(target: Path, *flags: str, more: Iterable[Path] = ()) -> Path:
     while waiting or running:
         if waiting and len(running) < 2:
             source = waiting.pop()
-            objects.append(folder / f"{source.stem}.o")
+            objects.append(folder / f"{source.parent.name}-{source.stem}.o")
             running.append(subprocess.Popen([*common, "-c", str(source), "-o", str(objects[-1])]))
             continue
         done = running.pop(0)

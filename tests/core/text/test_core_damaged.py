@@ -1,6 +1,7 @@
 """What can be wrong with a tokenizer's folder: one line that says so, and nothing worse."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,10 @@ def test_no_tokenizer_or_two(library, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": {"type": "Unigram", "vocab": [], "merges": []}}, 'the tokenizer\'s model is "Unigram"; the core reads BPE only'),
+        (
+            {"model": {"type": "Unigram", "vocab": [], "merges": []}},
+            'the tokenizer\'s model is "Unigram"; the core reads BPE only',
+        ),
         ({"model": {"type": "WordPiece", "vocab": {"a": 0}}}, 'model is "WordPiece"; the core reads BPE only'),
         ({"model": {"vocab": [["a", 0.0]]}}, "the tokenizer's model is not named; the core reads BPE only"),
         ({"model": BPE["model"] | {"dropout": 0.1}}, "drops merges by chance"),
@@ -131,7 +135,9 @@ def test_added_token_past_a_gap_is_refused(library, tmp_path):
 def test_sentencepiece_alone_is_refused_by_name(library, tmp_path):
     write_sentencepiece(tmp_path, llama_pieces())
     said = refusal(library, tmp_path)
-    assert said.startswith(f"{tmp_path / 'tokenizer.model'}: the core does not read sentencepiece's own file: put the tokenizer.json")
+    assert said.startswith(
+        f"{tmp_path / 'tokenizer.model'}: the core does not read sentencepiece's own file: put the tokenizer.json"
+    )
 
 
 CHECK = """
@@ -183,20 +189,19 @@ def checked_library(once) -> tuple[Path, dict[str, str]]:
     if compiler() is None:
         pytest.skip("no C++ compiler is here")
     flags = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    asked = [str(compiler()), "-print-file-name=libasan.so"]
-    runtime = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-    if not Path(runtime).is_absolute():
+    # libstdc++ comes first, too: AddressSanitizer looks for its exceptions once, at the start.
+    asked = ([str(compiler()), f"-print-file-name={name}"] for name in ("libasan.so", "libstdc++.so"))
+    runtime = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() for command in asked]
+    if not all(Path(name).is_absolute() for name in runtime):
         pytest.skip("this compiler has no shared AddressSanitizer")
     folder = once("core-text-checked", lambda folder: build(folder / "libtext.so", *flags))
-    return folder / "libtext.so", {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
+    return folder / "libtext.so", {"LD_PRELOAD": " ".join(runtime), "ASAN_OPTIONS": "detect_leaks=0"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("write", [write_byte_level, write_llama_json, write_tiktoken])
 @pytest.mark.parametrize("seed", range(4))
 def test_damaged_files_are_safe(checked_library, tmp_path, write, seed):
-    import os
-
     library, environment = checked_library
     write(tmp_path)
     command = [sys.executable, "-c", CHECK, str(library), str(tmp_path), str(seed), str(Path(__file__).parent)]

@@ -43,7 +43,8 @@ InputFile::InputFile(const std::string& path) : path_(path), file_(std::fopen(pa
 
 size_t InputFile::read(void* to, size_t size) {
   const size_t count = std::fread(to, 1, size, file_.get());
-  if (count < size && std::ferror(file_.get())) throw InputError(path_ + " can't be read (" + std::strerror(errno) + "); copy it again");
+  if (count < size && std::ferror(file_.get()))
+    throw InputError(path_ + " can't be read (" + std::strerror(errno) + "); copy it again");
   return count;
 }
 

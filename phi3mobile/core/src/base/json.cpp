@@ -3,10 +3,12 @@
 #include "base/error.h"
 #include "base/utf8.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 
 namespace phi3mobile {
 
@@ -203,52 +205,64 @@ class Reader {
   size_t at_ = 0;
 };
 
-void write(const Json& value, std::string& to);
-
-void write_number(double value, std::string& to) {
-  char text[32];
-  for (int digits = 15; digits <= 17; ++digits) {
+// As Python's repr: the fewest digits that read back, an exponent from 1e16 and below 1e-4.
+std::string shortest(double value) {
+  char text[40];
+  int digits = 1;
+  do {
+    std::snprintf(text, sizeof text, "%.*e", digits - 1, value);
+  } while (std::strtod(text, nullptr) != value && ++digits <= 17);
+  const int exponent = std::atoi(std::strchr(text, 'e') + 1);
+  if (exponent < -4 || exponent >= 16) {
     std::snprintf(text, sizeof text, "%.*g", digits, value);
-    if (std::strtod(text, nullptr) == value) break;
+    return text;
   }
-  to += text;
+  std::snprintf(text, sizeof text, "%.*f", std::max(digits - 1 - exponent, 1), value);
+  return text;
 }
 
-void write_object(const Json::Object& members, std::string& to) {
-  to += '{';
-  for (size_t i = 0; i < members.size(); ++i) {
-    if (i) to += ',';
-    to += quoted(members[i].first) + ':';
-    write(members[i].second, to);
-  }
-  to += '}';
-}
+class Writer {
+ public:
+  explicit Writer(bool spaced) : comma_(spaced ? ", " : ","), colon_(spaced ? ": " : ":") {}
 
-void write_array(const Json::Array& items, std::string& to) {
-  to += '[';
-  for (size_t i = 0; i < items.size(); ++i) {
-    if (i) to += ',';
-    write(items[i], to);
+  void write(const Json& value) {
+    if (value.is_null()) {
+      text += "null";
+    } else if (value.is_bool()) {
+      text += value.boolean() ? "true" : "false";
+    } else if (value.is_integer()) {
+      text += std::to_string(value.integer());
+    } else if (value.is_number()) {
+      text += shortest(value.number());
+    } else if (value.is_string()) {
+      text += quoted(value.string());
+    } else if (value.is_array()) {
+      list('[', value.array(), ']', [&](const Json& item) { write(item); });
+    } else {
+      list('{', value.object(), '}', [&](const auto& member) {
+        text += quoted(member.first) + colon_;
+        write(member.second);
+      });
+    }
   }
-  to += ']';
-}
 
-void write(const Json& value, std::string& to) {
-  if (value.is_null())
-    to += "null";
-  else if (value.is_bool())
-    to += value.boolean() ? "true" : "false";
-  else if (value.is_integer())
-    to += std::to_string(value.integer());
-  else if (value.is_number())
-    write_number(value.number(), to);
-  else if (value.is_string())
-    to += quoted(value.string());
-  else if (value.is_array())
-    write_array(value.array(), to);
-  else
-    write_object(value.object(), to);
-}
+  std::string text;
+
+ private:
+  template <class Items, class One>
+  void list(char open, const Items& items, char close, One one) {
+    text += open;
+    bool first = true;
+    for (const auto& item : items) {
+      if (!first) text += comma_;
+      first = false;
+      one(item);
+    }
+    text += close;
+  }
+
+  const char *comma_, *colon_;
+};
 
 const Json kNull;
 
@@ -286,10 +300,10 @@ void Json::set(std::string_view name, Json value) {
   }
 }
 
-std::string Json::dump() const {
-  std::string text;
-  write(*this, text);
-  return text;
+std::string Json::dump(bool spaced) const {
+  Writer writer(spaced);
+  writer.write(*this);
+  return std::move(writer.text);
 }
 
 std::string quoted(std::string_view text) {

@@ -50,8 +50,9 @@ class Json {
   // Sets a member, in the place of one of that name.
   void set(std::string_view name, Json value);
 
-  // One line of JSON: numbers as short as they read back, texts in UTF-8.
-  std::string dump() const;
+  // One line of JSON: numbers as short as they read back and as Python writes them, texts in UTF-8. spaced: ", " and ": " as
+  // Python.
+  std::string dump(bool spaced = false) const;
 
  private:
   const Json* find(std::string_view name) const;

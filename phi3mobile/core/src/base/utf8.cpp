@@ -95,7 +95,9 @@ std::string Utf8Decoder::push(std::string_view bytes) {
 }
 
 std::string Utf8Decoder::finish() {
-  const std::string left = pending_.empty() ? "" : half_surrogate(pending_, 0) ? std::string(kReplacement) + kReplacement : kReplacement;
+  const std::string left = pending_.empty()              ? ""
+                           : half_surrogate(pending_, 0) ? std::string(kReplacement) + kReplacement
+                                                         : kReplacement;
   pending_.clear();
   return left;
 }

@@ -8,7 +8,9 @@ const float* Rows::forward(const int64_t* given, int64_t count, int64_t position
   tokens.resize(size_t(position));  // before the call: if it fails, these rows are unknown
   is_long = with_long;
   farthest = std::max(position ? farthest : 0, position + count);
+  const auto start = std::chrono::steady_clock::now();
   const float* logits = engine.forward(given, count, position, with_long);
+  engine_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   tokens.insert(tokens.end(), given, given + count);
   return logits;
 }
@@ -34,6 +36,7 @@ Answer::Answer(Rows& rows, AnswerOptions options)
       tokens_(std::move(options_.prompt)),
       sampler_(options_.sampling, rows.engine.info.vocab) {
   if (options_.lookup) lookup_.emplace(tokens_);
+  engine_before_ = rows_.engine_s;
 }
 
 Answer::Step Answer::next() {
@@ -46,13 +49,16 @@ Answer::Step Answer::next() {
         if (const Step step = start_prefill(); step == Step::Noted) return step;
         break;
       }
-      case State::Prefill: return prefill_chunk();
-      case State::Sample: return sample();
+      case State::Prefill:
+        return prefill_chunk();
+      case State::Sample:
+        return sample();
       case State::Rejoin: {
         if (const Step step = after_token(); step != Step::Token) return step;
         break;
       }
-      case State::Done: return Step::End;
+      case State::Done:
+        return Step::End;
     }
   }
 }
@@ -85,9 +91,9 @@ Answer::Step Answer::start_prefill() {
   if (start && rows_.is_long != is_long) {
     // A row's keys carry its rope factors, so rows of both kinds in one sequence would not be the model's.
     long_switch = true;
-    notes.push_back({"long_switch",
-        "LongRoPE: the sequence is " + std::string(is_long ? "past " : "within ") + std::to_string(*info.original_context) +
-            " tokens; all " + all + " are prefilled again with the " + (is_long ? "long" : "short") + " factors"});
+    notes.push_back({"long_switch", "LongRoPE: the sequence is " + std::string(is_long ? "past " : "within ") +
+                                        std::to_string(*info.original_context) + " tokens; all " + all +
+                                        " are prefilled again with the " + (is_long ? "long" : "short") + " factors"});
   } else if (!rows_.reaches(start)) {
     notes.push_back({"kv_back",
         "the KV cache keeps " + std::to_string(*info.back) + " tokens to go back by; all " + all + " are prefilled again"});

@@ -31,6 +31,7 @@ struct Rows {
   std::vector<int64_t> tokens;
   bool is_long = false;
   int64_t farthest = 0;  // end of the farthest row written since row 0 was
+  double engine_s = 0;   // seconds in forwards so far
 };
 
 // Something to tell the user while an answer is made.
@@ -48,7 +49,9 @@ struct AnswerOptions {
   bool repetition = false;  // an answer may repeat one block for ever
   std::function<bool()> cancelled = [] { return false; };
   // Given the answer so far, a shorter prompt and that answer; none: there is none. Called when the context is full.
-  std::function<std::optional<std::vector<int64_t>>(const std::vector<int64_t>&)> slide = [](const auto&) { return std::nullopt; };
+  std::function<std::optional<std::vector<int64_t>>(const std::vector<int64_t>&)> slide = [](const auto&) {
+    return std::nullopt;
+  };
 };
 
 struct Progress {
@@ -71,8 +74,9 @@ class Answer {
   int64_t prompt_tokens = 0, prefilled_tokens = 0, generated_tokens = 0, forwards = 0, drafted = 0, accepted = 0;
   std::optional<int64_t> reused_tokens;
   bool long_switch = false;
-  double prefill_s = 0, refill_s = 0;  // refill_s: the part after the first token
-  std::vector<double> times;           // seconds of work up to each token; the first is TTFT
+  double prefill_s = 0, refill_s = 0;                                  // refill_s: the part after the first token
+  std::vector<double> times;                                           // seconds of work up to each token; the first is TTFT
+  double engine_s() const { return rows_.engine_s - engine_before_; }  // of the engine's forwards
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -97,12 +101,13 @@ class Answer {
   std::optional<Lookup> lookup_;
   Repetition repetition_;
   State state_ = State::StartPrefill;
-  int64_t position_ = 0;            // of the next chunk of prefill
-  const float* logits_ = nullptr;   // [rows_left_, vocab]: follow the last token and the draft's
+  int64_t position_ = 0;           // of the next chunk of prefill
+  const float* logits_ = nullptr;  // [rows_left_, vocab]: follow the last token and the draft's
   size_t row_ = 0, row_count_ = 0;
   size_t matched_ = 0;
   bool right_ = false;
-  double worked_ = 0;               // seconds since the last token
+  double worked_ = 0;  // seconds since the last token
+  double engine_before_ = 0;
   Clock::time_point resumed_;
 };
 

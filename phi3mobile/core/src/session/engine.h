@@ -22,8 +22,8 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  // Runs tokens at position, position + 1, ...; logits float32 [count, vocab], valid until the next call. is_long: these rows get
-  // LongRoPE's long factors. std::runtime_error if it fails.
+  // Runs tokens at position, position + 1, ...; logits float32 [count, vocab], valid until the next call. is_long: these rows
+  // get LongRoPE's long factors. std::runtime_error if it fails.
   virtual const float* forward(const int64_t* tokens, int64_t count, int64_t position, bool is_long) = 0;
   virtual void reset() {}
 

@@ -38,20 +38,20 @@ double pairwise_sum(const double* values, size_t count) {
 
 double sum_of(const std::vector<double>& values) { return pairwise_sum(values.data(), values.size()) + 0.0; }
 
-void require(const char* name, double value, bool ok, const char* allowed) {
-  if (!ok) throw InputError(std::string("sampling: ") + name + " is " + Json(value).dump() + "; it must be " + allowed);
+void require(const char* name, const Json& value, bool ok, const char* allowed) {
+  if (!ok) throw InputError(std::string("sampling: ") + name + " is " + value.dump() + "; it must be " + allowed);
 }
 
 }  // namespace
 
 void Sampling::check() const {
   require("temperature", temperature, temperature >= 0, "0 or more");
-  require("top_k", double(top_k), top_k >= 0, "an integer, 0 (off) or more");
+  require("top_k", top_k, top_k >= 0, "an integer, 0 (off) or more");
   require("top_p", top_p, top_p > 0 && top_p <= 1, "above 0, at most 1 (off)");
   require("min_p", min_p, min_p >= 0 && min_p <= 1, "from 0 (off) to 1");
   require("repetition_penalty", repetition_penalty, repetition_penalty >= 0.01 && repetition_penalty <= 100,
       "from 0.01 to 100, 1 is off");
-  require("seed", double(seed.value_or(0)), seed.value_or(0) >= 0, "an integer, 0 or more, or None");
+  require("seed", seed.value_or(0), seed.value_or(0) >= 0, "an integer, 0 or more, or None");
 }
 
 int64_t Sampler::next(const float* logits, const std::vector<int64_t>& previous) {

@@ -14,13 +14,14 @@ namespace {
 constexpr int64_t kMaxTokens = 512;  // of an answer, where nobody says
 
 constexpr const char* kKeys[] = {"messages", "prompt", "max_tokens", "stop", "overflow", "lookup", "repetition", "temperature",
-    "top_k", "top_p", "min_p", "repetition_penalty", "seed"};
+    "top_k", "top_p", "min_p", "repetition_penalty", "seed", "tools"};
 
 void check_keys(const Json& request) {
   if (!request.is_object()) throw InputError("the request is no JSON object; give one with messages or a prompt");
   for (const auto& [name, value] : request.object()) {
     const bool known = std::any_of(std::begin(kKeys), std::end(kKeys), [&](const char* key) { return name == key; });
-    if (!known) throw InputError("the request has the key " + quoted(name) + "; allowed are the arguments of p3m_session_start");
+    if (!known)
+      throw InputError("the request has the key " + quoted(name) + "; allowed are the arguments of p3m_session_start");
   }
   if (request["messages"].is_null() == request["prompt"].is_null()) {
     throw InputError("the request has messages and a prompt, or neither: give one of them");
@@ -29,7 +30,8 @@ void check_keys(const Json& request) {
 
 bool flag(const Json& request, const char* name) {
   const Json& value = request[name];
-  if (!value.is_null() && !value.is_bool()) throw InputError(std::string(name) + " is " + value.dump() + "; it must be true or false");
+  if (!value.is_null() && !value.is_bool())
+    throw InputError(std::string(name) + " is " + value.dump() + "; it must be true or false");
   return value.is_bool() && value.boolean();
 }
 
@@ -90,10 +92,12 @@ Json::Array messages_of(const Json& given) {
   Json::Array messages;
   for (const Json& message : given.array()) {
     const std::string where = "message " + std::to_string(messages.size());
-    if (!message["role"].is_string()) throw InputError(where + " is " + message.dump().substr(0, 80) + "; it must have a role and a content");
+    if (!message["role"].is_string())
+      throw InputError(where + " is " + message.dump().substr(0, 80) + "; it must have a role and a content");
     Json checked;
     checked.set("role", message["role"]);
     checked.set("content", content_of(message["content"], where));
+    if (message.has("name")) checked.set("name", message["name"]);
     messages.push_back(std::move(checked));
   }
   if (messages.back()["role"].string() == "user" && stripped(messages.back()["content"].string()).empty()) {
@@ -115,39 +119,50 @@ double percentile(const std::vector<double>& sorted, double percent) {
 Session::Session(Parts parts, std::unique_ptr<Engine> engine)
     : parts_(std::move(parts)), engine_(std::move(engine)), rows_(*engine_) {}
 
-std::vector<int64_t> Session::encode(const Json::Array& messages) const {
+std::vector<int64_t> Session::encode(const Json::Array& messages, const Tools* tools) const {
   if (parts_.segments.is_null()) {
-    throw InputError(parts_.template_given
+    throw InputError(
+        parts_.template_given
             ? "this bundle's chat template is not regular enough for plain segments: render it elsewhere and give a prompt"
             : "this bundle has no chat template: it completes text only, give a prompt");
   }
-  return parts_.tokenizer->encode(spans(parts_.segments, messages));
+  if (!tools) return parts_.tokenizer->encode(spans(parts_.segments, messages));
+  const auto [told, mark] = tools->told(messages, !parts_.segments["system"].is_null(), Tools::known_to(*parts_.tokenizer));
+  const auto parts = spans(parts_.segments, told);
+  return parts_.tokenizer->encode(mark.empty() ? parts : marked_spans(parts, mark));
 }
 
 void Session::too_long(int64_t length, const std::string& what) const {
-  throw InputError(what + " " + std::to_string(length) + " tokens; the context holds " + std::to_string(engine_->info.max_context) +
-      ", of which the answer needs at least 1: shorten it, drop older messages, or export with a larger context");
+  throw InputError(what + " " + std::to_string(length) + " tokens; the context holds " +
+                   std::to_string(engine_->info.max_context) +
+                   ", of which the answer needs at least 1: shorten it, drop older messages, or export with a larger context");
 }
 
 void Session::start(const Json& request) {
   check_keys(request);
   const bool slide = slides(request), raw = !request["prompt"].is_null();
   std::unique_ptr<Window> window;
+  std::unique_ptr<Tools> tools;
+  if (!request["tools"].is_null()) {
+    if (raw) throw InputError("tools were given with a prompt: they belong to messages");
+    tools = std::make_unique<Tools>(request["tools"]);
+  }
   AnswerOptions options;
   if (raw) {
-    if (!request["prompt"].is_string() || request["prompt"].string().empty()) throw InputError("the prompt is empty; write some text");
+    if (!request["prompt"].is_string() || request["prompt"].string().empty())
+      throw InputError("the prompt is empty; write some text");
     options.prompt = parts_.tokenizer->encode(request["prompt"].string());
   } else {
     auto messages = messages_of(request["messages"]);
     if (slide) {
       window = std::make_unique<Window>(
-          std::move(messages), [this](const auto& kept) { return encode(kept); }, engine_->info.max_context,
-          [this](const auto& tokens) { return rows_.common(tokens); });
+          std::move(messages), [this, known = tools.get()](const auto& kept) { return encode(kept, known); },
+          engine_->info.max_context, [this](const auto& tokens) { return rows_.common(tokens); });
       auto tokens = window->tokens({});
       if (!tokens) too_long(int64_t(window->smallest().size()), "the system message and the last turn alone have");
       options.prompt = std::move(*tokens);
     } else {
-      options.prompt = encode(messages);
+      options.prompt = encode(messages, tools.get());
     }
   }
   options.sampling = chosen_sampling(request, parts_.sampling);
@@ -169,6 +184,9 @@ void Session::start(const Json& request) {
   }
   cancelled_ = false;
   window_ = std::move(window);
+  tools_ = std::move(tools);
+  words_ = tools_ ? std::make_unique<CallGate>() : nullptr;
+  pending_.clear();
   answer_ = std::make_unique<Answer>(rows_, std::move(options));
   if (window_ && window_->dropped) note_dropped();
   gate_ = std::make_unique<StopGate>(stop);
@@ -182,6 +200,11 @@ void Session::note_dropped() {
 }
 
 Event Session::next() {
+  if (!pending_.empty()) {
+    Event event = std::move(pending_.front());
+    pending_.pop_front();
+    return event;
+  }
   if (finished_) return {Event::Kind::Done, last_};
   try {
     for (;;) {
@@ -202,33 +225,45 @@ Event Session::next() {
           }
           break;
         case Answer::Step::Token: {
-          std::string shown = gate_->push(text_->push(answer_->token));
-          if (gate_->hit()) return shown.empty() ? done() : ended(std::move(shown));
-          if (!shown.empty()) return {Event::Kind::Text, std::move(shown)};
+          std::string piece = shown(gate_->push(text_->push(answer_->token)));
+          if (gate_->hit()) return ended(std::move(piece));
+          if (!piece.empty()) return {Event::Kind::Text, std::move(piece)};
           break;
         }
         case Answer::Step::End: {
-          std::string shown = gate_->push(text_->finish());
-          shown += gate_->finish();
-          return shown.empty() ? done() : ended(std::move(shown));
+          std::string piece = gate_->push(text_->finish());
+          piece += gate_->finish();
+          return ended(shown(std::move(piece)));
         }
       }
     }
   } catch (...) {
     answer_->finish_reason = "error";
+    pending_.clear();
     done();
     throw;
   }
 }
 
-// The last piece of text; Done follows.
-Event Session::ended(std::string shown) {
-  done();
-  return {Event::Kind::Text, std::move(shown)};
+// The last piece of text, or the calls; Done follows.
+Event Session::ended(std::string piece) {
+  std::vector<Json> calls;
+  if (words_ && !words_->opened()) {
+    piece = words_->finish();
+    calls = tools_->read(piece);
+  }
+  if (gate_->hit()) answer_->finish_reason = "stop_string";
+  if (!calls.empty()) answer_->finish_reason = "tool_calls";
+  const Event last = done();
+  if (calls.empty()) {
+    if (piece.empty()) return last;
+    return {Event::Kind::Text, std::move(piece)};
+  }
+  for (const Json& call : calls) pending_.push_back({Event::Kind::ToolCall, call.dump()});
+  return next();
 }
 
 Event Session::done() {
-  if (gate_->hit()) answer_->finish_reason = "stop_string";
   finished_ = true;
   last_ = statistics().dump();
   return {Event::Kind::Done, last_};
@@ -236,6 +271,7 @@ Event Session::done() {
 
 void Session::reset() {
   finished_ = true;
+  pending_.clear();
   rows_.clear();
 }
 
@@ -255,6 +291,7 @@ Json Session::statistics() const {
   found.set("ttft_s", a.times.empty() ? 0.0 : a.times.front());
   found.set("prefill_s", a.prefill_s);
   found.set("decode_s", decode_s);
+  found.set("engine_s", a.engine_s());
   found.set("prefill_tokens_per_s", a.prefill_s > 0 ? double(a.prefilled_tokens) / a.prefill_s : 0.0);
   found.set("decode_tokens_per_s", decode_s > 0 ? double(gaps.size()) / decode_s : 0.0);
   found.set("interval_p50_ms", 1000 * percentile(gaps, 50));

@@ -5,6 +5,7 @@
 #include "session/answer.h"
 #include "session/engine.h"
 #include "session/stop_gate.h"
+#include "session/tools.h"
 #include "session/window.h"
 #include "text/tokenizer.h"
 
@@ -25,8 +26,8 @@ struct Parts {
 };
 
 struct Event {
-  enum class Kind { Text, Note, Progress, Done } kind;
-  std::string text;  // Text: a piece; Note, Progress, Done: JSON
+  enum class Kind { Text, Note, Progress, ToolCall, Done } kind;
+  std::string text;  // Text: a piece; else JSON
 };
 
 class Session {
@@ -44,10 +45,11 @@ class Session {
   const Engine& engine() const { return *engine_; }
 
  private:
-  std::vector<int64_t> encode(const Json::Array& messages) const;
+  std::vector<int64_t> encode(const Json::Array& messages, const Tools* tools) const;
   [[noreturn]] void too_long(int64_t length, const std::string& what) const;
   void note_dropped();
   Event ended(std::string shown);
+  std::string shown(std::string text) { return words_ ? words_->push(text) : std::move(text); }
   Event done();
   Json statistics() const;
 
@@ -57,6 +59,9 @@ class Session {
   std::atomic<bool> cancelled_{false};
   std::unique_ptr<Window> window_;
   std::unique_ptr<Answer> answer_;
+  std::unique_ptr<Tools> tools_;
+  std::unique_ptr<CallGate> words_;  // where there are tools
+  std::deque<Event> pending_;        // before Done
   std::unique_ptr<StopGate> gate_;
   std::unique_ptr<TextStream> text_;
   bool finished_ = true;

@@ -12,8 +12,8 @@ class StopGate {
  public:
   explicit StopGate(std::vector<std::string> stops) : stops_(std::move(stops)) {}
 
-  // The text that may be shown now; empty once a stop string was seen. The one that is complete first ends the text (the longest,
-  // if several end there): however the text is cut.
+  // The text that may be shown now; empty once a stop string was seen. The one that is complete first ends the text (the
+  // longest, if several end there): however the text is cut.
   std::string push(std::string_view more);
   // What was held back, now that nothing follows.
   std::string finish() { return std::exchange(held_, {}); }

@@ -27,8 +27,8 @@ class AnyOf {
   bool find(std::string_view in, size_t from, size_t& start, size_t& stop, size_t& number) const;
 
  private:
-  std::vector<int64_t> number_of_ = {-1};             // node -> the text that ends there
-  std::unordered_map<uint64_t, uint32_t> next_;       // node << 8 | byte -> node
+  std::vector<int64_t> number_of_ = {-1};        // node -> the text that ends there
+  std::unordered_map<uint64_t, uint32_t> next_;  // node << 8 | byte -> node
   bool starts_[256] = {};
   size_t count_ = 0;
 };

@@ -25,8 +25,8 @@ class Backend {
 // What a vocabulary's files say.
 struct Vocabulary {
   std::unique_ptr<Backend> backend;
-  std::vector<AddedToken> added;    // of equal texts the last one counts
-  std::vector<std::string> bytes;   // id -> what it stands for
+  std::vector<AddedToken> added;   // of equal texts the last one counts
+  std::vector<std::string> bytes;  // id -> what it stands for
   bool strips_space = false;
 };
 

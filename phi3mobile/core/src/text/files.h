@@ -3,7 +3,9 @@
 
 #include "base/files.h"
 #include "base/json.h"
+#include "text/added.h"
 
+#include <map>
 #include <set>
 #include <string>
 
@@ -16,6 +18,9 @@ Json read_object(const std::string& path);
 
 // Texts that tokenizer_config.json or special_tokens_map.json calls its bos, eos, ... token: control tokens.
 std::set<std::string> named_tokens(const std::string& folder);
+
+// Adds those of added_tokens.json (text -> id), then of tokenizer_config.json's added_tokens_decoder, which also has the flags.
+void read_added_tokens(const std::string& folder, std::map<std::string, AddedToken>& added);
 
 // "<path>: damaged or not a tokenizer (<why>); download or export it again".
 [[noreturn]] void refuse_damaged(const std::string& path, const std::string& why);

@@ -4,16 +4,13 @@
 #include "base/utf8.h"
 #include "text/added.h"
 #include "text/backend.h"
+#include "text/bpe.h"
 #include "text/config.h"
 #include "text/files.h"
-#include "text/merging.h"
 #include "text/stages.h"
-#include "text/tables.h"
 #include "text/unicode.h"
-#include "text/words.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <map>
 #include <set>
 #include <utility>
@@ -21,158 +18,6 @@
 namespace phi3mobile {
 
 namespace {
-
-constexpr std::string_view kMark = "\xE2\x96\x81";  // ▁
-
-// Pieces and their ids.
-class PieceIds {
- public:
-  explicit PieceIds(const Json& vocab) {
-    if (!vocab.is_object()) throw Damaged("\"vocab\" is not an object");
-    for (const auto& [piece, id] : vocab.object()) {
-      if (!id.is_integer()) throw Damaged("the id of " + quoted(piece) + " is not a number");
-      const uint32_t number = pieces_.add(piece);
-      ids_.resize(pieces_.size());
-      ids_[number] = int32_t(checked_id(id.integer()));
-      greatest_ = std::max(greatest_, ids_[number]);
-    }
-    if (greatest_ < 0) throw Damaged("the vocabulary is empty");
-  }
-
-  // -1: there is none.
-  int32_t find(std::string_view piece) const {
-    const uint32_t number = pieces_.find(piece);
-    return number == Texts::kNone ? -1 : ids_[number];
-  }
-  int32_t get(std::string_view piece) const {
-    const int32_t id = find(piece);
-    if (id < 0) throw Damaged("a merge names " + quoted(piece) + ", which is not in the vocabulary");
-    return id;
-  }
-  uint32_t size() const { return pieces_.size(); }
-  int32_t greatest() const { return greatest_; }
-  std::string_view piece(uint32_t number) const { return pieces_[number]; }
-  int32_t id(uint32_t number) const { return ids_[number]; }
-
- private:
-  Texts pieces_;
-  std::vector<int32_t> ids_;
-  int32_t greatest_ = -1;
-};
-
-class Bpe final : public WordModel {
- public:
-  Bpe(const Json& model, bool gives_bytes) : pieces_(model["vocab"]), gives_bytes_(gives_bytes) {
-    read_merges(list_in(model, "merges"));
-    if (model["unk_token"].is_string()) unknown_ = pieces_.find(model["unk_token"].string());
-    fuse_ = flag_in(model, "fuse_unk");
-    whole_words_ = flag_in(model, "ignore_merges");
-    byte_fallback_ = flag_in(model, "byte_fallback");
-    for (int byte = 0; byte < 256; ++byte) {
-      char spelled[8];
-      std::snprintf(spelled, sizeof spelled, "<0x%02X>", unsigned(byte));
-      bytes_[byte] = pieces_.find(spelled);
-    }
-  }
-
-  const PieceIds& pieces() const { return pieces_; }
-
- protected:
-  std::vector<int32_t> spell(std::string_view word) const override {
-    const std::string spelled = gives_bytes_ ? byte_letters(word) : std::string();
-    const std::string_view text = gives_bytes_ ? spelled : word;
-    if (whole_words_) {
-      const int32_t id = pieces_.find(text);
-      if (id >= 0) return {id};
-    }
-    std::vector<Part> parts = characters(text);
-    merge_parts(parts, [&](const Part& left, const Part& right) { return merges_.find(left.id, right.id); });
-    std::vector<int32_t> ids;
-    ids.reserve(parts.size());
-    for (const Part& part : parts) ids.push_back(part.id);
-    return ids;
-  }
-
- private:
-  void read_merges(const Json::Array& merges) {
-    merges_.reserve(merges.size());
-    std::string both;
-    for (size_t rank = 0; rank < merges.size(); ++rank) {
-      const auto [left, right] = pair_in(merges[rank]);
-      both.assign(left).append(right);
-      merges_.add(pieces_.get(left), pieces_.get(right), {uint32_t(rank), pieces_.get(both)});
-    }
-  }
-
-  static std::pair<std::string_view, std::string_view> pair_in(const Json& merge) {
-    if (merge.is_string()) {
-      const std::string_view text = merge.string();
-      const size_t space = text.find(' ');
-      if (space != text.npos && text.find(' ', space + 1) == text.npos) return {text.substr(0, space), text.substr(space + 1)};
-    } else if (merge.is_array() && merge.array().size() == 2 && merge.array()[0].is_string() && merge.array()[1].is_string()) {
-      return {merge.array()[0].string(), merge.array()[1].string()};
-    }
-    throw Damaged("a merge is not of two pieces");
-  }
-
-  std::vector<Part> characters(std::string_view word) const {
-    std::vector<Part> parts;
-    parts.reserve(word.size());
-    bool unknown = false;  // the part before stands for unknown characters
-    for (size_t at = 0; at < word.size();) {
-      const size_t start = at;
-      next_character(word, at);
-      const std::string_view character = word.substr(start, at - start);
-      const int32_t id = pieces_.find(character);
-      if (id >= 0) {
-        parts.push_back({id, 0, 0});
-        unknown = false;
-      } else if (byte_fallback_ && has_bytes(character)) {
-        for (const char byte : character) parts.push_back({bytes_[uint8_t(byte)], 0, 0});
-        unknown = false;
-      } else if (unknown_ >= 0) {
-        if (!(unknown && fuse_)) parts.push_back({unknown_, 0, 0});
-        unknown = true;
-      }
-    }
-    return parts;
-  }
-
-  bool has_bytes(std::string_view character) const {
-    return std::all_of(character.begin(), character.end(), [&](char byte) { return bytes_[uint8_t(byte)] >= 0; });
-  }
-
-  PieceIds pieces_;
-  Merges merges_;
-  int32_t bytes_[256];
-  int32_t unknown_ = -1;
-  bool fuse_, whole_words_, byte_fallback_, gives_bytes_;
-};
-
-// Whether ▁ is a piece and none has ▁ after another character: then no merge crosses such a place, and Llama's texts, which
-// its vocabulary sees as one word, can be cut there.
-bool may_cut_at_marks(const PieceIds& pieces) {
-  if (pieces.find(kMark) < 0) return false;
-  for (uint32_t number = 0; number < pieces.size(); ++number) {
-    const std::string_view piece = pieces.piece(number);
-    for (size_t at = piece.find(kMark); at != piece.npos; at = piece.find(kMark, at + kMark.size())) {
-      if (at > 0 && (at < kMark.size() || piece.substr(at - kMark.size(), kMark.size()) != kMark)) return false;
-    }
-  }
-  return true;
-}
-
-// Words, each ▁s and what follows them up to the next ▁.
-void cut_at_marks(std::string_view text, std::vector<std::string_view>& words) {
-  size_t start = 0;
-  for (size_t at = text.find(kMark); at != text.npos; at = text.find(kMark, at + kMark.size())) {
-    const std::string_view before = text.substr(start, at - start);
-    if (before.empty() || (before.size() >= kMark.size() && before.substr(before.size() - kMark.size()) == kMark)) continue;
-    words.push_back(before);
-    start = at;
-  }
-  if (start < text.size()) words.push_back(text.substr(start));
-}
 
 class JsonBackend final : public Backend {
  public:
@@ -264,7 +109,8 @@ void refuse_other_models(const Json& model) {
   if (dropout.is_number() && dropout.number() != 0) throw InputError("the tokenizer drops merges by chance (dropout); " + todo);
   for (const char* name : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     if (model[name].is_string() && !model[name].string().empty()) {
-      throw InputError("the tokenizer marks word parts (" + std::string(name) + "), which the core does not read: use the Python "
+      throw InputError("the tokenizer marks word parts (" + std::string(name) +
+                       "), which the core does not read: use the Python "
                        "session, or another tokenizer");
     }
   }
@@ -313,7 +159,8 @@ void refuse_gaps(const std::vector<AddedToken>& tokens, const PieceIds& pieces) 
   for (const AddedToken& token : tokens) {
     const int32_t piece = pieces.find(token.text);
     if (token.id != (piece >= 0 ? piece : next) && !token.text.empty()) {
-      throw Damaged("added token " + token.text + " has id " + std::to_string(token.id) + ", which leaves a gap in the vocabulary");
+      throw Damaged(
+          "added token " + token.text + " has id " + std::to_string(token.id) + ", which leaves a gap in the vocabulary");
     }
     next = std::max(next, token.id + 1);
   }

@@ -17,9 +17,7 @@ namespace phi3mobile {
 class CharacterSet {
  public:
   explicit CharacterSet(const Ranges& ranges);
-  bool has(uint32_t code) const {
-    return code < 0x10000 ? bits_[code >> 6] >> (code & 63) & 1 : has_above(code);
-  }
+  bool has(uint32_t code) const { return code < 0x10000 ? bits_[code >> 6] >> (code & 63) & 1 : has_above(code); }
   bool beyond_ascii() const { return beyond_ascii_; }
 
  private:

@@ -10,7 +10,7 @@ namespace phi3mobile {
 namespace {
 
 constexpr size_t kNone = size_t(-1);
-constexpr size_t kMostSteps = 50'000'000;  // dead ends of one match: a pattern that runs wild
+constexpr size_t kMostSteps = 20'000'000;  // dead ends of one match: a pattern that runs wild
 
 bool is_word(uint32_t code) { return code == '_' || is_alphanumeric(code); }
 
@@ -25,7 +25,8 @@ CharacterSet::CharacterSet(const Ranges& ranges) : bits_(0x10000 / 64) {
 }
 
 bool CharacterSet::has_above(uint32_t code) const {
-  const auto after = std::upper_bound(above_.begin(), above_.end(), code, [](uint32_t c, auto& range) { return c < range.first; });
+  const auto after =
+      std::upper_bound(above_.begin(), above_.end(), code, [](uint32_t c, auto& range) { return c < range.first; });
   return after != above_.begin() && code <= after[-1].second;
 }
 
@@ -89,8 +90,7 @@ size_t Matches::run(uint32_t pc, size_t at) {
         break;
       }
       case Instruction::Fork: {
-        const bool possible =
-            step.first < 0 || (at < text_.size() && pattern_.firsts_[size_t(step.first)][uint8_t(text_[at])]);
+        const bool possible = step.first < 0 || (at < text_.size() && pattern_.firsts_[size_t(step.first)][uint8_t(text_[at])]);
         if (!possible) {
           pc = step.to;
           break;

@@ -1,6 +1,5 @@
 // *.tiktoken: phi-3-small's ranks, as phi3mobile/text/vocabularies.py reads them.
 #include "base/error.h"
-#include "base/utf8.h"
 #include "text/backend.h"
 #include "text/config.h"
 #include "text/files.h"
@@ -46,48 +45,6 @@ std::map<std::string, AddedToken> phi3_small_tokens() {
     if (!named.count(id)) dummy(id);
   }
   return found;
-}
-
-// added_tokens.json (text -> id), then tokenizer_config.json's added_tokens_decoder, which also has the flags. Without flags,
-// what is named or spelled <|like this|> is a control token.
-void read_added_tokens(const std::string& folder, std::map<std::string, AddedToken>& added) {
-  const std::set<std::string> named = named_tokens(folder);
-  const auto put = [&](const std::string& text, int64_t id, bool special, bool lstrip, bool rstrip) {
-    AddedToken token;
-    token.text = text;
-    token.id = checked_id(id);
-    token.lstrip = lstrip;
-    token.rstrip = rstrip;
-    token.special = !without_leading_space(text).empty() && (special || named.count(text));
-    added[text] = token;
-  };
-  std::string path = folder + "/added_tokens.json";
-  try {
-    if (is_file(path)) {
-      const Json tokens = Json::parse(read_file(path), "it");
-      if (!tokens.is_object()) throw Damaged("no object");
-      for (const auto& [text, id] : tokens.object()) {
-        const bool tag = text.substr(0, 2) == "<|" && text.size() >= 2 && text.substr(text.size() - 2) == "|>";
-        put(text, integer_in(tokens, text), tag, false, false);
-      }
-    }
-    path = folder + "/tokenizer_config.json";
-    const Json config = read_object(path);
-    const Json& decoder = config["added_tokens_decoder"];
-    if (decoder.is_null()) return;
-    if (!decoder.is_object()) throw Damaged("added_tokens_decoder is no object");
-    for (const auto& [index, entry] : decoder.object()) {
-      int64_t id = -1;
-      const auto [end, failed] = std::from_chars(index.data(), index.data() + index.size(), id);
-      if (failed != std::errc() || end != index.data() + index.size()) throw Damaged("the id of a token is no number");
-      put(text_in(entry, "content"), id, flag_in(entry, "special"), flag_in(entry, "lstrip"), flag_in(entry, "rstrip"));
-    }
-  } catch (const Damaged& error) {
-    refuse_damaged(path, error.what());
-  } catch (const InputError& error) {
-    if (std::string_view(error.what()).substr(0, 3) == "it ") refuse_damaged(path, error.what());
-    throw;
-  }
 }
 
 class Ranks final : public WordModel {
@@ -176,7 +133,7 @@ class Ranks final : public WordModel {
 
   Texts pieces_;
   std::vector<Merge> merges_;  // of a piece: its rank, which is its id
-  std::vector<bool> seen_;      // ranks
+  std::vector<bool> seen_;     // ranks
   int32_t byte_ids_[256];
   int32_t greatest_ = -1;
   uint32_t longest_ = 0;

@@ -199,9 +199,8 @@ void Normalizer::add(const Json& config) {
       add(step);
     }
   } else if (kind == "Prepend") {
-    steps_.push_back([front = text_in(config, "prepend")](std::string_view text) {
-      return text.empty() ? std::string() : front + std::string(text);
-    });
+    steps_.push_back([front = text_in(config, "prepend")](
+                         std::string_view text) { return text.empty() ? std::string() : front + std::string(text); });
   } else if (kind == "Replace") {
     const std::string content = text_in(config, "content");
     const Json& part = config["pattern"]["String"];

@@ -13,7 +13,7 @@ class Texts {
  public:
   static constexpr uint32_t kNone = uint32_t(-1);
 
-  uint32_t add(std::string_view text);  // its number, a new one or the one it has
+  uint32_t add(std::string_view text);         // its number, a new one or the one it has
   uint32_t find(std::string_view text) const;  // kNone: it is not there
   std::string_view operator[](uint32_t number) const {
     return std::string_view(bytes_).substr(ends_[number], ends_[number + 1] - ends_[number]);

@@ -25,7 +25,8 @@ std::string_view category_of(uint32_t code) {
 
 uint32_t combining(uint32_t code) { return code < 0x300 ? 0 : value_of(kCombining, code, 8); }
 
-constexpr uint32_t kHangul = 0xAC00, kLead = 0x1100, kVowel = 0x1161, kTail = 0x11A7, kVowels = 21, kTails = 28, kSyllables = 11172;
+constexpr uint32_t kHangul = 0xAC00, kLead = 0x1100, kVowel = 0x1161, kTail = 0x11A7, kVowels = 21, kTails = 28,
+                   kSyllables = 11172;
 
 void decompose(uint32_t code, bool compatible, std::u32string& to) {
   if (code < 0xA0) {
@@ -127,7 +128,7 @@ bool ends_word(std::string_view text, size_t start, size_t end) {
 bool is_space(uint32_t code) {
   if (code < 0x80) return code == ' ' || (code >= '\t' && code <= '\r');
   return code == 0x85 || code == 0xA0 || code == 0x1680 || (code >= 0x2000 && code <= 0x200A) || code == 0x2028 ||
-      code == 0x2029 || code == 0x202F || code == 0x205F || code == 0x3000;
+         code == 0x2029 || code == 0x202F || code == 0x205F || code == 0x3000;
 }
 
 bool is_alphanumeric(uint32_t code) {

@@ -1,0 +1,201 @@
+// Sessions, bundles and states under the sanitizers, without the runtime:
+//   core_check fuzz FOLDER SECONDS   damaged manifests, tokenizers, states and requests: an InputError, or an answer
+//   core_check threads FOLDER SECONDS   two sessions in two threads, each cancelled all the time from a third
+// FOLDER: a bundle; its program is not run. It is copied before it is damaged.
+#include "base/error.h"
+#include "base/files.h"
+#include "bundle.h"
+#include "session/session.h"
+#include "state.h"
+
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace fs = std::filesystem;
+using namespace phi3mobile;
+
+namespace {
+
+// The engine of tests/core/scenarios.py.
+class ChainEngine : public Engine {
+ public:
+  explicit ChainEngine(const EngineInfo& info) : Engine(info), states_(size_t(info.max_context)) {}
+
+  const float* forward(const int64_t* tokens, int64_t count, int64_t position, bool is_long) override {
+    logits_.assign(size_t(count * info.vocab), 0);
+    const bool all_long = info.original_context && (is_long || position + count > *info.original_context);
+    for (int64_t row = 0; row < count; ++row) {
+      const int64_t at = position + row;
+      const uint64_t before = at ? states_.at(size_t(at - 1)) : 0, token = uint64_t(tokens[row]);
+      const uint64_t fed = token * 0x9E3779B97F4A7C15 + uint64_t(at) * 0xC2B2AE3D27D4EB4F + all_long * 0x165667B19E3779F9;
+      const uint64_t state = states_.at(size_t(at)) = mixed(before ^ fed);
+      float* to = logits_.data() + row * info.vocab;
+      for (int64_t v = 0; v < info.vocab; ++v)
+        to[v] = float(mixed(state + uint64_t(v) * 0x9E3779B97F4A7C15) >> 40) / float(1 << 20);
+      to[(5 * token) % uint64_t(info.vocab)] += 8;
+    }
+    return logits_.data();
+  }
+
+ private:
+  static uint64_t mixed(uint64_t value) {
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9;
+    value = (value ^ value >> 27) * 0x94D049BB133111EB;
+    return value ^ value >> 31;
+  }
+
+  std::vector<uint64_t> states_;
+  std::vector<float> logits_;
+};
+
+using Clock = std::chrono::steady_clock;
+
+std::unique_ptr<Session> opened(const std::string& folder) {
+  const Bundle bundle(folder);
+  const EngineInfo info = bundle.info();
+  if (info.vocab > 1 << 20 || info.max_context > 1 << 20 || info.max_chunk > 1 << 20) throw InputError("too large to be tried");
+  return std::make_unique<Session>(bundle.parts(), std::make_unique<ChainEngine>(info));
+}
+
+// Takes the whole answer; gives its text.
+std::string answer(Session& session, const std::string& request) {
+  session.start(Json::parse(request, "the request"));
+  std::string text;
+  for (;;) {
+    const Event event = session.next();
+    if (event.kind == Event::Kind::Done) return text;
+    if (event.kind == Event::Kind::Text) text += event.text;
+  }
+}
+
+const std::vector<std::string> kRequests = {
+    R"({"prompt": "the end and the", "max_tokens": 12, "lookup": true})",
+    R"({"messages": [{"role": "system", "content": "on"}, {"role": "user", "content": "there é 🙂"}], "max_tokens": 20,)"
+    R"( "temperature": 0.7, "top_k": 40, "top_p": 0.9, "min_p": 0.05, "seed": 5, "stop": ["the", "nd"], "overflow": "slide"})",
+};
+
+std::string damaged(std::string text, std::mt19937_64& rng) {
+  static const std::string parts[] = {
+      "-1", "null", "[]", "{}", "\"\"", "1e9", "99999999999", "\xFF", "\\ud800", "{\"a\":", "}"};
+  for (uint64_t n = 1 + rng() % 4; n > 0 && !text.empty(); --n) {
+    const size_t at = rng() % text.size();
+    switch (rng() % 5) {
+      case 0:
+        text[at] = char(rng());
+        break;
+      case 1:
+        text.erase(at, 1 + rng() % 20);
+        break;
+      case 2:
+        text.insert(at, parts[rng() % std::size(parts)]);
+        break;
+      case 3:
+        text.resize(at);
+        break;
+      default:
+        text.insert(at, text.substr(rng() % text.size(), rng() % 40));
+        break;
+    }
+  }
+  return text;
+}
+
+void write(const std::string& path, const std::string& text) {
+  OutputFile file(path);
+  file.write(text.data(), text.size());
+  file.finish();
+}
+
+// Does what may be refused; 1 if it was.
+template <class Work>
+int refused(Work work) {
+  try {
+    work();
+    return 0;
+  } catch (const InputError& error) {
+    if (std::string(error.what()).empty()) throw;
+    return 1;
+  }
+}
+
+int fuzz(const std::string& given, double seconds) {
+  const std::string folder = fs::temp_directory_path() / ("core_check." + std::to_string(std::random_device()()));
+  fs::copy(given, folder, fs::copy_options::recursive);
+  const std::string manifest = read_file(folder + "/manifest.json"), vocabulary = read_file(folder + "/tokenizer.json");
+  std::vector<uint8_t> cache(70000), other(70000);
+  for (size_t i = 9000; i < 20000; ++i) cache[i] = uint8_t(i);
+  const std::string state = folder + "/state";
+  save_state(state, R"({"tokens": [1, 2]})", {{cache.data(), cache.size()}});
+  const std::string good = read_file(state);
+  load_state(state, {{other.data(), other.size()}});
+  if (other != cache) return std::fprintf(stderr, "a state does not come back\n"), 1;
+  const auto session = opened(folder);
+  std::mt19937_64 rng(1);
+  long tried = 0, wrong = 0;
+  for (const auto start = Clock::now(); std::chrono::duration<double>(Clock::now() - start).count() < seconds; ++tried) {
+    wrong += refused([&] { answer(*session, damaged(kRequests[rng() % kRequests.size()], rng)); });
+    write(state, damaged(good, rng));
+    wrong += refused([&] {
+      state_about(state);
+      load_state(state, {{other.data(), other.size()}});
+    });
+    write(folder + "/manifest.json", damaged(manifest, rng));
+    wrong += refused([&] { answer(*opened(folder), kRequests[rng() % kRequests.size()]); });
+    write(folder + "/manifest.json", manifest);
+    if (tried % 4) continue;
+    // Its size is the manifest's: what is damaged is found by the reader.
+    std::string bad = damaged(vocabulary, rng);
+    bad.resize(vocabulary.size(), ' ');
+    write(folder + "/tokenizer.json", bad);
+    wrong += refused([&] { answer(*opened(folder), kRequests[rng() % kRequests.size()]); });
+    write(folder + "/tokenizer.json", vocabulary);
+  }
+  fs::remove_all(folder);
+  std::printf("%ld rounds, %ld refusals\n", tried, wrong);
+  return wrong == 0;  // nothing refused: nothing was tried
+}
+
+int threads(const std::string& folder, double seconds) {
+  const std::string expected = answer(*opened(folder), kRequests[0]);
+  std::atomic<bool> stop{false}, same{true};
+  std::atomic<long> whole{0}, cut{0};
+  std::vector<std::thread> all;
+  for (int i = 0; i < 2; ++i) {
+    all.emplace_back([&] {
+      const auto session = opened(folder);
+      std::thread storm([&] {
+        while (!stop) {
+          session->cancel();
+          std::this_thread::sleep_for(std::chrono::microseconds(200));
+        }
+      });
+      while (!stop) {
+        const std::string text = answer(*session, kRequests[0]);
+        if (expected.rfind(text, 0) != 0) same = false;
+        ++(text == expected ? whole : cut);
+      }
+      storm.join();
+    });
+  }
+  std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
+  stop = true;
+  for (auto& thread : all) thread.join();
+  std::printf("%ld whole answers, %ld cut\n", whole.load(), cut.load());
+  return !same || whole + cut == 0;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count != 4) return std::fprintf(stderr, "usage: core_check fuzz|threads BUNDLE SECONDS\n"), 2;
+  const double seconds = std::atof(arguments[3]);
+  return std::string(arguments[1]) == "fuzz" ? fuzz(arguments[2], seconds) : threads(arguments[2], seconds);
+}

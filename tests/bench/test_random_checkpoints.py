@@ -1,0 +1,25 @@
+"""Checkpoints whose weights are drawn when they are asked for."""
+
+import pytest
+import torch
+from tiny import PRESETS
+
+from phi3mobile.bench.mixture import RandomCheckpoint
+from phi3mobile.bench.vision import SeeingCheckpoint
+from phi3mobile.errors import InputError
+from phi3mobile.models.vision_config import TOWER
+
+
+def test_a_tower_is_drawn_as_a_decoder_is(tmp_path):
+    config = PRESETS["vision-tiny"]
+    seeing, blind = SeeingCheckpoint(config, tmp_path), RandomCheckpoint(config, tmp_path)
+    for name in blind.names():
+        assert torch.equal(seeing.tensor(name), blind.tensor(name)) and seeing.tensor(name).shape == seeing.shape(name)
+    tower = {name: seeing.tensor(name) for name in config.vision_tensors()}
+    assert {name: tuple(value.shape) for name, value in tower.items()} == config.vision_tensors()
+    patches = tower[f"{TOWER}embeddings.patch_embedding.weight"]
+    assert torch.equal(patches, seeing.tensor(f"{TOWER}embeddings.patch_embedding.weight"))
+    assert patches.std().item() == pytest.approx((3 * 14 * 14) ** -0.5, rel=0.05)
+    assert tower[f"{TOWER}pre_layrnorm.weight"].eq(1).all() and tower[f"{TOWER}pre_layrnorm.bias"].eq(0).all()
+    with pytest.raises(InputError, match="sees no pictures: take phi-3-vision"):
+        SeeingCheckpoint(PRESETS["tiny-gqa"], tmp_path)
