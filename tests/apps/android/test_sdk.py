@@ -59,6 +59,12 @@ def test_an_engine_of_the_apps(check, bundle):
     assert said == opened.tokenizer.decode([token] * 5)
 
 
+def test_the_shared_vectors(check, bundle):
+    """Forty conversations that every binding must give: texts, notes, counts and each forward."""
+    (line,) = check("vectors", bundle, str(Path(__file__).parents[2] / "vectors" / "sessions.json"))
+    assert int(line.split()[1]) >= 100
+
+
 def scripted(bundle: Path, *texts: str) -> list[str]:
     """Arguments of a check whose engine says these answers."""
     opened = open_bundle(bundle)

@@ -177,7 +177,7 @@ public class Session internal constructor(
                 val role = (it as? Map<*, *>)?.get("role") as? String
                 val content = (it as? Map<*, *>)?.get("content") as? String
                 if (role == null || content == null) throw Phi3Exception("$file has a message that is no text: pictures are not read here")
-                Message(role, content, (it as Map<*, *>)["name"] as? String)
+                Message(role, content, it["name"] as? String)
             }
         }
     }
