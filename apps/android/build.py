@@ -4,6 +4,7 @@ FOLDER holds the tools (tools.sh) and gets all that is made. Steps:
     sdk    classes.jar of the library, compiled against stubs of Android's classes
     jni    the JNI library for this machine, on phi3mobile/native: for tests on the JVM
     tests  the checks of tests/apps/android/kotlin
+    java   an app in Java, for the same tests
     aar    the library with its POM and sources in a Maven folder
     apk    the sample, shrunk, aligned and signed with a key of nobody's
     aab    the same as Play takes it
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from gate import gate
 from packing import aab, aar, apk
-from tools import HERE, SDK, Failed, Tools, files, made, run, sdk, stubs
+from tools import HERE, SDK, Failed, Tools, files, joined, made, run, sdk, stubs
 
 ROOT = HERE.parents[1]
 CORE = ROOT / "phi3mobile" / "core"
@@ -52,10 +53,24 @@ def tests(tools: Tools) -> Path:
     return made(tools.folder / "tests.jar", [*sources, sdk(tools)], make)
 
 
+def java(tools: Tools) -> Path:
+    """An app in Java, and a stand-in for ExecuTorch's package: a jar apart, since the SDK looks for that package."""
+    sources = files(ROOT / "tests" / "apps" / "android" / "java", "*.java")
+
+    def make(out: Path) -> None:
+        classes = tools.folder / "java.classes"
+        path = joined([sdk(tools), tools.stdlib, tools.coroutines])
+        run(["javac", "--release", "8", "-Xlint:-options", "-cp", path, "-d", classes, *sources])
+        run(["jar", "cf", out, "-C", classes, "."])
+
+    return made(tools.folder / "java.jar", [*sources, sdk(tools)], make)
+
+
 STEPS: dict[str, Callable[[Tools], Path]] = {
     "sdk": sdk,
     "jni": jni,
     "tests": tests,
+    "java": java,
     "aar": aar,
     "apk": apk,
     "aab": aab,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import FOLDER, built
 
 from phi3mobile.bundle import open_bundle
 from phi3mobile.session.session import Session
@@ -99,6 +101,17 @@ def test_calls_that_fail_and_never_end(check, roomy):
 def test_what_the_app_lacks_is_named(check, bundle_of):
     (line,) = check("lacking", bundle_of("tiny-gqa", "android-cpu"))
     assert "tiny-gqa" in line or "android-cpu" in line
+
+
+def test_java_and_executorchs_package(java, bundle_of, tmp_path):
+    """An app in Java runs an android-cpu bundle on a stand-in of ExecuTorch's package, found by reflection."""
+    built("java")
+    bundle = bundle_of("tiny-gqa", "android-cpu")
+    command = list(java[:-1])
+    command[command.index("-cp") + 1] += f":{FOLDER / 'java.jar'}"
+    vocab = str(open_bundle(bundle).info.vocab)
+    done = subprocess.run([*command, "tests.JavaUser", bundle, vocab, tmp_path / "models"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "ok", done.stdout[-2000:] + done.stderr[-3000:]
 
 
 def test_models_come_and_go(check, bundle):

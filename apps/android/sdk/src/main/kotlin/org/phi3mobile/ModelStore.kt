@@ -128,12 +128,18 @@ public class ModelStore @JvmOverloads constructor(
         File(folder, "$PARTIAL$id").deleteRecursively()
     }
 
+    /** Called on the thread that waits. */
+    public fun interface Listener {
+        public fun onTransfer(transfer: Transfer)
+    }
+
     /** For Java: collects a transfer, blocking; gives the model's folder. */
-    public fun await(transfer: Flow<Transfer>, listener: (Transfer) -> Unit): File {
+    @JvmOverloads
+    public fun await(transfer: Flow<Transfer>, listener: Listener = Listener {}): File {
         var found: File? = null
         runBlocking {
             transfer.collect {
-                listener(it)
+                listener.onTransfer(it)
                 if (it is Transfer.Done) found = it.model
             }
         }
