@@ -58,7 +58,8 @@ class Zig:
         run([self.root / "zig", "cc", "-target", f"{self.processor}-linux-musl", *arguments], env=self._plain)
 
     def sysroot(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in (self.include, self.lib):
+            shutil.rmtree(folder, ignore_errors=True)
         self.lib.mkdir(parents=True)
         for name in ("generic-musl", "any-linux-any", *self.headers):
             shutil.copytree(self.root / "lib" / "libc" / "include" / name, self.include, dirs_exist_ok=True)
@@ -110,17 +111,22 @@ def library(tools: Tools, abi: str) -> Path:
     folder = tools.folder / "gate" / abi
     out, zig = folder / "libphi3mobile_gate.so", Zig(tools, abi, tools.folder / "gate" / f"{abi}-root")
     sources = [*files(CORE / "src", "*.cpp"), *files(CORE / "kernels", "*.cpp"), SDK / "cpp" / "phi3mobile_jni.cpp"]
-    sources = [path for path in sources if not path.name.startswith(("p3m_", "run_pte", "attention_check", "attention_fuzz"))]
-    newest = max(path.stat().st_mtime for path in (*sources, *files(CORE, "*.h", "*.inc"), *GATE.iterdir(), Path(__file__)))
+    sources = [
+        path for path in sources if not path.stem.startswith(("p3m_", "run_")) and not path.stem.endswith(("_check", "_fuzz"))
+    ]
+    headers = max(path.stat().st_mtime for path in (*files(CORE, "*.h", "*.inc"), GATE / "shim.h"))
+    newest = max(headers, *(path.stat().st_mtime for path in (*sources, GATE / "bionic.txt", Path(__file__))))
     if out.exists() and out.stat().st_mtime > newest:
         return out
     zig.sysroot()
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [(path, []) for path in sources if path.name != "attention_loops.cpp"]
     jobs += [(CORE / "kernels" / "attention_loops.cpp", [f"-DP3M_ISA={isa}", *more]) for isa, more in zig.isas.items()]
-    objects = [zig.folder / f"{number}.o" for number in range(len(jobs))]
+    objects = [zig.folder / f"{path.stem}-{len(more)}-{path.parent.name}.o" for path, more in jobs]
 
     def compile_one(job: tuple[Path, list[str]], made: Path) -> None:
+        if made.exists() and made.stat().st_mtime > max(headers, job[0].stat().st_mtime):
+            return
         zig.android(*options(tools), *job[1], "-c", job[0], "-o", made)
 
     with ThreadPoolExecutor(2) as pool:

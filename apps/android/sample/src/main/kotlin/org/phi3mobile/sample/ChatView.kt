@@ -52,6 +52,7 @@ class ChatView(private val activity: MainActivity, private val scope: CoroutineS
                         is Event.LongRopeSwitch -> numbers.setText(event.message)
                         is Event.WindowSlid -> numbers.setText(event.message)
                         is Event.Note -> numbers.setText(event.message)
+                        is Event.ToolCall, is Event.ToolResult -> Unit // this session has no functions
                     }
                 }
                 // Once, whole: piece by piece a screen reader would stumble.
