@@ -1,5 +1,5 @@
-// The C API of phi3mobile/core for org.phi3mobile.Native. Texts are UTF-8 in byte arrays. A handle is a p3m_session*: Kotlin keeps
-// that one thread uses it at a time, cancel apart.
+// The C API of phi3mobile/core for org.phi3mobile.Native. Texts are UTF-8 in byte arrays. A handle is a p3m_session*: Kotlin
+// keeps that one thread uses it at a time, cancel apart.
 #include "phi3mobile_session.h"
 
 #include <fcntl.h>
@@ -79,8 +79,8 @@ int host_forward(void* user, const int64_t* tokens, int64_t count, int64_t posit
   if (!ids || !out) return tell("there is not enough memory: close programs or use a smaller model");
   static_assert(sizeof(jlong) == sizeof(int64_t));
   env->SetLongArrayRegion(ids, 0, jsize(count), reinterpret_cast<const jlong*>(tokens));
-  auto said = static_cast<jbyteArray>(env->CallStaticObjectMethod(
-      native_class, forward_id, engine->engine, ids, jlong(position), jboolean(is_long != 0), out));
+  auto said = static_cast<jbyteArray>(
+      env->CallStaticObjectMethod(native_class, forward_id, engine->engine, ids, jlong(position), jboolean(is_long != 0), out));
   if (env->ExceptionCheck()) return tell("the application's engine failed");
   return said ? tell(text(env, said).c_str()) : 0;
 }
