@@ -13,7 +13,8 @@ constexpr const char* kUsage =
     "       p3m tokens BUNDLE [TEXT]             ids of a text; without one, of each line of stdin, a JSON string\n"
     "       p3m bench MODEL.pte [key=value]... STEP...\n"
     "options: --system TEXT  --max-tokens N (0: no limit)  --temperature X  --top-k N  --top-p X  --min-p X  --seed N\n"
-    "         --repetition-penalty X  --stop TEXT  --lookup  --raw (no chat template)  --slide  --threads N  --cache FOLDER\n";
+    "         --repetition-penalty X  --stop TEXT  --lookup  --raw (no chat template)  --slide  --threads N  --cache FOLDER\n"
+    "         --experts-memory BYTES (of a mixture)\n";
 
 struct Verb {
   const char* name;

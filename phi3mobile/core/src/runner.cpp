@@ -1,6 +1,7 @@
 #include "phi3mobile.h"
 
 #include "attention.h"
+#include "base/border.h"
 #include "experts.h"
 #include "packed_log.h"
 #include "phi3mobile_session.h"
@@ -409,29 +410,20 @@ phi3mobile::Memory memory_of(const p3m_model& model) {
   return memory;
 }
 
-// What `work` gives; -1 and one line if it throws.
-template <class Work>
-int64_t reported(char* error, size_t error_size, Work work) {
-  try {
-    return work();
-  } catch (const std::exception& wrong) {
-    if (error && error_size) std::snprintf(error, error_size, "%s", wrong.what());
-    return -1;
-  }
-}
-
 }  // namespace
 
 int64_t p3m_save_state(p3m_model* model, const char* path, const char* about, char* error, size_t error_size) {
-  return reported(error, error_size, [&] { return phi3mobile::save_state(path, about, memory_of(*model)); });
+  return phi3mobile::guarded(
+      int64_t(-1), error, error_size, [&] { return phi3mobile::save_state(path, about, memory_of(*model)); });
 }
 
 int p3m_load_state(p3m_model* model, const char* path, char* error, size_t error_size) {
-  return int(reported(error, error_size, [&] { return phi3mobile::load_state(path, memory_of(*model)), int64_t(0); }));
+  return int(phi3mobile::guarded(
+      int64_t(-1), error, error_size, [&] { return phi3mobile::load_state(path, memory_of(*model)), int64_t(0); }));
 }
 
 int64_t p3m_state_about(const char* path, char* about, size_t capacity, char* error, size_t error_size) {
-  return reported(error, error_size, [&] {
+  return phi3mobile::guarded(int64_t(-1), error, error_size, [&] {
     const std::string text = phi3mobile::state_about(path);
     if (about && capacity) std::snprintf(about, capacity, "%s", text.c_str());
     return int64_t(text.size());

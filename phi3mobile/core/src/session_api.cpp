@@ -1,6 +1,7 @@
 // phi3mobile_session.h: the border, where exceptions become lines of text.
 #include "phi3mobile_session.h"
 
+#include "base/border.h"
 #include "base/error.h"
 #include "bundle.h"
 #include "pte_engine.h"
@@ -15,8 +16,10 @@
 
 using phi3mobile::Bundle;
 using phi3mobile::Event;
+using phi3mobile::guarded;
 using phi3mobile::InputError;
 using phi3mobile::Json;
+using phi3mobile::required;
 
 struct p3m_bundle {
   explicit p3m_bundle(const char* folder) : bundle(folder), manifest(bundle.manifest().dump()) {}
@@ -34,36 +37,6 @@ struct p3m_session {
 };
 
 namespace {
-
-void tell(const std::string& what, char* error, size_t error_size) {
-  if (error && error_size) std::snprintf(error, error_size, "%s", what.c_str());
-}
-
-// What `work` gives, or `failed` and one line.
-template <class Result, class Work>
-Result guarded(Result failed, char* error, size_t error_size, Work work) {
-  try {
-    return work();
-  } catch (const std::bad_alloc&) {
-    tell("there is not enough memory: close programs or use a smaller model", error, error_size);
-  } catch (const std::exception& wrong) {
-    tell(wrong.what(), error, error_size);
-  } catch (...) {
-    tell("an unknown error", error, error_size);
-  }
-  return failed;
-}
-
-const char* required(const char* text, const char* what) {
-  if (!text) throw InputError(std::string(what) + " is null: give one");
-  return text;
-}
-
-template <class Handle>
-Handle& required(Handle* handle, const char* what) {
-  if (!handle) throw InputError(std::string("the ") + what + " is null: open one first");
-  return *handle;
-}
 
 // An engine of the host's.
 class HostEngine : public phi3mobile::Engine {
@@ -153,7 +126,7 @@ const char* p3m_bundle_manifest(const p3m_bundle* bundle) { return bundle ? bund
 int p3m_bundle_verify(
     const p3m_bundle* bundle, int (*progress)(void*, int64_t, int64_t), void* user, char* error, size_t error_size) {
   return guarded(-1, error, error_size, [&] {
-    required(bundle, "bundle").bundle.verify([&](int64_t done, int64_t total) {
+    required(bundle, "the bundle")->bundle.verify([&](int64_t done, int64_t total) {
       return !progress || progress(user, done, total) != 0;
     });
     return 0;
@@ -174,7 +147,7 @@ p3m_session* p3m_session_open(const char* folder, const char* options, char* err
 
 p3m_session* p3m_session_open_with(const char* folder, const p3m_engine* engine, char* error, size_t error_size) {
   return guarded<p3m_session*>(nullptr, error, error_size, [&] {
-    const p3m_engine& given = required(engine, "engine");
+    const p3m_engine& given = *required(engine, "the engine");
     if (given.version != P3M_API_VERSION) {
       throw InputError("the engine says version " + std::to_string(given.version) + ", this library has " +
                        std::to_string(P3M_API_VERSION) + ": build it with this library's headers");
@@ -196,13 +169,13 @@ p3m_session* p3m_session_open_with(const char* folder, const p3m_engine* engine,
 
 int p3m_session_start(p3m_session* session, const char* request, char* error, size_t error_size) {
   return guarded(-1, error, error_size, [&] {
-    required(session, "session").session.start(Json::parse(required(request, "the request"), "the request"));
+    required(session, "the session")->session.start(Json::parse(required(request, "the request"), "the request"));
     return 0;
   });
 }
 
 int p3m_session_next(p3m_session* session, const char** text, size_t* size) {
-  static const std::string kNull = "the session is null: open one first";
+  static const std::string kNull = "the session is null: give one";
   const std::string* shown = &kNull;
   int kind = P3M_EVENT_ERROR;
   if (session) {
@@ -242,7 +215,7 @@ void p3m_session_reset(p3m_session* session) {
 
 int64_t p3m_session_save(p3m_session* session, const char* path, char* error, size_t error_size) {
   return guarded(int64_t(-1), error, error_size, [&] {
-    p3m_session& s = required(session, "session");
+    p3m_session& s = *required(session, "the session");
     if (!s.model) throw InputError("the application's engine keeps its own KV cache: the session can't save it");
     const std::string about = about_state(s);
     char reason[1000] = "";
@@ -254,7 +227,7 @@ int64_t p3m_session_save(p3m_session* session, const char* path, char* error, si
 
 int64_t p3m_session_restore(p3m_session* session, const char* path, char* error, size_t error_size) {
   return guarded(int64_t(-1), error, error_size, [&] {
-    p3m_session& s = required(session, "session");
+    p3m_session& s = *required(session, "the session");
     if (!s.model) throw InputError("the application's engine keeps its own KV cache: the session can't restore one");
     s.session.reset();
     char reason[1000] = "";

@@ -97,3 +97,16 @@ def test_the_core_answers_without_python(bundle_of: Callable[..., Path], tmp_pat
     found = emulate("p3m", "run", folder, "the sea", "--max-tokens", "12", "--cache", str(tmp_path / "cache"))
     again = emulate("p3m", "run", folder, "the sea", "--max-tokens", "12", "--cache", str(tmp_path / "cache"))
     assert found == again and found.endswith("\n") and found[:4] == expected[:4]
+
+
+@needs_kernels
+def test_a_mixture_answers(bundle_of: Callable[..., Path], tmp_path: Path):
+    """Experts packed and run by arm64's kernels: the answer's start is x86-64's, also with memory for half of them."""
+    folder = bundle_of("moe-tiny", "host")
+    with Session(folder) as session:
+        expected = "".join(session.generate([{"role": "user", "content": "the sea"}], max_tokens=12))
+    asked = ("run", folder, "the sea", "--max-tokens", "12", "--cache", str(tmp_path / "cache"))
+    found = emulate("p3m", *asked)
+    assert found[:4] == expected[:4]
+    few = str(open_bundle(folder).manifest["runtime"]["experts"]["bytes"] // 2)
+    assert emulate("p3m", *asked, "--experts-memory", few) == found

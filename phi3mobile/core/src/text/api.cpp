@@ -1,6 +1,7 @@
 // The C border of the tokenizer: no exception crosses it.
 #include "phi3mobile_text.h"
 
+#include "base/border.h"
 #include "base/error.h"
 #include "base/json.h"
 #include "text/chat.h"
@@ -26,40 +27,15 @@ struct p3m_stream {
 
 namespace {
 
+using phi3mobile::guarded;
 using phi3mobile::InputError;
 using phi3mobile::Json;
+using phi3mobile::required;
 using Ids = std::vector<int64_t>;
-
-void say(std::string line, char* error, size_t error_size) {
-  if (!error || error_size == 0) return;
-  std::replace(line.begin(), line.end(), '\n', ' ');
-  line.resize(std::min(line.size(), error_size - 1));
-  while (phi3mobile::invalid_utf8(line) != line.size()) line.resize(phi3mobile::invalid_utf8(line));
-  std::memcpy(error, line.c_str(), line.size() + 1);
-}
-
-// What `work` gives; `failed` and one line in error where it throws.
-template <class Result, class Work>
-Result guarded(Result failed, char* error, size_t error_size, Work work) {
-  try {
-    return work();
-  } catch (const std::bad_alloc&) {
-    say("there is not enough memory", error, error_size);
-  } catch (const std::exception& exception) {
-    say(exception.what(), error, error_size);
-  }
-  return failed;
-}
 
 int64_t stored(const Ids& found, int64_t* ids, size_t capacity) {
   if (ids) std::copy_n(found.begin(), std::min(found.size(), capacity), ids);
   return int64_t(found.size());
-}
-
-template <class T>
-T* required(T* given, const char* name) {
-  if (!given) throw InputError(std::string(name) + " is null");
-  return given;
 }
 
 std::vector<phi3mobile::Span> spans_in(const char* text) {
