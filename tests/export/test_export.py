@@ -90,7 +90,7 @@ def test_the_bundle_says_what_is_in_it(tiny_bundle, tiny_checkpoint_folder):
     program = (tiny_bundle / "model.pte").stat().st_size
     assert manifest["model"]["parameters"] == config.parameters()
     assert manifest["model"]["bits_per_weight"] == pytest.approx(program * 8 / config.parameters(), abs=1e-3)
-    assert manifest["recipe"] == vars(find_recipe(DEFAULT_RECIPE)) | {"method": "rtn"}
+    assert manifest["recipe"] == vars(find_recipe(DEFAULT_RECIPE)) | {"method": "rtn", "needs": []}
     assert manifest["provenance"]["source_hash"] == open_checkpoint(tiny_checkpoint_folder).source_hash()
     memory = manifest["memory"]
     assert memory["kv_per_token"] == 2 * 2 * 2 * 16 * 4  # k and v, layers, kv heads, head_dim, float32

@@ -18,7 +18,8 @@ constexpr const char* kKeys[] = {"messages", "prompt", "max_tokens", "stop", "ov
 
 void check_keys(const Json& request) {
   if (!request.is_object()) throw InputError("the request is no JSON object; give one with messages or a prompt");
-  for (const auto& [name, value] : request.object()) {
+  for (const auto& member : request.object()) {
+    const std::string& name = member.first;
     const bool known = std::any_of(std::begin(kKeys), std::end(kKeys), [&](const char* key) { return name == key; });
     if (!known)
       throw InputError("the request has the key " + quoted(name) + "; allowed are the arguments of p3m_session_start");
