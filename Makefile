@@ -34,7 +34,7 @@ setup: .venv/.linked native
 # Our kernels and the runner, built against the ExecuTorch of .venv with any C++17 compiler; cmake comes from pip.
 native: phi3mobile/native/.built
 
-phi3mobile/native/.built: .venv/.installed phi3mobile/core/CMakeLists.txt $(SOURCES) phi3mobile/core/src/text/unicode_tables.inc
+phi3mobile/native/.built: .venv/.installed phi3mobile/core/CMakeLists.txt $(SOURCES) $(wildcard phi3mobile/core/src/text/*.inc)
 	@echo "building the kernels (build/native.log)"
 	@mkdir -p build
 	@{ $(BIN)/cmake -S phi3mobile/core -B build/native -DPython3_EXECUTABLE="$(CURDIR)/$(BIN)/python" -DCMAKE_BUILD_TYPE=Release \

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import cache
 from itertools import count, product
+from pathlib import Path
 
 import pytest
 from border import CORE, CoreTokenizer, Refused
@@ -243,7 +244,7 @@ def test_the_tables_are_what_their_script_makes():
     version = re.search(r'kUnicodeVersion\[\] = "(.*)"', tables)[1]
     if unicodedata.unidata_version != version:
         pytest.skip(f"the tables are Unicode {version}'s, this Python knows {unicodedata.unidata_version}")
-    script = [sys.executable, str(CORE / "src" / "text" / "unicode_tables.py")]
+    script = [sys.executable, str(Path(__file__).with_name("unicode_tables.py"))]
     assert subprocess.run(script, capture_output=True, text=True, check=True).stdout == tables
 
 

@@ -1,4 +1,4 @@
-// What Unicode says about characters, in Python 3.11's version of it (unicode_tables.py).
+// What Unicode says about characters, in Python 3.11's version of it (tests/core/text/unicode_tables.py).
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
 """Writes unicode_tables.inc, what unicode.cpp knows of characters, from this Python's unicodedata.
 
-    python phi3mobile/core/src/text/unicode_tables.py > phi3mobile/core/src/text/unicode_tables.inc
+    python tests/core/text/unicode_tables.py > phi3mobile/core/src/text/unicode_tables.inc
 
 Python 3.11's Unicode version is the one in use: the core's ids equal those of the Python tokenizer on a phone.
 """
@@ -69,7 +69,7 @@ def tables() -> str:
         if not compatible and len(parts) == 2 and unicodedata.normalize("NFC", chr(code)) == chr(code)
     )
     lower = [(code, chr(code).lower()) for code in CODES if chr(code).lower() != chr(code)]
-    text = "// Made by unicode_tables.py; do not edit.\n"
+    text = "// Made by tests/core/text/unicode_tables.py; do not edit.\n"
     text += f'const char kUnicodeVersion[] = "{unicodedata.unidata_version}";\n'
     text += "const char* const kCategoryNames[] = {" + ", ".join(f'"{name}"' for name in CATEGORIES) + "};\n"
     text += "// First code of a run << 5 | 1 + its category; 0: none.\n"
