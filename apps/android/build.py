@@ -2,7 +2,7 @@
 
 FOLDER holds the tools (tools.sh) and gets all that is made. Steps:
     sdk    classes.jar of the library, compiled against stubs of Android's classes
-    jni    the JNI library for this machine, on phi3mobile/native: for tests on the JVM
+    jni    the JNI library for this machine, on phi3mobile/native/: for tests on the JVM
     tests  the checks of tests/apps/android/kotlin
     java   an app in Java, for the same tests
     aar    the library with its POM and sources in a Maven folder
@@ -26,7 +26,7 @@ CORE = ROOT / "phi3mobile" / "core"
 
 
 def jni(tools: Tools) -> Path:
-    """Beside it must lie libphi3mobile.so: a link to phi3mobile/native's, which tests load, too."""
+    """Beside it must lie libphi3mobile.so: a link to that of phi3mobile/native/, which tests load, too."""
     home, native, source = tools.jdk, ROOT / "phi3mobile" / "native", SDK / "cpp" / "phi3mobile_jni.cpp"
 
     def make(out: Path) -> None:
