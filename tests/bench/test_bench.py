@@ -285,6 +285,7 @@ def test_flags_that_do_not_fit(capsys, bundle_of, tmp_path):
         assert message in line and line.count("\n") == 1, arguments
 
 
+@pytest.mark.slow
 def test_a_picture_is_seen_until_the_first_token(capsys, bundle_of):
     bundle = bundle_of("vision-tiny", demo_recipe())
     assert main(["bench", str(bundle), "--rounds", "2", "--depths", "8", "--image-tokens", "313"]) == 0
