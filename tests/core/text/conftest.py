@@ -1,4 +1,4 @@
-"""The tokenizer's library, compiled once a session, and vocabularies to compare by."""
+"""The tokenizer's library, and vocabularies to compare by."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1] / "text")]
 from border import CoreTokenizer, build, compiler, load  # noqa: E402
 from test_tokenizer import write_byte_level, write_llama_json, write_tiktoken, write_with_words  # noqa: E402
 
+from phi3mobile.engines.native import native_library  # noqa: E402
 from phi3mobile.text import vocabularies  # noqa: E402
 from phi3mobile.text.tokenizer import Tokenizer  # noqa: E402
 
@@ -29,7 +30,9 @@ VOCABULARIES += ["phi-3", "cl100k", "smollm2", "o200k"]
 
 @pytest.fixture(scope="session")
 def library(once) -> ctypes.CDLL:
-    """The C border, without ExecuTorch."""
+    """The C border: the native library's, else built here without ExecuTorch."""
+    if native := native_library():
+        return load(native)
     if compiler() is None:
         pytest.skip("no C++ compiler is here (c++, g++ or clang++; or name one in CXX)")
     folder = once("core-text", lambda folder: build(folder / "libtext.so", "-O1", "-g"))
