@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from library import DONE, TEXT, TOOL_CALL, CoreError, core_session
 from scenarios import VOCAB, ChainEngine, write_bundle
+from wrong_tools import WRONG_TOOLS
 
 from phi3mobile.bundle import open_bundle
 from phi3mobile.engines.native import native_library
@@ -115,20 +116,7 @@ def test_what_is_no_call_is_text(saying, text):
         assert (answer.text, answer.statistics["finish_reason"]) == (text, "stop")
 
 
-@pytest.mark.parametrize(
-    ("tools", "says"),
-    [
-        ([], "tools is empty or no list"),
-        ("weather", "tools is empty or no list"),
-        ([{"name": "1st"}], "tool 0 has the name '1st'; it must be"),
-        ([{}], "tool 0 has the name None"),
-        ([3], "tool 0 has the name None"),
-        ([{"name": "a", "colour": 1}], "the tool a has colour; allowed are"),
-        ([{"name": "a", "description": 3}], "the tool a needs a text"),
-        ([{"name": "a", "parameters": []}], "the tool a needs a text as its description and a JSON schema"),
-        ([{"name": "a"}, {"name": "a"}], "two tools have the name 'a'"),
-    ],
-)
+@pytest.mark.parametrize(("tools", "says"), WRONG_TOOLS)
 def test_wrong_tools_are_refused(saying, tools, says):
     folder, engine, _ = saying("x", ASKED, TOOLS)
     with core_session(folder, engine) as session, pytest.raises(CoreError) as refused:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from wrong_tools import WRONG_TOOLS
 
 from phi3mobile.bundle import open_bundle
 from phi3mobile.errors import InputError
@@ -166,20 +167,7 @@ def test_the_gate_loses_nothing(text, step):
     )
 
 
-@pytest.mark.parametrize(
-    ("tools", "says"),
-    [
-        ([], "tools is empty or no list"),
-        ("weather", "tools is empty or no list"),
-        ([{"name": "1st"}], "tool 0 has the name '1st'; it must be"),
-        ([{}], "tool 0 has the name None"),
-        ([{"name": "a", "colour": 1}], "the tool a has colour; allowed are"),
-        ([{"name": "a", "description": 3}], "the tool a needs a text"),
-        ([{"name": "a", "parameters": []}], "the tool a needs a text as its description and a JSON schema"),
-        ([{"name": "a"}, {"name": "a"}], "two tools have the name 'a'"),
-        ([{"name": "a", "parameters": {"type": "what"}}], "what"),
-    ],
-)
+@pytest.mark.parametrize(("tools", "says"), [*WRONG_TOOLS, ([{"name": "a", "parameters": {"type": "what"}}], "what")])
 def test_wrong_tools_are_refused(saying, tools, says):
     with pytest.raises(InputError) as refused:
         saying("x").generate(ASKED, tools=tools)

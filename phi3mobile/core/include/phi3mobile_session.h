@@ -66,9 +66,9 @@ P3M_API p3m_session* p3m_session_open_with(const char* folder, const p3m_engine*
  *   "lookup"    false; true: draft by quoting prompt and answer: same text, faster where it quotes
  *   "repetition" false: an answer that repeats itself is ended; true: it may
  *   "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed": default the bundle's, else greedy
- *   "tools"     [{"name", "description", "parameters": a JSON schema}]: functions that the answer may ask for; what they gave
- * is a message {"role": "tool", "name", "content"}. A call's name is one of these; its arguments may break the schema Computes
- * nothing but ids. 0, or -1 and the error; then nothing runs. */
+ *   "tools"     [{"name", "description", "parameters": a JSON schema}]: functions that the answer may ask for
+ * What a function gave is a message {"role": "tool", "name", "content"}. A call's name is one of the tools'; its arguments may
+ * break the schema. Computes nothing but ids. 0, or -1 and the error; then what ran goes on. */
 P3M_API int p3m_session_start(p3m_session* session, const char* request, char* error, size_t error_size);
 
 enum p3m_event {

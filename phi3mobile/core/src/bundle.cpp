@@ -207,6 +207,11 @@ void Bundle::verify(const std::function<bool(int64_t, int64_t)>& progress) const
   }
 }
 
+std::string Bundle::program_hash() const {
+  const Json& hash = manifest_["files"][manifest_["runtime"]["program"].string()]["sha256"];
+  return hash.is_string() ? hash.string() : "";
+}
+
 EngineInfo Bundle::info() const {
   const Json& model = manifest_["model"];
   EngineInfo info;

@@ -25,6 +25,8 @@ class Bundle {
   const Json& manifest() const { return manifest_; }
   EngineInfo info() const;
   std::string program() const { return path(manifest_["runtime"]["program"].string()); }
+  // SHA-256 of the program; empty where that is a folder.
+  std::string program_hash() const;
   std::string path(const std::string& name) const { return folder_ + "/" + name; }
   // What a session needs of it; reads the tokenizer.
   Parts parts() const;

@@ -155,8 +155,7 @@ std::unique_ptr<PteEngine> PteEngine::open(const Bundle& bundle, const Json& opt
   check_version(manifest["runtime"]["version"].string());
   check_operators(manifest["runtime"]["operators"]);
   check_memory(manifest);
-  const std::string program = manifest["runtime"]["program"].string();
-  const PackedFile packed(text_option(options, "cache"), manifest["files"][program]["sha256"].string());
+  const PackedFile packed(text_option(options, "cache"), bundle.program_hash());
   char error[2000] = "";
   p3m_model* model =
       p3m_open(bundle.program().c_str(), packed.opened(), int(integer_option(options, "threads")), error, sizeof error);
@@ -168,8 +167,7 @@ std::unique_ptr<PteEngine> PteEngine::open(const Bundle& bundle, const Json& opt
 }
 
 const float* PteEngine::forward(const int64_t* tokens, int64_t count, int64_t position, bool is_long) {
-  const bool marked = info.original_context && (is_long || position + count > *info.original_context);
-  if (p3m_forward(model_, tokens, count, marked ? position + kLongRegime : position, nullptr)) {
+  if (p3m_forward(model_, tokens, count, all_long(position, count, is_long) ? position + kLongRegime : position, nullptr)) {
     throw std::runtime_error(p3m_error(model_));
   }
   int64_t rows = 0, vocab = 0;

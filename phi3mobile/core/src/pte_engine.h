@@ -18,7 +18,6 @@ class PteEngine : public Engine {
   ~PteEngine() override { p3m_close(model_); }
 
   const float* forward(const int64_t* tokens, int64_t count, int64_t position, bool is_long) override;
-  bool keeps_state() const override { return true; }
   p3m_model* model() const { return model_; }
 
  private:

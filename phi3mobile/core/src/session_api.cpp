@@ -6,6 +6,7 @@
 #include "bundle.h"
 #include "pte_engine.h"
 #include "session/session.h"
+#include "state.h"
 
 #include <cstdio>
 #include <cstring>
@@ -48,7 +49,7 @@ class HostEngine : public phi3mobile::Engine {
 
   const float* forward(const int64_t* tokens, int64_t count, int64_t position, bool is_long) override {
     logits_.resize(size_t(count) * size_t(info.vocab));
-    const bool marked = info.original_context && (is_long || position + count > *info.original_context);
+    const bool marked = all_long(position, count, is_long);
     char error[512] = "";
     if (host_.forward(host_.user, tokens, count, position, marked, logits_.data(), error, sizeof error)) {
       error[sizeof error - 1] = 0;
@@ -65,13 +66,6 @@ class HostEngine : public phi3mobile::Engine {
   p3m_engine host_;
   std::vector<float> logits_;
 };
-
-std::string program_hash(const Bundle& bundle) {
-  const auto& files = bundle.manifest()["files"];
-  return files[bundle.manifest()["runtime"]["program"].string()]["sha256"].is_string()
-             ? files[bundle.manifest()["runtime"]["program"].string()]["sha256"].string()
-             : "";
-}
 
 constexpr const char* kState = "phi3mobile-state";
 
@@ -141,7 +135,7 @@ p3m_session* p3m_session_open(const char* folder, const char* options, char* err
     auto parts = bundle.parts();
     auto engine = phi3mobile::PteEngine::open(bundle, options ? Json::parse(options, "the options") : Json());
     p3m_model* model = engine->model();
-    return new p3m_session(program_hash(bundle), std::move(parts), std::move(engine), model);
+    return new p3m_session(bundle.program_hash(), std::move(parts), std::move(engine), model);
   });
 }
 
@@ -163,7 +157,7 @@ p3m_session* p3m_session_open_with(const char* folder, const p3m_engine* engine,
     auto parts = bundle.parts();
     auto host = std::make_unique<HostEngine>(bundle.info(), given);
     close.engine = nullptr;  // the HostEngine closes it
-    return new p3m_session(program_hash(bundle), std::move(parts), std::move(host), nullptr);
+    return new p3m_session(bundle.program_hash(), std::move(parts), std::move(host), nullptr);
   });
 }
 
@@ -231,12 +225,7 @@ int64_t p3m_session_restore(p3m_session* session, const char* path, char* error,
     if (!s.model) throw InputError("the application's engine keeps its own KV cache: the session can't restore one");
     s.session.reset();
     char reason[1000] = "";
-    const int64_t size = p3m_state_about(required(path, "the path"), nullptr, 0, reason, sizeof reason);
-    if (size < 0) throw InputError(reason);
-    std::string about(size_t(size) + 1, '\0');
-    p3m_state_about(path, about.data(), about.size(), reason, sizeof reason);
-    about.pop_back();
-    const Json read = Json::parse(about, path);
+    const Json read = Json::parse(phi3mobile::state_about(required(path, "the path")), path);
     if (p3m_load_state(s.model, path, reason, sizeof reason)) throw InputError(reason);
     take_state(s, read, path);
     return int64_t(s.session.rows().tokens.size());

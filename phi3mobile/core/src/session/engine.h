@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <optional>
-#include <string>
 
 namespace phi3mobile {
 
@@ -27,9 +26,10 @@ class Engine {
   virtual const float* forward(const int64_t* tokens, int64_t count, int64_t position, bool is_long) = 0;
   virtual void reset() {}
 
-  // The KV cache to and from a file that is open for this alone, at its place; the runtime's version is part of the state.
-  virtual bool keeps_state() const { return false; }
-  virtual std::string runtime() const { return ""; }
+  // Whether the rows of a forward get the long factors: asked for, or because it ends past the switch.
+  bool all_long(int64_t position, int64_t count, bool is_long) const {
+    return info.original_context && (is_long || position + count > *info.original_context);
+  }
 
   const EngineInfo info;
 };
