@@ -258,6 +258,7 @@ esac""",
 SHORT = Plan("test", prompts=(16,), depths=(32,), count=8, rounds=2, cold=0, warm=0, text=12, threads=1, sample_s=5)
 
 
+@pytest.mark.slow
 @needs_adb
 @pytest.mark.parametrize("plan", [SHORT, pytest.param(replace(SHORT, cold=1, warm=1, sustain_s=2.0), marks=pytest.mark.slow)])
 def test_a_whole_benchmark_in_the_app(plan, plugged, staged, display, bundle_of, tmp_path):  # noqa: F811

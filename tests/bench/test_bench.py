@@ -159,6 +159,7 @@ def test_llama_cpp_computes_our_logits(checkpoint_of, tmp_path, name, kind, leas
         assert cosine(peer.forward([int(tokens[position])], position), expected[position]) > least
 
 
+@pytest.mark.slow
 def test_every_4_bit_runtime_computes_the_model(bundle_of, checkpoint_of):
     """Ours and each installed peer against the float model, one token after the other: 4-bit errors only.
 
@@ -225,6 +226,7 @@ def test_runtimes_are_loaded_together_as_far_as_they_fit():
     assert together(needs, 100) == [["phi3mobile", "a"], ["b"], ["c"], ["d"]]  # 80 at a time; what never fits goes alone
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_together_is_closed_between_its_turns(bundle_of, monkeypatch):
     bundle = open_bundle(bundle_of("tiny-gqa", demo_recipe()))
     entries = {"phi3mobile": our_entry(bundle), "twin": our_entry(bundle)}

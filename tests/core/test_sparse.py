@@ -179,6 +179,7 @@ def test_kernel_is_the_formula(pattern, int8, evicting):
     sequence.check(kernel, [100, 1, 7])  # a new sequence in an old cache
 
 
+@pytest.mark.slow
 @needs_kernels
 @settings(max_examples=8, deadline=None)
 @given(st.data())

@@ -136,7 +136,7 @@ def with_offsets(checkpoint_of, tmp_path_factory):
     ("recipe", "name", "gate"),
     [
         pytest.param("android-cpu", "small-tiny", 40, marks=pytest.mark.slow),
-        ("host-fp32-kv", "tiny-gqa", 40),
+        pytest.param("host-fp32-kv", "tiny-gqa", 40, marks=pytest.mark.slow),
         ("litert", "tiny-gqa", 40),
         ("ios-gpu", "tiny-gqa", 70),
         pytest.param("ios-executorch", "tiny-gqa", 60, marks=pytest.mark.slow),

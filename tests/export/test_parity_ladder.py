@@ -61,6 +61,7 @@ def test_an_imported_llama_folder_has_the_same_logits(model_type, tmp_path):
     assert torch.equal(load_model(folder)(tokens), load_model(source)(tokens))
 
 
+@pytest.mark.slow
 def test_the_imported_demo_gguf_has_the_same_logits(demo_checkpoint):
     from phi3mobile.export.demo_model import demo_gguf
     from phi3mobile.models.gguf_checkpoint import open_gguf

@@ -313,6 +313,7 @@ def test_solving_beats_rounding_over_a_whole_model(solved, checkpoint_of):
     assert (gptq - exact).square().mean() < 0.8 * (rtn - exact).square().mean()
 
 
+@pytest.mark.slow
 def test_a_bundle_of_a_quantized_folder_carries_its_integers_and_its_card(solved, tmp_path):
     bundle = open_bundle(export(solved, tmp_path / "bundle", context=64))
     quality = Solved(solved).about["quality"]

@@ -51,10 +51,10 @@ def integers(once, checkpoint_of, text):
     return once("integers", lambda folder: quantize_checkpoint(checkpoint_of("tiny-gqa"), folder, calibration=text, bits=5.4))
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("android-cpu", "ios-executorch")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("host", "android-cpu", "ios-executorch")]
 
 
-@pytest.mark.parametrize("recipe", ["host", "litert", "ios-gpu", *SLOW])
+@pytest.mark.parametrize("recipe", ["litert", "ios-gpu", *SLOW])
 def test_a_quantized_folders_bundles_hold_its_integers(recipe, integers, tmp_path, capsys):
     if not NEEDS[recipe]:
         pytest.skip(f"nothing here runs {recipe}")

@@ -154,9 +154,10 @@ def random_schema(rng, depth=0):
     return {"type": kind}
 
 
-def test_200_random_schemas_give_valid_json_or_a_named_error():
+@pytest.mark.parametrize("seeds", [range(40), pytest.param(range(40, 240), marks=pytest.mark.slow)])
+def test_random_schemas_give_valid_json_or_a_named_error(seeds):
     valid, refused, closed = 0, 0, 0
-    for seed in range(200):
+    for seed in seeds:
         rng = random.Random(seed)
         schema = random_schema(rng)
         guide = Guide.json_schema(schema, TOKENIZER)
@@ -171,7 +172,8 @@ def test_200_random_schemas_give_valid_json_or_a_named_error():
         jsonschema.validate(json.loads(text), schema)
         assert statistics.generated_tokens <= limit and statistics.finish_reason in ("stop", "length")
         valid, closed = valid + 1, closed + guide.closing
-    assert valid >= 130 and closed >= 40 and refused >= 10, (valid, closed, refused)
+    count = len(seeds)
+    assert valid >= 0.65 * count and closed >= 0.2 * count and refused >= 0.05 * count, (valid, closed, refused)
 
 
 def test_no_room_is_refused_at_the_call_with_the_number_needed():

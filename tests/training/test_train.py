@@ -65,6 +65,7 @@ def start(config: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", code, str(config)], **quiet)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_losses_and_weights_bit_for_bit(tmp_path):
     table = {"steps": 60, "run": {"checkpoint_every": 7, "ema": 0.9}}
     run(pretrain_table(tmp_path, "whole", **table))

@@ -96,6 +96,7 @@ def safety_table(base, rounds=2, **changes) -> dict:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_rounds_teach_to_refuse_and_not_to_refuse_too_much(rounds, tmp_path):
     talking_checkpoint(tmp_path / "checkpoint", "tiny-gqa", max_position_embeddings=512, original_max_position_embeddings=512)
