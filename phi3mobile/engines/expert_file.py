@@ -1,29 +1,24 @@
-"""A bundle's file of experts: its header, its packed form in the user's cache, what the runner counts. No torch.
+"""A bundle's file of experts: its header, its tiles, what the runner counts. No torch.
 
-The layout stands in core/src/expert_file.h: a header of 64 bytes, two checksums a record, then one record for each layer and
-expert, [w13][w2], both at multiples of ALIGN. In the bundle parts are plain; XNNPACK's packed form, which depends on the
-machine, is made in the cache at the first start and read from there: all of it mapped, or experts as they are needed.
+The layout stands in core/src/expert_file.h and core/kernels/tiles.h: a header of 64 bytes, two checksums a record, then one
+record for each layer and expert, [w13][w2], both at multiples of ALIGN. It is used as it lies: all of it mapped, or experts
+read as they are needed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import os
 import struct
-import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from phi3mobile.errors import InputError
-from phi3mobile.files import cache_root, require_space
+import numpy as np
 
 ALIGN = 16384
-SUFFIX = ".experts"
-LIMIT = 64 << 30  # bytes all packed files together may take; the longest unused go first
+TILE = 16  # rows
+CODES = 32  # columns that lie together
 HEADER = struct.Struct("<4s9I3Q")
-MAGIC, VERSION = b"P3ME", 1
+MAGIC, VERSION = b"P3ME", 2
 
 
 @dataclass(frozen=True)
@@ -39,11 +34,11 @@ class ExpertShape:
 
     @property
     def bytes13(self) -> int:
-        return 2 * self.inner * (self.hidden // 2 + self.hidden // self.group13 * 2)
+        return 2 * matrix_bytes(self.inner, self.hidden, self.group13)
 
     @property
     def bytes2(self) -> int:
-        return self.hidden * (self.inner // 2 + self.inner // self.group2 * 2)
+        return matrix_bytes(self.hidden, self.inner, self.group2)
 
     @property
     def record(self) -> int:
@@ -61,7 +56,7 @@ class ExpertShape:
 
     def header(self, check: int = 0) -> bytes:
         shape = (self.layers, self.experts, self.hidden, self.inner, self.group13, self.group2)
-        return HEADER.pack(MAGIC, VERSION, 0, *shape, 0, self.bytes13, self.bytes2, check)
+        return HEADER.pack(MAGIC, VERSION, *shape, 0, 0, self.bytes13, self.bytes2, check)
 
 
 def padded(size: int) -> int:
@@ -69,46 +64,44 @@ def padded(size: int) -> int:
     return -(-size // ALIGN) * ALIGN
 
 
-def packed_path(sha256: str, runtime_version: str) -> Path:
-    """Where the packed form of a bundle's file with that hash lies; it may not exist yet."""
-    runtime = "".join(c if c.isalnum() or c in ".-" else "-" for c in runtime_version)
-    return cache_root() / "packed" / f"{sha256[:32]}-{runtime}{SUFFIX}"
+def scales_bytes(width: int, group: int) -> int:
+    """Of a tile: bfloat16, rounded up to whole cache lines."""
+    return -(-width // group * TILE * 2 // 64) * 64
 
 
-def packed_file(library: ctypes.CDLL, plain: Path, sha256: str, runtime_version: str, threads: int = 0) -> Path:
-    """The packed form of `plain`, made if it is not there. InputError: no disk, or a damaged file, by name."""
-    path = packed_path(sha256, runtime_version)
-    if path.is_file():
-        with contextlib.suppress(OSError):
-            os.utime(path)
-        return path
-    size = plain.stat().st_size
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _evict(path.parent, size)
-        require_space(path, size + size // 16 + (64 << 20))
-    except OSError as error:
-        raise InputError(f"{path.parent} can't be written ({error.strerror}): packed experts lie there") from None
-    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
-    try:
-        said = ctypes.create_string_buffer(2000)
-        if library.p3m_pack_experts(bytes(plain), bytes(partial), threads, said, len(said)):
-            raise InputError(said.value.decode(errors="replace"))
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+def matrix_bytes(rows: int, width: int, group: int) -> int:
+    """Of a matrix [rows, width] in tiles."""
+    return -(-rows // TILE) * (TILE * 4 + scales_bytes(width, group) + TILE * width // 2)
 
 
-def _evict(folder: Path, needed: int) -> None:
-    """Deletes the longest unused packed files until `needed` bytes fit the limit. Open ones keep their bytes until closed."""
-    files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in folder.glob(f"*{SUFFIX}"))
-    total = sum(size for _, size, _ in files)
-    for _, size, path in files:
-        if total + needed <= LIMIT:
-            break
-        path.unlink(missing_ok=True)
-        total -= size
+def to_tiles(codes: np.ndarray, scales: np.ndarray) -> bytes:
+    """Codes uint8 [N, K] in 0 ... 15 and scales [N, K/group], bfloat16 as uint16 -> the matrix in tiles."""
+    rows, width = codes.shape
+    tiles = -(-rows // TILE)
+    codes = np.pad(codes, ((0, tiles * TILE - rows), (0, 0)), constant_values=8)
+    scales = np.pad(scales, ((0, tiles * TILE - rows), (0, 0)))
+    values = (scales.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    group = width // scales.shape[1]
+    groups = codes.reshape(tiles * TILE, -1, group).sum(2, dtype=np.int32) - 8 * group
+    sums = (groups * values).sum(1).astype(np.float32).reshape(tiles, TILE)
+    rest = scales_bytes(width, group) // 2 - TILE * scales.shape[1]
+    by_group = np.pad(scales.reshape(tiles, TILE, -1).transpose(0, 2, 1).reshape(tiles, -1), ((0, 0), (0, rest)))
+    # [tile, row, block, half, v, i] -> [tile, block, v, row, i], two halves to a byte
+    cut = codes.reshape(tiles, TILE, width // CODES, 2, 4, 4)
+    low, high = (cut[:, :, :, half].transpose(0, 2, 3, 1, 4).reshape(tiles, -1) for half in (0, 1))
+    parts = [part.astype(part.dtype.newbyteorder("<")).view(np.uint8) for part in (sums, by_group, low | (high << 4))]
+    return np.concatenate(parts, axis=1).tobytes()
+
+
+def from_tiles(data: np.ndarray, rows: int, width: int, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """to_tiles' other way: bytes -> codes uint8 [N, K] and scales uint16 [N, K/group]."""
+    groups, start = width // group, TILE * 4
+    tiles = data.reshape(-(-rows // TILE), -1)
+    scales = np.ascontiguousarray(tiles[:, start : start + groups * TILE * 2]).view("<u2").reshape(-1, groups, TILE)
+    bytes_ = tiles[:, start + scales_bytes(width, group) :].reshape(len(tiles), width // CODES, 4, TILE, 4)
+    both = np.stack([bytes_ & 15, bytes_ >> 4], axis=2)  # [tile, block, half, v, row, i]
+    codes = both.transpose(0, 4, 1, 2, 3, 5).reshape(-1, width)
+    return codes[:rows], scales.transpose(0, 2, 1).reshape(-1, groups)[:rows]
 
 
 _COUNTS = ("hits", "misses", "bytes_read", "stall_us", "slots", "mapped", "bytes", "bytes_of_one")

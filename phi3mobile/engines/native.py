@@ -69,7 +69,6 @@ def load_library() -> ctypes.CDLL:
         ("p3m_isa", text, []),
         ("p3m_has_operator", ctypes.c_int, [text]),
         ("p3m_runtime_version", text, []),
-        ("p3m_pack_experts", ctypes.c_int, [text, text, ctypes.c_int, text, ctypes.c_size_t]),
         ("p3m_open_experts", ctypes.c_int, [pointer, text, ctypes.c_uint64, ctypes.c_int, text, ctypes.c_size_t]),
         ("p3m_expert_statistics", size, [pointer, ctypes.POINTER(size), size]),
         ("p3m_save_state", size, [pointer, text, text, text, ctypes.c_size_t]),
@@ -107,10 +106,8 @@ def open_native(bundle: Bundle, threads: int = 0, experts_memory: int | None = N
     engine = NativeEngine(bundle.program, bundle.info, file, threads)
     if (about := bundle.manifest["runtime"].get("experts")) is not None:
         try:
-            plain, sha256 = bundle.folder / about["file"], bundle.manifest["files"][about["file"]]["sha256"]
-            experts = expert_file.packed_file(library, plain, sha256, runtime_version(), threads)
             memory = experts_memory if experts_memory is not None else about.get("memory")
-            engine.open_experts(experts, memory or 0, about["used"])
+            engine.open_experts(bundle.folder / about["file"], memory or 0, about["used"])
         except BaseException:
             engine.close()
             raise
@@ -236,11 +233,11 @@ class NativeEngine(BaseEngine):
         values = (ctypes.c_float * (count.value * vocab.value)).from_address(logits)
         return np.ctypeslib.as_array(values).reshape(count.value, vocab.value)
 
-    def open_experts(self, packed: Path, memory: int, used: int) -> None:
-        """Give the model its experts, packed for this machine, `memory` bytes for them (0: all of them, mapped), of which a
+    def open_experts(self, file: Path, memory: int, used: int) -> None:
+        """Give the model its file of experts, `memory` bytes for them (0: all of them, mapped), of which a
         token goes to `used`. InputError: a damaged file, or memory for less than a token needs."""
         error = ctypes.create_string_buffer(_ERROR_SIZE)
-        if self._library.p3m_open_experts(self._model, bytes(packed), memory, used, error, _ERROR_SIZE):
+        if self._library.p3m_open_experts(self._model, bytes(file), memory, used, error, _ERROR_SIZE):
             raise InputError(error.value.decode(errors="replace"))
 
     @property

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from phi3mobile.engines.expert_file import ExpertShape, padded
+from phi3mobile.engines.expert_file import ExpertShape, padded, to_tiles
 from phi3mobile.errors import InputError
 from phi3mobile.export.packed import PackedModel
 from phi3mobile.models.config import DecoderConfig
@@ -47,7 +47,7 @@ def expert_shape(packed: PackedModel) -> ExpertShape:
 
 
 def write_experts(packed: PackedModel, path: Path, progress: Progress = silent) -> ExpertShape:
-    """Write the plain file. Holds one expert in memory."""
+    """Write the file. Holds one expert in memory."""
     shape, config = expert_shape(packed), packed.config
     sums: list[int] = []
     with path.open("wb") as file:
@@ -56,7 +56,8 @@ def write_experts(packed: PackedModel, path: Path, progress: Progress = silent) 
             progress("experts", layer, shape.layers)
             for expert in range(shape.experts):
                 for role in (GATE_UP, DOWN):
-                    data = _part(packed.matrix(config.tensor(role, layer, expert).name))
+                    matrix = packed.matrix(config.tensor(role, layer, expert).name)
+                    data = b"".join(_tiles(half) for half in _halves(matrix, role))
                     sums.append(checksum(data))
                     file.write(data)
                     file.write(bytes(padded(len(data)) - len(data)))
@@ -68,9 +69,15 @@ def write_experts(packed: PackedModel, path: Path, progress: Progress = silent) 
     return shape
 
 
-def _part(packed: Packed) -> bytes:
-    """Codes and then scales of a matrix."""
-    return packed.codes.contiguous().numpy().tobytes() + packed.scales.contiguous().view(torch.uint8).numpy().tobytes()
+def _halves(matrix: Packed, role: str) -> list[Packed]:
+    """Gate and up, which are tiled alone, or down."""
+    inner = len(matrix.codes) // 2
+    return [matrix.rows(slice(0, inner)), matrix.rows(slice(inner, None))] if role == GATE_UP else [matrix]
+
+
+def _tiles(matrix: Packed) -> bytes:
+    codes = (matrix.unpacked() + 8).to(torch.uint8).numpy()
+    return to_tiles(codes, matrix.scales.contiguous().view(torch.uint16).numpy())
 
 
 def checksum(data: bytes) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from phi3mobile.engines.expert_file import ExpertShape, padded
+from phi3mobile.engines.expert_file import ExpertShape, from_tiles, matrix_bytes, padded
 from phi3mobile.errors import InputError
 from phi3mobile.export.integers import HEAD, Integers
 from phi3mobile.export.targets.executorch.options import ExecutorchRecipe
@@ -18,7 +18,7 @@ from phi3mobile.export.targets.executorch.program import Pte
 from phi3mobile.export.targets.executorch.segments import Part, segment_kinds, segment_parts, vector_names
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.form import Form
-from phi3mobile.models.quantized import Packed
+from phi3mobile.models.quantized import Packed, stacked
 from phi3mobile.models.tensors import BIAS, EMBED, FINAL_NORM, GATE_UP, ROUTER
 
 if TYPE_CHECKING:
@@ -157,15 +157,25 @@ class PteIntegers(Integers):
         )
 
     def _expert(self, name: str) -> Packed:
-        """One part of a record: codes and then scales."""
+        """One part of a record."""
         (path, shape), tensor, form = self._experts(), self.config.tensors()[name], self.form_of(name)
         assert tensor.layer is not None and tensor.expert is not None and form is not None, name
         record = shape.data_at + (tensor.layer * shape.experts + tensor.expert) * shape.record
         start = record if tensor.role == GATE_UP else record + padded(shape.bytes13)
         rows, width = tensor.shape
-        sizes = (rows * width // 2, rows * width // form.group * 2)
-        codes, scales = torch.from_numpy(np.fromfile(path, np.uint8, sum(sizes), offset=start)).split(sizes)
-        return Packed(4, form.group, codes.view(rows, -1), scales.clone().view(torch.bfloat16).view(rows, -1))
+        heights = (rows // 2, rows // 2) if tensor.role == GATE_UP else (rows,)
+        parts = []
+        for height in heights:
+            size = matrix_bytes(height, width, form.group)
+            codes, scales = from_tiles(np.fromfile(path, np.uint8, size, offset=start), height, width, form.group)
+            parts.append(Packed(4, form.group, _nibbles(codes), torch.from_numpy(scales.copy()).view(torch.bfloat16)))
+            start += size
+        return stacked(parts)
+
+
+def _nibbles(codes: np.ndarray) -> torch.Tensor:
+    """uint8 [N, K] in 0 ... 15, two to a byte as in models/quantized.py."""
+    return torch.from_numpy(codes[:, 0::2] | (codes[:, 1::2] << 4))
 
 
 def _linears(graph: dict[str, Any]) -> Any:

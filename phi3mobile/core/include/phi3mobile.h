@@ -72,14 +72,9 @@ P3M_API int p3m_has_operator(const char* name);
 /* Version of the ExecuTorch runtime this library was built for. */
 P3M_API const char* p3m_runtime_version(void);
 
-/* Packs a bundle's file of experts for this machine, on so many threads: minutes for large models, once. 0, or -1 and one line
- * in error; then packed_path holds nothing of use. */
-P3M_API int p3m_pack_experts(const char* path, const char* packed_path, int threads, char* error, size_t error_size);
-
-/* Gives the model its packed experts. memory: bytes for them; 0, or enough for all: the file is mapped, else they are read into
+/* Gives the model a bundle's file of experts. memory: bytes for them; 0, or enough for all: the file is mapped, else they are read into
  * that much when they are needed. used: experts of a token. 0, or -1 and one line in error. */
-P3M_API int p3m_open_experts(
-    p3m_model* model, const char* packed_path, uint64_t memory, int used, char* error, size_t error_size);
+P3M_API int p3m_open_experts(p3m_model* model, const char* path, uint64_t memory, int used, char* error, size_t error_size);
 
 /* Of the experts since they were opened: found in memory, read, bytes read, microseconds waited for reads, slots, whether the
  * file is mapped, bytes of all experts, bytes of one. Gives how many there are, of which up to capacity are stored; 0: no

@@ -10,10 +10,10 @@
 namespace phi3mobile {
 namespace {
 
-constexpr int64_t kSpare = 16;              // values past the end that XNNPACK may read
 constexpr int64_t kWorthThreads = 1 << 14;  // elements of an elementwise loop below which threads save nothing
 constexpr int64_t kWorthWaking = 1 << 18;   // multiply-adds of a product below which threads save nothing
 constexpr int64_t kLanes = 16;
+constexpr int64_t kRows = 16;  // rows that go through a tile of gate and up together
 
 template <class Work>
 void share(int64_t count, int64_t grain, const Work& work) {
@@ -116,97 +116,90 @@ void router_logits(const float* x, const float* router, int64_t count, int64_t h
   });
 }
 
+void CodedRows::size(int64_t count, int64_t row_width) {
+  width = row_width;
+  rows.resize(size_t(count)), codes.resize(size_t(count * width)), sums.resize(size_t(count * (width / kCodes)));
+}
+
+void CodedRows::code(const float* x, int64_t row) {
+  rows[size_t(row)] = code_row(x + row * width, width, codes.data() + row * width, sums.data() + row * (width / kCodes));
+}
+
 std::unique_ptr<Experts> Experts::open(const std::string& path, uint64_t budget, int used, std::string* error) {
   std::unique_ptr<Experts> made(new Experts);
   made->file_ = ExpertFile::open(path, budget, used, error);
   if (!made->file_) return nullptr;
-  const ExpertHeader& h = made->file_->header();
-  auto& provider = made->provider_;
-  provider.context = made.get();
-  // The weights are packed already: every look-up finds them, and their address is that of the expert whose turn it is.
-  provider.look_up = [](void*, const void*) -> size_t { return 0; };
-  provider.reserve_space = [](void*, size_t) -> void* { return nullptr; };
-  provider.look_up_or_insert = [](void*, const void*, void*, size_t) -> size_t { return 0; };
-  provider.is_finalized = [](void* self) { return static_cast<Experts*>(self)->finalized_; };
-  provider.offset_to_addr = [](void* self, size_t offset) -> void* {
-    return const_cast<uint8_t*>(static_cast<const uint8_t*>(static_cast<Experts*>(self)->weights_)) + offset;
-  };
-  provider.delete_cache = [](void*) { return 0; };
-  const float most = std::numeric_limits<float>::infinity();
-  // Stand-ins of the right size: the scales are looked at, though the look-up succeeds.
-  const std::vector<uint16_t> scales(size_t(h.inner) * h.hidden / 8, 0x3f80);
-  const std::vector<uint8_t> codes(size_t(h.inner) * h.hidden);
-  const size_t outputs[2] = {2 * size_t(h.inner), h.hidden}, inputs[2] = {h.hidden, h.inner}, groups[2] = {h.group13, h.group2};
-  bool made_all = xnn_initialize(nullptr) == 0 && xnn_create_convert_nc_f32_qd8(0, &made->rounding_) == 0;
-  for (int i = 0; i < 2 && made_all; ++i) {
-    made_all = xnn_create_fully_connected_nc_qd8_f32_qb4w(inputs[i], outputs[i], inputs[i], outputs[i], groups[i], 8,
-                   scales.data(), codes.data(), nullptr, -most, most, 0, &provider, &made->products_[i]) == 0;
-  }
-  if (!made_all) {
-    *error = path + ": XNNPACK can't multiply by experts of this shape";
-    return nullptr;
-  }
-  made->finalized_ = true;
   return made;
 }
 
-Experts::~Experts() {
-  for (xnn_operator_t op : {products_[0], products_[1], rounding_}) {
-    if (op) xnn_delete_operator(op);
-  }
-}
-
-bool Experts::round_rows(const float* x, int64_t count, int64_t width, int8_t* codes, xnn_quantization_params* params) {
-  pthreadpool* threads = count * width < kWorthThreads ? nullptr : executorch::extension::threadpool::get_pthreadpool();
-  const size_t columns = size_t(width);
-  return xnn_reshape_convert_nc_f32_qd8(rounding_, size_t(count), columns, columns, columns, threads) == 0 &&
-         xnn_setup_convert_nc_f32_qd8(rounding_, x, codes, nullptr, params) == 0 && xnn_run_operator(rounding_, threads) == 0;
-}
-
-bool Experts::multiply(
-    int which, const void* weights, const int8_t* codes, const xnn_quantization_params* params, int64_t rows, float* out) {
-  weights_ = weights;
+// [gate and up] of each expert times its rows, and silu(gate) * up -> active_.
+std::string Experts::gate_and_up(const std::vector<int>& experts) {
   const ExpertHeader& h = file_->header();
-  const bool alone = rows * int64_t(h.hidden) * h.inner < kWorthWaking;
-  pthreadpool* threads = alone ? nullptr : executorch::extension::threadpool::get_pthreadpool();
-  size_t workspace = 0;
-  return xnn_reshape_fully_connected_nc_qd8_f32_qb4w(products_[which], size_t(rows), &workspace, threads) == 0 &&
-         workspace == 0 && xnn_setup_fully_connected_nc_qd8_f32_qb4w(products_[which], codes, out, nullptr, params) == 0 &&
-         xnn_run_operator(products_[which], threads) == 0;
-}
-
-std::string Experts::compute(int expert, int64_t used) {
-  const int64_t hidden = file_->header().hidden, inner = file_->header().inner;
-  const auto& rows = rows_[expert];
-  const int64_t count = int64_t(rows.size());
-  own_codes_.resize(size_t(count * hidden + kSpare)), own_params_.resize(size_t(count + kSpare));
-  hidden_.resize(size_t(count * std::max(2 * inner, hidden) + kSpare)), active_.resize(size_t(count * inner + kSpare));
-  active_codes_.resize(size_t(count * inner + kSpare)), active_params_.resize(size_t(count + kSpare));
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t token = rows[i] / used;
-    std::memcpy(own_codes_.data() + i * hidden, codes_.data() + token * hidden, size_t(hidden));
-    own_params_[i] = params_[token];
+  const int64_t inner = h.inner, tiles = tiles_of(inner), step = tile_bytes(h.hidden, h.group13);
+  std::vector<const uint8_t*> weights;
+  for (const int expert : experts) {
+    weights.push_back(static_cast<const uint8_t*>(file_->w13(expert)));
+    if (!weights.back()) return file_->error();
   }
-  // A tile of rows is computed whole: those past the last one write to its place, so they must round as it does.
-  std::fill(own_params_.begin() + count, own_params_.end(), own_params_[count - 1]);
-  const void* w13 = file_->w13(expert);
-  if (!w13) return file_->error();
-  if (!multiply(0, w13, own_codes_.data(), own_params_.data(), count, hidden_.data())) return "XNNPACK failed";
-  share(count * inner, kWorthThreads, [&](int64_t first, int64_t end) {
-    for (; first < end;) {
-      const int64_t row = first / inner, column = first % inner, part = std::min(end - first, inner - column);
-      const float* gate = hidden_.data() + row * 2 * inner + column;
-      swiglu(gate, gate + inner, part, active_.data() + first);
-      first += part;
+  share(int64_t(experts.size()) * tiles, 1 + kWorthWaking / (2 * kTile * h.hidden), [&](int64_t first, int64_t end) {
+    CodedRow rows[kRows];
+    float gate[kRows * kTile], up[kRows * kTile];
+    for (int64_t item = first; item < end; ++item) {
+      const auto& slots = slots_[experts[item / tiles]];
+      const uint8_t* tile = weights[item / tiles] + item % tiles * step;
+      const int64_t column = item % tiles * kTile, columns = std::min(kTile, inner - column);
+      for (int64_t at = 0; at < int64_t(slots.size()); at += kRows) {
+        const int64_t count = std::min(kRows, int64_t(slots.size()) - at);
+        for (int64_t i = 0; i < count; ++i) rows[i] = coded_.rows[slots[at + i] / used_];
+        multiply_tile(tile, h.hidden, h.group13, rows, count, gate);
+        multiply_tile(tile + tiles * step, h.hidden, h.group13, rows, count, up);
+        for (int64_t i = 0; i < count; ++i) {
+          swiglu(gate + i * kTile, up + i * kTile, columns, active_.data() + slots[at + i] * inner + column);
+        }
+      }
     }
   });
-  if (!round_rows(active_.data(), count, inner, active_codes_.data(), active_params_.data())) return "XNNPACK failed";
-  const void* w2 = file_->w2(expert);
-  if (!w2) return file_->error();
-  float* out = hidden_.data();
-  if (!multiply(1, w2, active_codes_.data(), active_params_.data(), count, out)) return "XNNPACK failed";
-  for (int64_t i = 0; i < count; ++i) std::memcpy(results_.data() + rows[i] * hidden, out + i * hidden, size_t(hidden) * 4);
   return "";
+}
+
+// down of each expert times its rows -> results_.
+std::string Experts::down(const std::vector<int>& experts) {
+  const ExpertHeader& h = file_->header();
+  const int64_t hidden = h.hidden, tiles = tiles_of(hidden), step = tile_bytes(h.inner, h.group2);
+  std::vector<const uint8_t*> weights;
+  for (const int expert : experts) {
+    weights.push_back(static_cast<const uint8_t*>(file_->w2(expert)));
+    if (!weights.back()) return file_->error();
+  }
+  share(int64_t(experts.size()) * tiles, 1 + kWorthWaking / (kTile * h.inner), [&](int64_t first, int64_t end) {
+    CodedRow rows[kRows];
+    float out[kRows * kTile];
+    for (int64_t item = first; item < end; ++item) {
+      const auto& slots = slots_[experts[item / tiles]];
+      const uint8_t* tile = weights[item / tiles] + item % tiles * step;
+      const int64_t column = item % tiles * kTile, columns = std::min(kTile, hidden - column);
+      for (int64_t at = 0; at < int64_t(slots.size()); at += kRows) {
+        const int64_t count = std::min(kRows, int64_t(slots.size()) - at);
+        for (int64_t i = 0; i < count; ++i) rows[i] = coded_active_.rows[slots[at + i]];
+        multiply_tile(tile, h.inner, h.group2, rows, count, out);
+        for (int64_t i = 0; i < count; ++i) {
+          std::memcpy(results_.data() + slots[at + i] * hidden + column, out + i * kTile, size_t(columns) * 4);
+        }
+      }
+    }
+  });
+  return "";
+}
+
+std::string Experts::compute(const std::vector<int>& experts) {
+  const std::string wrong = gate_and_up(experts);
+  if (!wrong.empty()) return wrong;
+  std::vector<int64_t> all;
+  for (const int expert : experts) all.insert(all.end(), slots_[expert].begin(), slots_[expert].end());
+  share(int64_t(all.size()), 1 + kWorthThreads / file_->header().inner, [&](int64_t first, int64_t end) {
+    for (int64_t i = first; i < end; ++i) coded_active_.code(active_.data(), all[size_t(i)]);
+  });
+  return down(experts);
 }
 
 std::string Experts::run(int layer, const Routing& routing, const float* x, const float* router, int64_t count, float* out) {
@@ -215,27 +208,30 @@ std::string Experts::run(int layer, const Routing& routing, const float* x, cons
   if (layer < 0 || layer >= int(h.layers) || routing.experts != int(h.experts) || used < 1 || used > routing.experts) {
     return "a program for other experts than those of this file";
   }
+  used_ = used;
   logits_.resize(size_t(count * h.experts)), chosen_.resize(size_t(count * used)), chosen_weights_.resize(size_t(count * used));
+  active_.resize(size_t(count * used * h.inner)), results_.resize(size_t(count * used * hidden));
+  coded_.size(count, hidden), coded_active_.size(count * used, h.inner);
   router_logits(x, router, count, hidden, h.experts, logits_.data());
-  rows_.assign(h.experts, {});
+  slots_.assign(h.experts, {});
   for (int64_t t = 0; t < count; ++t) {
     if (!route(routing, &logits_[t * h.experts], &chosen_[t * used], &chosen_weights_[t * used])) {
       return "the router of layer " + std::to_string(layer) + " gives logits that are not finite";
     }
-    for (int64_t i = 0; i < used; ++i) rows_[chosen_[t * used + i]].push_back(t * used + i);
+    for (int64_t i = 0; i < used; ++i) slots_[chosen_[t * used + i]].push_back(t * used + i);
   }
   std::vector<int> needed;
   for (int e = 0; e < int(h.experts); ++e) {
-    if (!rows_[e].empty()) needed.push_back(e);
+    if (!slots_[e].empty()) needed.push_back(e);
   }
   file_->begin(layer, needed);
-  codes_.resize(size_t(count * hidden + kSpare)), params_.resize(size_t(count + kSpare));
-  if (!round_rows(x, count, hidden, codes_.data(), params_.data())) return "XNNPACK failed";
-  results_.resize(size_t(count * used * hidden));
-  for (int expert = file_->next(); expert >= 0; expert = file_->next()) {
-    const std::string wrong = compute(expert, used);
+  share(count, 1 + kWorthThreads / hidden, [&](int64_t first, int64_t end) {
+    for (int64_t t = first; t < end; ++t) coded_.code(x, t);
+  });
+  for (std::vector<int> some = file_->next(); !some.empty(); some = file_->next()) {
+    const std::string wrong = compute(some);
     if (!wrong.empty()) return wrong;
-    file_->done(expert);
+    for (const int expert : some) file_->done(expert);
   }
   share(count, 1 + kWorthThreads / (hidden * used), [&](int64_t first, int64_t end) {
     for (int64_t t = first; t < end; ++t) {
@@ -246,9 +242,7 @@ std::string Experts::run(int layer, const Routing& routing, const float* x, cons
       std::sort(order, order + used);
       for (int64_t i = 0; i < used; ++i) {
         const int64_t slot = std::find(&chosen_[t * used], &chosen_[t * used] + used, order[i]) - &chosen_[t * used];
-        const float weight = chosen_weights_[t * used + slot];
-        const float* from = results_.data() + (t * used + slot) * hidden;
-        add_scaled(from, weight, hidden, to);
+        add_scaled(results_.data() + (t * used + slot) * hidden, chosen_weights_[t * used + slot], hidden, to);
       }
     }
   });

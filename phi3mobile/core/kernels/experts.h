@@ -1,8 +1,8 @@
-// What computes a mixture of experts: XNNPACK's operators over the parts of an ExpertFile.
+// What computes a mixture of experts: products by the tiles of an ExpertFile.
 #pragma once
 
 #include "expert_file.h"
-#include "xnnpack_operators.h"
+#include "tiles.h"
 
 #include <memory>
 #include <string>
@@ -22,10 +22,20 @@ bool route(const Routing& routing, const float* logits, int* chosen, float* weig
 // Logits of x [count, hidden] by router [experts, hidden]: every sum in one order, whatever the count.
 void router_logits(const float* x, const float* router, int64_t count, int64_t hidden, int64_t experts, float* logits);
 
+// Rows of floats as int8 codes.
+struct CodedRows {
+  std::vector<CodedRow> rows;
+  std::vector<int8_t> codes;
+  std::vector<int32_t> sums;
+  int64_t width = 0;
+
+  void size(int64_t count, int64_t row_width);
+  void code(const float* x, int64_t row);  // x: all rows
+};
+
 class Experts {
  public:
   static std::unique_ptr<Experts> open(const std::string& path, uint64_t budget, int used, std::string* error);
-  ~Experts();
 
   // x [count, hidden] through the mixture of a layer, into out [count, hidden]. Empty, or one line. The result of a row does
   // not depend on the others: each is rounded alone, and the experts' results are added in the experts' order.
@@ -37,22 +47,17 @@ class Experts {
 
  private:
   Experts() = default;
-  std::string compute(int expert, int64_t used);
-  bool round_rows(const float* x, int64_t count, int64_t width, int8_t* codes, xnn_quantization_params* params);
-  bool multiply(
-      int which, const void* weights, const int8_t* codes, const xnn_quantization_params* params, int64_t rows, float* out);
+  std::string compute(const std::vector<int>& experts);
+  std::string gate_and_up(const std::vector<int>& experts);
+  std::string down(const std::vector<int>& experts);
 
   std::unique_ptr<ExpertFile> file_;
-  xnn_weights_cache_provider provider_{};
-  const void* weights_ = nullptr;  // of the operator that runs next
-  bool finalized_ = false;
-  xnn_operator_t products_[2] = {nullptr, nullptr}, rounding_ = nullptr;
-
-  std::vector<std::vector<int64_t>> rows_;  // token * used + slot, by expert
-  std::vector<float> logits_, chosen_weights_, hidden_, active_, results_;
+  int64_t used_ = 0;
+  std::vector<std::vector<int64_t>> slots_;  // token * used + place among its experts, by expert
   std::vector<int> chosen_;
-  std::vector<int8_t> codes_, own_codes_, active_codes_;
-  std::vector<xnn_quantization_params> params_, own_params_, active_params_;
+  std::vector<float> logits_, chosen_weights_;
+  std::vector<float> active_, results_;  // [slots, inner], [slots, hidden]
+  CodedRows coded_, coded_active_;       // of the tokens, of active_
 };
 
 // Whose file the operators of the forward now running on this thread read; null outside.

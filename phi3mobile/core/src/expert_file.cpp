@@ -1,9 +1,11 @@
 #include "expert_file.h"
+#include "tiles.h"
 
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -12,7 +14,7 @@
 namespace phi3mobile {
 namespace {
 
-constexpr uint32_t kVersion = 1, kMostLayers = 4096, kMostExperts = 4096, kMostWidth = 1 << 20;
+constexpr uint32_t kVersion = 2, kMostLayers = 4096, kMostExperts = 4096, kMostWidth = 1 << 20;
 constexpr int kReaders = 2;       // reads in flight: one more gains nothing on flash, one less loses a quarter
 constexpr float kAgeing = 0.97f;  // of a score, each time its layer runs
 constexpr int kAsked = 1, kThere = 2, kFailed = 3;
@@ -49,19 +51,23 @@ uint64_t checksum(const void* bytes, uint64_t size) {
   return sum;
 }
 
+namespace {
+
 // Header, checksums and size of a file; its data are not read. Empty, or one line.
 std::string read_header(const std::string& path, int file, ExpertHeader* header, std::vector<uint64_t>* sums) {
   struct stat status{};
   if (fstat(file, &status) != 0 || !read_all(file, header, sizeof *header, 0))
     return path + " is too short for a file of experts";
   if (std::memcmp(header->magic, "P3ME", 4) != 0 || header->version != kVersion) {
-    return path + " is not a file of experts that this version reads";
+    return path + " is not a file of experts that this version reads: export the bundle again";
   }
   ExpertHeader& h = *header;
   const auto fits = [](uint32_t x, uint32_t most) { return x >= 1 && x <= most; };
+  const auto divides = [](uint32_t group, uint32_t width) { return group > 0 && group % kCodes == 0 && width % group == 0; };
   const bool sensible = fits(h.layers, kMostLayers) && fits(h.experts, kMostExperts) && fits(h.hidden, kMostWidth) &&
-                        fits(h.inner, kMostWidth) && fits(h.group13, h.hidden) && fits(h.group2, h.inner) && h.bytes13 > 0 &&
-                        h.bytes2 > 0 && h.bytes13 < (1ull << 40) && h.bytes2 < (1ull << 40);
+                        fits(h.inner, kMostWidth) && divides(h.group13, h.hidden) && divides(h.group2, h.inner) &&
+                        h.bytes13 == uint64_t(2 * matrix_bytes(h.inner, h.hidden, h.group13)) &&
+                        h.bytes2 == uint64_t(matrix_bytes(h.hidden, h.inner, h.group2));
   if (!sensible) return path + " is damaged: its header has impossible sizes";
   sums->resize(2 * size_t(h.layers) * h.experts);
   if (!read_all(file, sums->data(), sums->size() * 8, sizeof h)) return path + " is cut off in its checksums";
@@ -80,6 +86,8 @@ std::string read_header(const std::string& path, int file, ExpertHeader* header,
   return "";
 }
 
+}  // namespace
+
 std::unique_ptr<ExpertFile> ExpertFile::open(const std::string& path, uint64_t budget, int used, std::string* error) {
   std::unique_ptr<ExpertFile> made(new ExpertFile);
   ExpertFile& f = *made;
@@ -92,10 +100,6 @@ std::unique_ptr<ExpertFile> ExpertFile::open(const std::string& path, uint64_t b
   *error = read_header(path, f.file_, &f.header_, &f.sums_);
   if (!error->empty()) return nullptr;
   const ExpertHeader& h = f.header_;
-  if (!h.packed) {
-    *error = path + " is not packed for this machine";
-    return nullptr;
-  }
   f.data_at_ = padded(sizeof h + f.sums_.size() * 8);
   f.part2_at_ = padded(h.bytes13);
   f.stride_ = f.slot_bytes_ = padded(h.bytes13) + padded(h.bytes2);
@@ -267,12 +271,12 @@ bool ExpertFile::start_read(int expert) {
   return true;
 }
 
-int ExpertFile::next() {
-  auto& from = !ready_.empty() ? ready_ : asked_;
-  if (from.empty()) return -1;
-  const int expert = from.front();
-  from.erase(from.begin());
-  return expert;
+std::vector<int> ExpertFile::next() {
+  if (!ready_.empty()) return std::exchange(ready_, {});
+  if (asked_.empty()) return {};
+  const int expert = asked_.front();
+  asked_.erase(asked_.begin());
+  return {expert};
 }
 
 const void* ExpertFile::part(int expert, int which) {

@@ -21,8 +21,7 @@ constexpr uint64_t kAlign = 16384;  // pages of every phone, and what direct rea
 
 struct ExpertHeader {
   char magic[4];  // "P3ME"
-  uint32_t version, packed, layers, experts, hidden, inner, group13, group2;
-  uint32_t reserved;
+  uint32_t version, layers, experts, hidden, inner, group13, group2, reserved[2];
   uint64_t bytes13, bytes2;  // of the parts, without padding
   uint64_t check;            // of this header (with 0 here) and the checksums behind it
 };
@@ -45,8 +44,8 @@ class ExpertFile {
 
   // The experts of one forward through a layer, ascending. Reads what is missing; `begin` forgets the call before.
   void begin(int layer, const std::vector<int>& needed);
-  // The next expert to compute: those in memory first. -1 when all were given.
-  int next();
+  // The next experts to compute: all that are in memory, then one at a time as they come. Empty when all were given.
+  std::vector<int> next();
   // Its parts, waiting until they are there; null and `error()` if that failed.
   const void* w13(int expert);
   const void* w2(int expert);
@@ -100,8 +99,5 @@ class ExpertFile {
   bool stop_ = false;
   ExpertStatistics counted_{};
 };
-
-// Writes the packed form of the plain file, `threads` records at a time. Empty, or one line.
-std::string pack_experts(const std::string& plain, const std::string& packed, int threads);
 
 }  // namespace phi3mobile

@@ -89,8 +89,8 @@ void check_options(const Json& options) {
   if (options.is_null()) return;
   if (!options.is_object()) throw InputError("the options are no JSON object; give one, or none");
   for (const auto& [name, value] : options.object()) {
-    if (name != "threads" && name != "cache" && name != "experts" && name != "experts_memory") {
-      throw InputError("the option " + quoted(name) + " is unknown; allowed are threads, cache, experts and experts_memory");
+    if (name != "threads" && name != "cache" && name != "experts_memory") {
+      throw InputError("the option " + quoted(name) + " is unknown; allowed are threads, cache and experts_memory");
     }
   }
 }
@@ -119,24 +119,11 @@ class PackedFile {
 void open_experts(p3m_model* model, const Bundle& bundle, const Json& options) {
   const Json& about = bundle.manifest()["runtime"]["experts"];
   if (about.is_null()) return;
-  const std::string name = about["file"].string(), hash = bundle.manifest()["files"][name]["sha256"].string();
-  std::string packed = text_option(options, "experts"), cache = text_option(options, "cache");
-  char error[512] = "";
-  if (packed.empty()) {
-    if (cache.empty()) throw InputError("a mixture's experts must be packed into a file: give the option cache, or experts");
-    packed = cache + "/" + hash.substr(0, 32) + "-" + p3m_isa() + ".experts";
-    if (!is_file(packed)) {
-      const std::string beside = packed + ".partial";
-      if (p3m_pack_experts(
-              bundle.path(name).c_str(), beside.c_str(), int(integer_option(options, "threads")), error, sizeof error)) {
-        throw InputError(error);
-      }
-      std::rename(beside.c_str(), packed.c_str());
-    }
-  }
   int64_t memory = integer_option(options, "experts_memory");
   if (memory == 0 && about["memory"].is_integer()) memory = about["memory"].integer();
-  if (p3m_open_experts(model, packed.c_str(), uint64_t(memory), int(about["used"].integer()), error, sizeof error)) {
+  const std::string path = bundle.path(about["file"].string());
+  char error[512] = "";
+  if (p3m_open_experts(model, path.c_str(), uint64_t(memory), int(about["used"].integer()), error, sizeof error)) {
     throw InputError(error);
   }
 }

@@ -6,6 +6,7 @@
 #include "packed_log.h"
 #include "phi3mobile_session.h"
 #include "state.h"
+#include "tiles.h"
 
 #include <algorithm>
 #include <atomic>
@@ -368,7 +369,11 @@ int p3m_set_threads(int threads) {
   return 0;
 }
 
-int p3m_use_isa(const char* isa) { return phi3mobile::use_isa(isa) ? 0 : -1; }
+int p3m_use_isa(const char* isa) {
+  if (!phi3mobile::use_isa(isa)) return -1;
+  phi3mobile::use_tiles(isa);
+  return 0;
+}
 
 const char* p3m_isa(void) { return phi3mobile::used_isa(); }
 
@@ -376,15 +381,9 @@ int p3m_has_operator(const char* name) { return executorch::runtime::registry_ha
 
 const char* p3m_runtime_version(void) { return P3M_RUNTIME_VERSION; }
 
-int p3m_pack_experts(const char* path, const char* packed_path, int threads, char* error, size_t error_size) {
-  const std::string wrong = phi3mobile::pack_experts(path, packed_path, threads > 0 ? threads : int(usable_cores()));
-  if (error && error_size) std::snprintf(error, error_size, "%s", wrong.c_str());
-  return wrong.empty() ? 0 : -1;
-}
-
-int p3m_open_experts(p3m_model* model, const char* packed_path, uint64_t memory, int used, char* error, size_t error_size) {
+int p3m_open_experts(p3m_model* model, const char* path, uint64_t memory, int used, char* error, size_t error_size) {
   std::string wrong;
-  model->experts = phi3mobile::Experts::open(packed_path, memory, used, &wrong);
+  model->experts = phi3mobile::Experts::open(path, memory, used, &wrong);
   if (error && error_size) std::snprintf(error, error_size, "%s", wrong.c_str());
   return model->experts ? 0 : -1;
 }

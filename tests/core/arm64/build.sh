@@ -8,4 +8,4 @@ export LD_LIBRARY_PATH="$folder/root/usr/lib/x86_64-linux-gnu"
 cmake=$(dirname "$2")/cmake
 "$cmake" -S "$here/../../../phi3mobile/core" -B "$folder/native" -DCMAKE_TOOLCHAIN_FILE="$here/toolchain.cmake" \
     -DARM64_TOOLS="$folder" -DEXECUTORCH_DIR="$folder/wheel/executorch"
-"$cmake" --build "$folder/native" --target attention_check attention_fuzz run_pte p3m --parallel 2
+"$cmake" --build "$folder/native" --target attention_check attention_fuzz tiles_check run_pte p3m --parallel 2

@@ -32,12 +32,12 @@ def built() -> None:
     assert made.returncode == 0, made.stdout[-2000:] + made.stderr[-2000:]
 
 
-def emulate(program: str, *arguments: str | Path) -> str:
+def emulate(program: str, *arguments: str | Path, processor: str = "cortex-a76") -> str:
     built()
     libraries = f"{FOLDER}/wheel/executorch/lib:{FOLDER}/native"
     # A core with dot products. With int8 matrix products ("-cpu max") XNNPACK's 4-bit prefill is wrong under qemu 7.2, whose
     # fault that is we could not tell without a device.
-    qemu = [FOLDER / "root/usr/bin/qemu-aarch64-static", "-cpu", "cortex-a76", "-L", FOLDER / "root/usr/aarch64-linux-gnu"]
+    qemu = [FOLDER / "root/usr/bin/qemu-aarch64-static", "-cpu", processor, "-L", FOLDER / "root/usr/aarch64-linux-gnu"]
     command = [*qemu, "-E", f"LD_LIBRARY_PATH={libraries}", FOLDER / "native" / program, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"LD_LIBRARY_PATH": ""})
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -47,6 +47,12 @@ def emulate(program: str, *arguments: str | Path) -> str:
 def test_loops_match_float64():
     """Every shape within 1e-5 of the float64 formula, as on x86-64: so within 2e-5 of each other."""
     assert "baseline: largest relative error" in emulate("attention_check")
+
+
+@pytest.mark.parametrize("processor", ["cortex-a76", "cortex-a53"])  # with and without the dot product
+def test_tiles_match_float64(processor):
+    """Products of experts, 1 to 16 rows: each within 1e-5 of float64, and the same bits alone and among others."""
+    assert "best: largest relative error" in emulate("tiles_check", processor=processor)
 
 
 def test_operators_match_float64():
