@@ -3,7 +3,7 @@ torch. For size, time and memory, not for text.
 
     python -m phi3mobile.bench.vision export phi-3.5-vision OUT [--recipe host] [--context 4096]
     python -m phi3mobile.bench.vision encode OUT [--rounds 5] [--torch-threads 2] [--skip-torch]
-    python -m phi3mobile.bench.vision answer OUT [--num-crops 4] [--width 4032 --height 3024]
+    python -m phi3mobile.bench.vision answer OUT [--num-crops 4] [--width 4032 --height 3024] [--transformers phi-3.5-vision]
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from phi3mobile.bench.measure import usable_cores
 from phi3mobile.bench.mixture import RandomCheckpoint, make
+from phi3mobile.bench.vision_transformers import first_token
 from phi3mobile.bundle import open_bundle
 from phi3mobile.engines.registry import open_engine, open_tower
 from phi3mobile.errors import InputError
@@ -137,6 +139,9 @@ def main() -> None:
     answering.add_argument("--num-crops", type=int, default=4)
     answering.add_argument("--width", type=int, default=4032)
     answering.add_argument("--height", type=int, default=3024)
+    answering.add_argument(
+        "--transformers", metavar="NAME", help="that shape in transformers, too: 4 bytes a parameter of memory"
+    )
     args = parser.parse_args()
     try:
         if args.verb == "export":
@@ -145,6 +150,8 @@ def main() -> None:
             found = encode(args.bundle, args.rounds, args.torch_threads, args.skip_torch)
         else:
             found = answer(args.bundle, args.num_crops, args.width, args.height)
+            if args.transformers is not None:
+                found["transformers"] = first_token(args.transformers, found["views"], found["tokens"], usable_cores())
     except InputError as error:
         sys.exit(f"vision: {error}")
     print(json.dumps(found))

@@ -17,6 +17,8 @@ def test_a_tower_is_drawn_as_a_decoder_is(tmp_path):
         assert torch.equal(seeing.tensor(name), blind.tensor(name)) and seeing.tensor(name).shape == seeing.shape(name)
     tower = {name: seeing.tensor(name) for name in config.vision_tensors()}
     assert {name: tuple(value.shape) for name, value in tower.items()} == config.vision_tensors()
+    large = [RandomCheckpoint(config, tmp_path).drawn(name, (5000, 4000)) for name in blind.names()[1:3]]
+    assert not torch.equal(large[0][:10], large[1][:10])  # also where a tensor is larger than all that was drawn
     patches = tower[f"{TOWER}embeddings.patch_embedding.weight"]
     assert torch.equal(patches, seeing.tensor(f"{TOWER}embeddings.patch_embedding.weight"))
     assert patches.std().item() == pytest.approx((3 * 14 * 14) ** -0.5, rel=0.05)
