@@ -65,7 +65,7 @@ class RandomCheckpoint(Checkpoint):
         if len(shape) == 1:
             return torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
         count, width = math.prod(shape), math.prod(shape[1:])
-        start = self._order[name] * 7919 * 13 % POOL  # no two tensors alike: a program stores equal ones once
+        start = self._order[name] * 7919 % POOL  # no two tensors alike: a program stores equal ones once
         values = torch.cat([self._pool[start:], *[self._pool] * (count // POOL + 1)])[:count]
         return (values * width**-0.5).view(shape)
 
