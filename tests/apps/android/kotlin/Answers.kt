@@ -72,6 +72,18 @@ val answers: Map<String, Check> = mapOf(
             same((events.last() as Event.Done).statistics.finishReason, "cancelled")
             holds((events.last() as Event.Done).statistics.generatedTokens < 8, "it went on: ${events.size}")
             session.clear()
+            // The button before the library has begun: the answer ends at once and leaves no trace.
+            coroutineScope {
+                val early = ArrayList<Event>()
+                val job = launch(start = kotlinx.coroutines.CoroutineStart.UNDISPATCHED) {
+                    session.send("Tell a long story").collect { early += it }
+                }
+                session.cancel()
+                job.join()
+                same((early.last() as Event.Done).statistics.finishReason, "cancelled")
+                same((early.last() as Event.Done).statistics.generatedTokens, 0L)
+                same(session.history.size, 0)
+            }
             // A collector that is cancelled from outside, in the middle of native work.
             coroutineScope {
                 val job = launch { session.send("Tell a long story").collect {} }

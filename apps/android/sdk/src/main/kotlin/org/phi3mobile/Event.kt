@@ -31,20 +31,24 @@ public sealed class Event {
 public data class Statistics(
     /** "stop", "stop_string", "tool_calls", "length", "context_full", "repetition", "cancelled" or "error". */
     val finishReason: String,
+    /** Tokens of the prompt, history included. */
     val promptTokens: Long,
     /** Of these, found in the KV cache. */
     val reusedTokens: Long,
+    /** Tokens that were computed before the first token of the answer. */
     val prefilledTokens: Long,
     val generatedTokens: Long,
     /** Seconds from the call to the first token. */
     val ttftS: Double,
     val prefillTokensPerS: Double,
     val decodeTokensPerS: Double,
+    /** Between two tokens of the answer: half of them came faster, and below 95 of 100. */
     val intervalP50Ms: Double,
     val intervalP95Ms: Double,
     /** Tokens that lookup proposed, and how many were right. */
     val drafted: Long,
     val accepted: Long,
+    /** Messages that the sliding window left out. */
     val droppedMessages: Long,
     /** All of it as the library wrote it: one JSON object. */
     val json: String,
@@ -84,18 +88,23 @@ public data class Generation(
     val lookup: Boolean = false,
     /** Let an answer repeat itself for ever; else it is ended. */
     val repetition: Boolean = false,
-    /** 0: greedy. */
+    /** 0: greedy; above: how far the probabilities are flattened. */
     val temperature: Double? = null,
+    /** So many of the likeliest tokens are drawn from; 0: all. */
     val topK: Int? = null,
+    /** The likeliest tokens that together have this probability are drawn from; 1: all. */
     val topP: Double? = null,
+    /** Tokens below this share of the likeliest one's probability are not drawn; 0: all are. */
     val minP: Double? = null,
+    /** Divides the logits of tokens that were there already; 1: none. */
     val repetitionPenalty: Double? = null,
+    /** The same seed draws the same answer; null: another one each time. */
     val seed: Long? = null,
 ) {
     /** All defaults, for Java. */
     public constructor() : this(512)
 
-    /** For Java: `new Generation.Builder().maxTokens(64).build()`. */
+    /** For Java: `new Generation.Builder().maxTokens(64).build()`. Each sets what [Generation] has by its name. */
     public class Builder {
         private var made = Generation()
 

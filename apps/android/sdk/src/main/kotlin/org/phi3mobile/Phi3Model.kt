@@ -105,6 +105,7 @@ public class Phi3Model private constructor(public val folder: File, public val m
 
     /** Ends the running answer within a token: its flow gets Done with the reason "cancelled". From any thread. */
     public fun cancel() {
+        holder?.stopping = true
         synchronized(lock) { if (handle != 0L) Native.cancel(handle) }
     }
 
@@ -130,6 +131,7 @@ public class Phi3Model private constructor(public val folder: File, public val m
             holder = session
             val given = request().toByteArray()
             worker.run({ cancel() }) { Native.start(handle, given) }
+            if (session.stopping) cancel()
             do {
                 val event = event(worker.run({ cancel() }) { Native.next(handle) })
                 show(event)

@@ -19,6 +19,10 @@ public class Session internal constructor(
 ) {
     private val answering = AtomicBoolean(false)
 
+    /** Whether the answer is to end: it may not have begun in the library, which forgets what was cancelled before. */
+    @Volatile
+    internal var stopping: Boolean = false
+
     /** What was said, without the system message. A stopped answer is in it as far as it was collected. */
     @Volatile
     public var history: List<Message> = checked(history)
@@ -32,7 +36,7 @@ public class Session internal constructor(
      */
     @JvmOverloads
     public fun send(message: String, generation: Generation = this.generation): Flow<Event> = flow {
-        if (!answering.compareAndSet(false, true)) throw Phi3Exception("this session answers another message: cancel it or wait")
+        begin()
         val before = history
         val turn = arrayListOf(Message("user", message))
         val said = StringBuilder()
@@ -44,7 +48,8 @@ public class Session internal constructor(
                     if (event is Event.Text) said.append(event.text)
                     if (event is Event.ToolCall) calls += event
                     if (event is Event.Done && calls.isEmpty()) {
-                        history = before + turn + Message("assistant", said.toString())
+                        val silent = said.isEmpty() && event.statistics.finishReason == "cancelled"
+                        history = if (silent) before else before + turn + Message("assistant", said.toString())
                         settled = true
                     }
                     if (event !is Event.Done || calls.isEmpty()) emit(event)
@@ -78,12 +83,19 @@ public class Session internal constructor(
     /** Continues a text as it is, without chat template and history. */
     @JvmOverloads
     public fun complete(prompt: String, generation: Generation = this.generation): Flow<Event> = flow {
-        model.answer(this@Session, { generation.request("prompt" to prompt) }) { emit(it) }
+        begin()
+        try {
+            model.answer(this@Session, { generation.request("prompt" to prompt) }) { emit(it) }
+        } finally {
+            answering.set(false)
+        }
     }
 
     /** Ends the running answer within a token; its flow gets Done with the reason "cancelled". From any thread. */
     public fun cancel() {
-        if (answering.get() && model.holder === this) model.cancel()
+        if (!answering.get()) return
+        stopping = true
+        if (model.holder === this) model.cancel()
     }
 
     /** Takes back the last message and its answer; gives what was taken, nothing if there was none. */
@@ -144,6 +156,11 @@ public class Session internal constructor(
             }
         }
         return answer.toString()
+    }
+
+    private fun begin() {
+        if (!answering.compareAndSet(false, true)) throw Phi3Exception("this session answers another message: cancel it or wait")
+        stopping = false
     }
 
     private fun idle() {
