@@ -6,6 +6,7 @@ from tiny import PRESETS
 
 from phi3mobile.bench.mixture import RandomCheckpoint
 from phi3mobile.bench.vision import SeeingCheckpoint
+from phi3mobile.bench.vision_transformers import first_token
 from phi3mobile.errors import InputError
 from phi3mobile.models.vision_config import TOWER
 
@@ -25,3 +26,8 @@ def test_a_tower_is_drawn_as_a_decoder_is(tmp_path):
     assert tower[f"{TOWER}pre_layrnorm.weight"].eq(1).all() and tower[f"{TOWER}pre_layrnorm.bias"].eq(0).all()
     with pytest.raises(InputError, match="sees no pictures: take phi-3-vision"):
         SeeingCheckpoint(PRESETS["tiny-gqa"], tmp_path)
+
+
+def test_a_shape_that_is_not_there_is_named():
+    with pytest.raises(InputError, match="unknown shape 'phi-9'; known are .*phi-3.5-vision"):
+        first_token("phi-9", views=1, tokens=1, threads=1)
