@@ -1,0 +1,101 @@
+"""The integers of an .aimodel, read back by their names: matrices.py the other way round.
+
+A program keeps float16: 8-bit scales, norms and offsets are those that were packed, rounded.
+"""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from phi3mobile.bundle import Bundle
+from phi3mobile.errors import InputError
+from phi3mobile.export.integers import HEAD, Integers
+from phi3mobile.export.recipe import EMBEDDING
+from phi3mobile.export.targets.coreai.decoder import part_rows
+from phi3mobile.export.targets.coreai.matrices import BLOCK, signed_nibbles
+from phi3mobile.export.targets.coreai.mlirb import resources
+from phi3mobile.models.config import DecoderConfig
+from phi3mobile.models.form import Form
+from phi3mobile.models.quantized import Packed
+from phi3mobile.models.tensors import QKV
+
+
+class AimodelIntegers(Integers):
+    """Of a bundle's program, mapped."""
+
+    rounding = 2.0**-10
+
+    def __init__(self, bundle: Bundle, config: DecoderConfig) -> None:
+        self.config, self._path = config, bundle.program / "main.mlirb"
+        self._same = bundle.manifest["runtime"]["same"]
+        self._found = resources(self._path)
+        with self._path.open("rb") as file:
+            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._stacked = (
+            {config.tensor(QKV, layer).name for layer in range(config.num_hidden_layers)} if part_rows(config) else set()
+        )
+        wanted = [f"{name}{self._parts(name)[0]}" for name in (*self.names(), HEAD)]
+        if missing := [name for name in wanted if not self._has(name) and not self._has(f"{name}/codes")]:
+            raise InputError(f"{bundle.program} lacks {', '.join(missing[:6])}; export it again")
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return (self.config.vocab_size, self.config.hidden_size) if name == HEAD else self.config.tensors()[name].shape
+
+    def form_of(self, name: str) -> Form | None:
+        first = f"{name}{self._parts(name)[0]}"
+        if not self._has(f"{first}/codes"):
+            return None
+        rows, width = self.shape(name)
+        eight = sum(self._length(f"{name}{part}/codes") for part in self._parts(name)) == rows * width
+        return Form(8, width) if eight else Form(4, BLOCK, self._has(f"{first}/offsets"))
+
+    def tensor(self, name: str) -> Packed | torch.Tensor:
+        form, shape = self.form_of(name), self.shape(name)
+        if form is None:
+            return self._floats(name).view(shape)
+        codes, scales = self._joined(name, "codes"), self._joined(name, "scales")
+        if form.bits == 8:  # repeated for the blocks of a row
+            return Packed(
+                8,
+                form.group,
+                torch.from_numpy(codes).view(torch.int8).view(shape),
+                self._half(scales, shape[0])[:, :1].contiguous(),
+            )
+        offsets = None
+        if form.offsets:  # float16: each is its own scale here
+            values = self._half(self._joined(name, "offsets"), shape[0])
+            offsets = Packed(8, 1, torch.ones(values.shape, dtype=torch.int8), values)
+        packed = torch.from_numpy(signed_nibbles(codes)).view(shape[0], -1)
+        return Packed(4, BLOCK, packed, self._half(scales, shape[0]).bfloat16(), offsets=offsets)
+
+    def codes_in_file(self, name: str) -> bytes:
+        """The bytes of a matrix's integers as they lie in the file."""
+        return self._joined(name, "codes").tobytes()
+
+    def _parts(self, name: str) -> list[str]:
+        """What its constants' names have behind the tensor's."""
+        return [f"/{part}" for part in part_rows(self.config)] if name in self._stacked else [""]
+
+    def _joined(self, name: str, what: str) -> np.ndarray:
+        return np.concatenate([self._bytes(f"{name}{part}/{what}") for part in self._parts(name)])
+
+    def _floats(self, name: str) -> torch.Tensor:
+        return torch.from_numpy(self._bytes(name)).view(torch.float16).float()
+
+    @staticmethod
+    def _half(values: np.ndarray, rows: int) -> torch.Tensor:
+        return torch.from_numpy(values).view(torch.float16).float().view(rows, -1)
+
+    def _has(self, name: str) -> bool:
+        return self._same.get(name, name) in self._found
+
+    def _length(self, name: str) -> int:
+        return self._found[self._same.get(name, name)][1]
+
+    def _bytes(self, name: str) -> np.ndarray:
+        at, length = self._found[self._same.get(name, name)]
+        return np.frombuffer(self._data, np.uint8, length, at).copy()
