@@ -59,8 +59,8 @@ def _attended(q: Value, k: Value, v: Value, mask: Value, scale: float) -> Value:
 
 def causal_mask(count: Value, total: Value, window: int | None, dtype: str) -> Value:
     """[T, E], 0 where the last `count` of `total` positions see a key, else -HIDDEN. Both int32 [1]."""
-    queries = door.expanded(door.add(door.counted(count), door.sub(total, count)), 1)
-    behind = door.sub(queries, door.expanded(door.counted(total), 0))
+    queries = door.expanded(door.counted(door.sub(total, count), total), 1)
+    behind = door.sub(queries, door.expanded(door.counted(0, total), 0))
     below = _below_zero(behind)
     if window is not None:  # never both
         below = door.add(below, _below_zero(door.sub(door.number(window - 1, "int32"), behind)))

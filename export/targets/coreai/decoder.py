@@ -100,7 +100,7 @@ def _projected(matrices: Matrices, x: Value, layer: int) -> tuple[Value, ...]:
 
 
 def part_rows(config: DecoderConfig) -> dict[str, slice]:
-    """Which rows of the fused matrix are stored apart; {}: it is stored as one. Apple's compiler wants that of grouped heads."""
+    """Which rows of the fused matrix are stored apart, as Apple's compiler wants it of grouped heads; {}: it is one."""
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     if heads == kv_heads:
         return {}

@@ -225,9 +225,13 @@ def cast(x: Value, dtype: str) -> Value:
     return x if dtype_of(x) == dtype else ops.cast(x, _type(shape_of(x), dtype))
 
 
-def counted(count: Value) -> Value:
-    """int32 0, 1, ... of so many, int32 [1]."""
-    return ops.range_(0, ops.shrink_dims(count, np.array([0], np.int32)), 1)
+def counted(begin: Value | int, end: Value) -> Value:
+    """int32 begin, begin + 1, ... before end; both int32 [1].
+
+    Not 0, 1, ... with a number added: of that add the runtime loses an operand where a function has it three times.
+    """
+    first, last = (x if isinstance(x, int) else ops.shrink_dims(x, np.array([0], np.int32)) for x in (begin, end))
+    return ops.range_(first, last, 1)
 
 
 def dequantized(codes: Value, scales: Value, offsets: Value | None) -> Value:

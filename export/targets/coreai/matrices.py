@@ -1,4 +1,4 @@
-"""Packed matrices as Core AI constants: the same integers as every target, dequantized by the operator that keeps them packed."""
+"""Packed matrices as Core AI constants: the same integers as every target, dequantized by the operator that keeps them so."""
 
 from __future__ import annotations
 

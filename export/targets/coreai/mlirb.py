@@ -1,7 +1,7 @@
 """Where the constants lie in an .aimodel's main.mlirb: MLIR bytecode's own account of them, read without Apple's loader.
 
-The format: mlir.llvm.org/docs/BytecodeFormat. A file is a row of sections; section 5 holds the constants' bytes, section 6 their
-names and sizes, section 0 the strings.
+The format: mlir.llvm.org/docs/BytecodeFormat. A file is a row of sections; section 5 holds the constants' bytes, section 6
+their names and sizes, section 0 the strings.
 """
 
 from __future__ import annotations

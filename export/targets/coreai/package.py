@@ -1,7 +1,7 @@
 """What makes a bundle's folder one that Apple's language engine opens: metadata.json and tokenizer/ beside the program.
 
-Contract of apple/coreai-models (Swift package CoreAILM), metadata 0.2. Its engine ends an answer at the tokenizer's eos_token and
-at every one of additional_special_tokens: so these name all stop tokens, and no others.
+Contract of apple/coreai-models (Swift package CoreAILM), metadata 0.2. Its engine ends an answer at the tokenizer's eos_token
+and at every one of additional_special_tokens: so these name all stop tokens, and no others.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ A program keeps float16: 8-bit scales, norms and offsets are those that were pac
 from __future__ import annotations
 
 import mmap
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +13,6 @@ import torch
 from phi3mobile.bundle import Bundle
 from phi3mobile.errors import InputError
 from phi3mobile.export.integers import HEAD, Integers
-from phi3mobile.export.recipe import EMBEDDING
 from phi3mobile.export.targets.coreai.decoder import part_rows
 from phi3mobile.export.targets.coreai.matrices import BLOCK, signed_nibbles
 from phi3mobile.export.targets.coreai.mlirb import resources

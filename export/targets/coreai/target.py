@@ -23,7 +23,7 @@ class CoreaiTarget(Target):
     recipes = (
         CoreaiRecipe(
             name="ios-coreai",
-            about="4 bit, Core AI program for iOS and macOS 27, float16 KV cache in states, for Apple's own language engine too",
+            about="4 bit, Core AI program for iOS and macOS 27, float16 KV cache in states, for Apple's language engine too",
         ),
         CoreaiRecipe(
             name="ios-coreai-down8",

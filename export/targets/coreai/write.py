@@ -1,4 +1,5 @@
-"""Packed weights -> .aimodel for Core AI (iOS and macOS 27), as one straight pipeline; package.py adds what Apple's engine reads.
+"""Packed weights -> .aimodel for Core AI (iOS and macOS 27), as one straight pipeline; package.py adds what Apple's engine
+reads.
 
     config -> functions (decoder.py) -> MLIR bytecode with the weights in it (door.py)
 
