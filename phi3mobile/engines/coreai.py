@@ -27,6 +27,7 @@ from phi3mobile.info import EngineInfo
 if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
 
+ROWS = 256  # of the cache at first; they double
 LEAST_LIMIT = 120.0  # seconds that loading or a forward may take, and besides:
 BYTES_PER_S = 2e6  # of a program being compiled and loaded, at the slowest
 WEIGHTS_PER_S = 1e6  # times tokens of a forward: ten times what a busy machine takes in float16
@@ -84,9 +85,9 @@ class CoreaiEngine(BaseEngine):
         )
         theirs.close()
         size = sum(path.stat().st_size for path in program.rglob("*") if path.is_file())
-        asked = {"program": str(program.resolve()), "functions": list(runtime["functions"]), "cache": runtime["cache"]}
+        asked = {"program": str(program.resolve()), "functions": list(runtime["functions"])}
         try:
-            self._ask(asked, least_limit + size / BYTES_PER_S, "load")
+            self._ask(asked | {"cache": runtime["cache"], "rows": ROWS}, least_limit + size / BYTES_PER_S, "load")
         except BaseException:
             self.close()
             raise

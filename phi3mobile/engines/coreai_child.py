@@ -1,7 +1,7 @@
 """The process that Core AI's runtime runs in: `python -m phi3mobile.engines.coreai_child FD`, started by engines/coreai.py.
 
-Over the pipe FD come JSON messages: {"program", "functions", "cache"} once, then {"function", "tokens", "position"}. Each is
-answered by a byte, 1 or 0, and by the logits as float32 or by what is wrong.
+Over the pipe FD come JSON messages: {"program", "functions", "cache", "rows"} once, then {"function", "tokens", "position"}.
+Each is answered by a byte, 1 or 0, and by the logits as float32 or by what is wrong.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from typing import Any
 
 import numpy as np
 
-ROWS = 256  # of the cache at first; they double
 STATES = "keyCache", "valueCache"
 
 
 class Cache:
     """Both states [layers, 1, Hkv, rows, D], the host's: as many rows as the sequence has needed so far."""
 
-    def __init__(self, shape: list[int], dtype: str) -> None:
-        self._shape, self._dtype = shape, dtype
+    def __init__(self, shape: list[int], first: int, dtype: str) -> None:
+        self._shape, self._first, self._dtype = shape, first, dtype
         self.states: dict[str, Any] = {}
         self._rows = 0
 
@@ -32,7 +31,7 @@ class Cache:
         from coreai.runtime import NDArray
 
         if rows > self._rows:
-            self._rows = max(ROWS, self._rows)
+            self._rows = max(self._first, self._rows)
             while self._rows < rows:
                 self._rows *= 2
             for name in STATES:
@@ -56,7 +55,7 @@ async def serve(pipe: Connection) -> None:
         model = await loading.__aenter__()
         functions = {name: model.load_function(name) for name in asked["functions"]}
         dtype = str(next(iter(functions.values())).desc.state_descriptor(STATES[0]).dtype)
-        cache = Cache(asked["cache"], dtype)
+        cache = Cache(asked["cache"], asked["rows"], dtype)
     except Exception as error:
         answer(pipe, 0, _line(error))
         return

@@ -7,7 +7,7 @@ they mean, and what runs where there is no kernel.
 from __future__ import annotations
 
 from phi3mobile.export.targets.coreai import door
-from phi3mobile.export.targets.coreai.door import Program, Value
+from phi3mobile.export.targets.coreai.door import Program, Size, Value
 
 HIDDEN = 4e4  # taken off a score that must not count: float16 holds it, and softmax makes 0 of it
 
@@ -57,9 +57,9 @@ def _attended(q: Value, k: Value, v: Value, mask: Value, scale: float) -> Value:
     return door.reshape(door.matmul(door.softmax(scores), v), (1, heads, None, width))
 
 
-def causal_mask(count: Value, total: Value, window: int | None, dtype: str) -> Value:
-    """[T, E], 0 where the last `count` of `total` positions see a key, else -HIDDEN. Both int32 [1]."""
-    queries = door.expanded(door.counted(door.sub(total, count), total), 1)
+def causal_mask(count: Size, total: Size, window: int | None, dtype: str) -> Value:
+    """[T, E], 0 where the last `count` of `total` positions see a key, else -HIDDEN."""
+    queries = door.expanded(door.counted(total - count, total), 1)
     behind = door.sub(queries, door.expanded(door.counted(0, total), 0))
     below = _below_zero(behind)
     if window is not None:  # never both

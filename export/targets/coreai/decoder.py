@@ -17,7 +17,7 @@ import torch
 
 from phi3mobile.export.packed import HEAD
 from phi3mobile.export.targets.coreai import blocks, door
-from phi3mobile.export.targets.coreai.door import Value
+from phi3mobile.export.targets.coreai.door import Place, Size, Value
 from phi3mobile.export.targets.coreai.matrices import Matrices
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.rope import rope_tables, short_rows
@@ -56,7 +56,7 @@ def _forward(
 ) -> Mapping[str, Value]:
     config, program = matrices.packed.config, matrices.program
     total = door.size(places, 1)
-    start = door.sub(total, door.size(tokens, 1))
+    start = total - door.size(tokens, 1)
     half = config.rotary_dim // 2
     cos, sin = (
         door.between(matrices.table(f"rope/{name}/{part}", table), [start, 0], [total, half], (None, half))
@@ -108,10 +108,10 @@ def part_rows(config: DecoderConfig) -> dict[str, slice]:
     return {part: slice(begin, end) for part, begin, end in zip(PARTS, ends, ends[1:], strict=False)}
 
 
-def _cached(config: DecoderConfig, cache: Value, rows: Value, layer: int, start: Value, total: Value) -> tuple[Value, Value]:
+def _cached(config: DecoderConfig, cache: Value, rows: Value, layer: int, start: Size, total: Size) -> tuple[Value, Value]:
     """The cache with a layer's rows [1, Hkv, T, D] at their places, and all that layer's rows so far, [1, Hkv, E, D]."""
     kv_heads, dim = config.num_key_value_heads, config.head_dim
-    end: list[int | Value] = [layer + 1, 1, kv_heads, total, dim]
+    end: list[Place] = [layer + 1, 1, kv_heads, total, dim]
     cache = door.updated(cache, door.reshape(rows, (1, 1, kv_heads, None, dim)), [layer, 0, 0, start, 0], end)
     whole = door.between(cache, [layer, 0, 0, 0, 0], end, (1, 1, kv_heads, None, dim))
     return cache, door.reshape(whole, (1, kv_heads, None, dim))

@@ -11,6 +11,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,11 @@ class Program:
 
 
 def _type(shape: Shape, dtype: str) -> Any:
+    """InputError for what devices can't hold: nothing along an axis, and 64 bits."""
+    if 0 in shape:
+        raise InputError(f"a value of shape {list(shape)}: Core AI's runtime ends at sizes of 0")
+    if dtype not in (*_FLOATS, *_BITS):
+        raise InputError(f"a value of {dtype}: Core AI's programs have {', '.join((*_FLOATS, *_BITS))}")
     element = _FLOATS[dtype].get() if dtype in _FLOATS else ir.IntegerType.get_signed(_BITS[dtype])
     dynamic = ir.ShapedType.get_dynamic_size()
     return ir.RankedTensorType.get([dynamic if size is None else size for size in shape], element)
@@ -166,31 +172,41 @@ def zeros(shape: Sequence[int], dtype: str) -> Value:
     return raw.ConstantOp(value=ir.DenseElementsAttr.get_splat(of, zero)).result
 
 
-def size(x: Value, axis: int) -> Value:
-    """int32 [1]: a size of x, told when the program runs."""
-    sizes = ops.cast(ops.get_shape(x), np.int32)
-    return _static_slice(sizes, axis, 1)
+@dataclass(frozen=True)
+class Size:
+    """A number that follows from the inputs' sizes alone, int32 [1]: the only kind that slices may be at."""
+
+    value: Value
+
+    def __sub__(self, other: Size) -> Size:
+        return Size(ops.broadcasting_sub(self.value, other.value))
 
 
-def _static_slice(x: Value, start: int, count: int) -> Value:
-    corners = (np.array([at], np.int32) for at in (start, start + count, 1))
-    return ops.slice_(x, *corners)
+Place = int | Size
 
 
-def bounds(parts: Sequence[int | Value]) -> Value:
-    """int32 [rank]: places along each axis, of numbers and of `size`s put together; never of what the program computes."""
-    return ops.concat(0, [ops.constant(np.array([part], np.int32)) if isinstance(part, int) else part for part in parts])
+def size(x: Value, axis: int) -> Size:
+    """A size of x, told when the program runs."""
+    corners = (np.array([at], np.int32) for at in (axis, axis + 1, 1))
+    return Size(ops.slice_(ops.cast(ops.get_shape(x), np.int32), *corners))
 
 
-def between(x: Value, begin: Sequence[int | Value], end: Sequence[int | Value], shape: Shape) -> Value:
+def _places(parts: Sequence[Place]) -> Value:
+    """int32 [rank]. InputError for places that the program computes: compilers for GPU and Neural Engine crash at them."""
+    if computed := [part for part in parts if not isinstance(part, int | Size)]:
+        raise InputError(f"a slice at {computed[0]}: Core AI's compilers take places from sizes only, not from values")
+    return ops.concat(0, [part.value if isinstance(part, Size) else np.array([part], np.int32) for part in parts])
+
+
+def between(x: Value, begin: Sequence[Place], end: Sequence[Place], shape: Shape) -> Value:
     """x[begin:end] along every axis; `shape` is the result's."""
     strides = ops.constant(np.ones(len(begin), np.int32))
-    return raw.SliceOp(x, bounds(begin), bounds(end), strides, results=[_type(shape, dtype_of(x))]).result
+    return raw.SliceOp(x, _places(begin), _places(end), strides, results=[_type(shape, dtype_of(x))]).result
 
 
-def updated(x: Value, rows: Value, begin: Sequence[int | Value], end: Sequence[int | Value]) -> Value:
+def updated(x: Value, rows: Value, begin: Sequence[Place], end: Sequence[Place]) -> Value:
     """x with `rows` in place of x[begin:end]."""
-    return ops.slice_update(x, bounds(begin), bounds(end), np.ones(len(begin), np.int32), rows)
+    return ops.slice_update(x, _places(begin), _places(end), np.ones(len(begin), np.int32), rows)
 
 
 def reshape(x: Value, shape: Shape) -> Value:
@@ -225,12 +241,12 @@ def cast(x: Value, dtype: str) -> Value:
     return x if dtype_of(x) == dtype else ops.cast(x, _type(shape_of(x), dtype))
 
 
-def counted(begin: Value | int, end: Value) -> Value:
-    """int32 begin, begin + 1, ... before end; both int32 [1].
+def counted(begin: Place, end: Place) -> Value:
+    """int32 begin, begin + 1, ... before end.
 
     Not 0, 1, ... with a number added: of that add the runtime loses an operand where a function has it three times.
     """
-    first, last = (x if isinstance(x, int) else ops.shrink_dims(x, np.array([0], np.int32)) for x in (begin, end))
+    first, last = (ops.shrink_dims(x.value, np.array([0], np.int32)) if isinstance(x, Size) else x for x in (begin, end))
     return ops.range_(first, last, 1)
 
 

@@ -60,14 +60,14 @@ def write_package(folder: Path, plan: ExportPlan) -> None:
 def tokenizer_config(folder: Path, eos: list[int], template: str | None) -> dict[str, Any]:
     """The checkpoint's own, with its stop tokens and chat template said where Apple's engine looks."""
     texts = _texts(read_object(folder / "tokenizer.json"))
-    if missing := [token for token in eos if token not in texts]:
-        raise InputError(f"stop tokens {missing} are not in {folder / 'tokenizer.json'}: files of two models?")
-    stops = [texts[token] for token in eos]
+    stops = [texts[token] for token in eos if token in texts]
     found = {"tokenizer_class": "PreTrainedTokenizerFast"} | read_object(folder / "tokenizer_config.json")
-    first = found.get("eos_token")
-    first = first.get("content") if isinstance(first, dict) else first
-    found |= {"eos_token": first if first in stops else stops[0], "additional_special_tokens": stops}
-    found |= {"eot_token": next((stop for stop in stops if stop != found["eos_token"]), stops[0])}
+    if stops:
+        first = found.get("eos_token")
+        first = first.get("content") if isinstance(first, dict) else first
+        last = first if first in stops else stops[0]
+        turn = next((stop for stop in stops if stop != last), last)
+        found |= {"eos_token": last, "eot_token": turn, "additional_special_tokens": stops}
     return found if template is None else found | {"chat_template": template}
 
 
