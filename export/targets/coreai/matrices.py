@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from phi3mobile.errors import InputError
 from phi3mobile.export.packed import EMBEDDING, PackedModel
 from phi3mobile.export.targets.coreai import door
 from phi3mobile.export.targets.coreai.door import Program, Value
+from phi3mobile.models.form import Form
 from phi3mobile.models.quantized import Packed
 from phi3mobile.progress import Progress, silent
 
@@ -29,6 +31,7 @@ class Matrices:
 
     def __init__(self, packed: PackedModel, program: Program, dtype: str, scratch: Path, progress: Progress = silent) -> None:
         self.packed, self.program, self.dtype, self._scratch, self._progress = packed, program, dtype, scratch, progress
+        self.groups: dict[str, int] = {}  # columns of a scale, of 4-bit matrices with other ones than BLOCK
         self._written, self._count = 0, 2 + sum(len(tensor.shape) == 2 for tensor in packed.config.tensors().values())
         self._tensor = lru_cache(maxsize=1)(packed.matrix)  # codes, scales and parts of one matrix are asked for in turn
 
@@ -41,13 +44,21 @@ class Matrices:
         return self._floats(name, tuple(values.shape), lambda: values)
 
     def embedded(self, tokens: Value) -> Value:
-        """Rows [T, K] of the 8-bit table at int32 [T, 1]: the rows are dequantized, never the table."""
-        rows, width = self.packed.shape(EMBEDDING)
-        if self.packed.matrix_form(EMBEDDING).bits != 8:
-            raise InputError(f"{EMBEDDING} has {self.packed.matrix_form(EMBEDDING).bits} bits; Core AI takes 8 there")
-        codes = self._codes(EMBEDDING, EMBEDDING, slice(None), (rows, width), "int8")
-        scales = self._floats(f"{EMBEDDING}/scales", (rows, 1), lambda: self._tensor(EMBEDDING).scales)
-        return door.mul(door.cast(door.rows_at(codes, tokens), self.dtype), door.rows_at(scales, tokens))
+        """Rows [T, K] of the table at int32 [T, 1]: the rows are dequantized, never the table.
+
+        Integers of 4 bits are kept in 8: no device is known to gather smaller ones.
+        """
+        name, (rows, width) = EMBEDDING, self.packed.shape(EMBEDDING)
+        _, group, has_offsets = self._form(name)
+        columns = width // group
+        codes = self._resource(f"{name}/codes", (rows, width), "int8", lambda: self._tensor(name).unpacked().numpy())
+        scales = self._floats(f"{name}/scales", (rows, columns), lambda: self._tensor(name).scales)
+        blocks = door.reshape(door.cast(door.rows_at(codes, tokens), self.dtype), (None, columns, width // columns))
+        x = door.mul(blocks, door.expanded(door.rows_at(scales, tokens), 2))
+        if has_offsets:
+            offsets = self._floats(f"{name}/offsets", (rows, columns), lambda: self._offsets(name))
+            x = door.add(x, door.expanded(door.rows_at(offsets, tokens), 2))
+        return door.reshape(x, (None, width))
 
     def linear(self, x: Value, name: str, part: str = "", rows: slice = slice(None)) -> Value:
         """x [1, T, K] -> [1, T, N], of some rows of the matrix, stored as `part` of it."""
@@ -57,35 +68,45 @@ class Matrices:
 
     def _matrix(self, name: str, stored: str, rows: slice) -> Value:
         """[N, K]."""
-        bits, group, has_offsets = self.packed.matrix_form(name)
+        bits, _, has_offsets = self._form(name)
         count, width = self.packed.shape(name)
-        if (bits == 4 and group != BLOCK) or width % BLOCK:
-            raise InputError(f"{name} has a scale for {group} of {width} columns; Core AI takes blocks of {BLOCK}")
         count = len(range(count)[rows])
         shape = count, width // BLOCK
 
-        def scales() -> torch.Tensor:
-            return self._tensor(name).scales[rows].expand(shape) if bits == 8 else self._tensor(name).scales[rows]
+        def codes() -> np.ndarray:
+            part = self._tensor(name).codes[rows].contiguous().numpy()
+            return signed_nibbles(part) if bits == 4 else part
 
-        def offsets() -> torch.Tensor:
-            own = self._tensor(name).offsets
-            assert own is not None, name
-            return own.dequantized()[rows]
+        data = self._resource(f"{stored}/codes", (count, width), "int4" if bits == 4 else "int8", codes)
+        scales = self._floats(
+            f"{stored}/scales", shape, lambda: self._tensor(name).scales[rows].expand(shape)
+        )  # 8 bit: repeated
+        given = self._floats(f"{stored}/offsets", shape, lambda: self._offsets(name)[rows]) if has_offsets else None
+        return door.dequantized(data, scales, given)
 
-        codes = self._codes(name, stored, rows, (count, width), "int4" if bits == 4 else "int8")
-        given = self._floats(f"{stored}/offsets", shape, offsets) if has_offsets else None
-        return door.dequantized(codes, self._floats(f"{stored}/scales", shape, scales), given)
+    def _form(self, name: str) -> Form:
+        """InputError for scales of parts of a block."""
+        form, width = self.packed.matrix_form(name), self.packed.shape(name)[1]
+        if form.group % BLOCK or width % form.group:
+            raise InputError(f"{name} has a scale for {form.group} of {width} columns; Core AI takes multiples of {BLOCK}")
+        if form.bits == 4 and form.group != BLOCK:
+            self.groups[name] = form.group
+        return form
 
-    def _codes(self, name: str, stored: str, rows: slice, shape: tuple[int, int], dtype: str) -> Value:
+    def _offsets(self, name: str) -> torch.Tensor:
+        own = self._tensor(name).offsets
+        assert own is not None, name
+        return own.dequantized()
+
+    def _resource(self, name: str, shape: tuple[int, int], dtype: str, codes: Callable[[], np.ndarray]) -> Value:
         def value() -> np.ndarray:
             self._written += 1
             self._progress("weights", self._written, self._count)
-            part = self._tensor(name).codes[rows].contiguous().numpy()
-            return self._mapped(signed_nibbles(part) if dtype == "int4" else part)
+            return self._mapped(codes())
 
-        return self.program.resource(f"{stored}/codes", shape, dtype, value)
+        return self.program.resource(name, shape, dtype, value)
 
-    def _floats(self, name: str, shape: tuple[int, ...], value) -> Value:
+    def _floats(self, name: str, shape: tuple[int, ...], value: Callable[[], torch.Tensor]) -> Value:
         kind = getattr(torch, self.dtype)
         return self.program.resource(name, shape, self.dtype, lambda: self._mapped(value().to(kind).contiguous().numpy()))
 
@@ -98,6 +119,11 @@ class Matrices:
             offset = file.tell()
             file.write(values.data)
         return np.memmap(self._scratch, values.dtype, "r", offset, values.shape)
+
+
+def in_blocks(values: torch.Tensor, width: int) -> torch.Tensor:
+    """Values [N, groups] of rows of `width` columns, repeated for the blocks of each group."""
+    return values.repeat_interleave(width // BLOCK // values.shape[1], 1)
 
 
 def signed_nibbles(codes: np.ndarray) -> np.ndarray:

@@ -47,13 +47,11 @@ class _Reader:
 
 def resources(path: Path) -> dict[str, tuple[int, int]]:
     """Name -> offset in the file and number of bytes, of every constant that is kept as bytes. InputError: another format."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return dict(_resources(data))
-        except (IndexError, KeyError, UnicodeDecodeError, ValueError) as error:
-            raise InputError(
-                f"{path} is no MLIR bytecode as coreai-core 1.0.0b3 writes it ({error}); export it again"
-            ) from None
+    except (IndexError, KeyError, UnicodeDecodeError, ValueError) as error:
+        raise InputError(f"{path} is no MLIR bytecode as coreai-core 1.0.0b3 writes it ({error}); export it again") from None
 
 
 def _resources(data: mmap.mmap) -> Iterator[tuple[str, tuple[int, int]]]:

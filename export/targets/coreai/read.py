@@ -13,13 +13,16 @@ import torch
 from phi3mobile.bundle import Bundle
 from phi3mobile.errors import InputError
 from phi3mobile.export.integers import HEAD, Integers
+from phi3mobile.export.recipe import EMBEDDING
 from phi3mobile.export.targets.coreai.decoder import part_rows
-from phi3mobile.export.targets.coreai.matrices import BLOCK, signed_nibbles
+from phi3mobile.export.targets.coreai.matrices import BLOCK
 from phi3mobile.export.targets.coreai.mlirb import resources
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.form import Form
-from phi3mobile.models.quantized import Packed
+from phi3mobile.models.quantized import Packed, pack_nibbles
 from phi3mobile.models.tensors import QKV
+
+_FLOAT = 2  # bytes of one
 
 
 class AimodelIntegers(Integers):
@@ -29,7 +32,7 @@ class AimodelIntegers(Integers):
 
     def __init__(self, bundle: Bundle, config: DecoderConfig) -> None:
         self.config, self._path = config, bundle.program / "main.mlirb"
-        self._same = bundle.manifest["runtime"]["same"]
+        self._same, self._groups = (bundle.manifest["runtime"][key] for key in ("same", "groups"))
         self._found = resources(self._path)
         with self._path.open("rb") as file:
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -48,31 +51,33 @@ class AimodelIntegers(Integers):
         if not self._has(f"{first}/codes"):
             return None
         rows, width = self.shape(name)
-        eight = sum(self._length(f"{name}{part}/codes") for part in self._parts(name)) == rows * width
-        return Form(8, width) if eight else Form(4, BLOCK, self._has(f"{first}/offsets"))
+        if name == EMBEDDING:  # integers of 4 bits are kept in 8 there, 8-bit scales are not repeated
+            eight = self._length(f"{name}/scales") == rows * _FLOAT
+        else:
+            eight = sum(self._length(f"{name}{part}/codes") for part in self._parts(name)) == rows * width
+        return Form(8, width) if eight else Form(4, self._groups.get(name, BLOCK), self._has(f"{first}/offsets"))
 
     def tensor(self, name: str) -> Packed | torch.Tensor:
         form, shape = self.form_of(name), self.shape(name)
         if form is None:
             return self._floats(name).view(shape)
-        codes, scales = self._joined(name, "codes"), self._joined(name, "scales")
-        if form.bits == 8:  # repeated for the blocks of a row
-            return Packed(
-                8,
-                form.group,
-                torch.from_numpy(codes).view(torch.int8).view(shape),
-                self._half(scales, shape[0])[:, :1].contiguous(),
-            )
+        codes, scales = torch.from_numpy(self._joined(name, "codes")), self._grouped(name, "scales", form)
+        if form.bits == 8:
+            return Packed(8, form.group, codes.view(torch.int8).view(shape), scales)
         offsets = None
         if form.offsets:  # float16: each is its own scale here
-            values = self._half(self._joined(name, "offsets"), shape[0])
+            values = self._grouped(name, "offsets", form)
             offsets = Packed(8, 1, torch.ones(values.shape, dtype=torch.int8), values)
-        packed = torch.from_numpy(signed_nibbles(codes)).view(shape[0], -1)
-        return Packed(4, BLOCK, packed, self._half(scales, shape[0]).bfloat16(), offsets=offsets)
+        packed = pack_nibbles(codes.view(torch.int8).view(shape)) if name == EMBEDDING else codes.view(shape[0], -1) ^ 0x88
+        return Packed(4, form.group, packed, scales.bfloat16(), offsets=offsets)
 
-    def codes_in_file(self, name: str) -> bytes:
-        """The bytes of a matrix's integers as they lie in the file."""
-        return self._joined(name, "codes").tobytes()
+    def _grouped(self, name: str, what: str, form: Form) -> torch.Tensor:
+        """One value a group, of those that the program repeats for blocks. InputError: it does not repeat them."""
+        rows, width = self.shape(name)
+        values = self._floats(name, what).view(rows, width // form.group, -1)
+        if not torch.equal(values, values[:, :, :1].expand_as(values)):
+            raise InputError(f"{self._path} has several {what} in a group of {name}; export it again")
+        return values[:, :, 0].contiguous()
 
     def _parts(self, name: str) -> list[str]:
         """What its constants' names have behind the tensor's."""
@@ -81,12 +86,9 @@ class AimodelIntegers(Integers):
     def _joined(self, name: str, what: str) -> np.ndarray:
         return np.concatenate([self._bytes(f"{name}{part}/{what}") for part in self._parts(name)])
 
-    def _floats(self, name: str) -> torch.Tensor:
-        return torch.from_numpy(self._bytes(name)).view(torch.float16).float()
-
-    @staticmethod
-    def _half(values: np.ndarray, rows: int) -> torch.Tensor:
-        return torch.from_numpy(values).view(torch.float16).float().view(rows, -1)
+    def _floats(self, name: str, what: str = "") -> torch.Tensor:
+        values = self._joined(name, what) if what else self._bytes(name)
+        return torch.from_numpy(values).view(torch.float16).float()
 
     def _has(self, name: str) -> bool:
         return self._same.get(name, name) in self._found

@@ -29,7 +29,7 @@ def to_coreai(packed: PackedModel, folder: Path, context: int, chunk: int, progr
     """Write model.aimodel into `folder` for a KV cache of up to `context` positions, prefilled `chunk` tokens at a time."""
     if not 1 <= chunk <= context:
         raise InputError(f"chunk {chunk}: tokens of one prefill step must be from 1 to the context, {context}")
-    program, same = write_program(packed, folder / PROGRAM, context, progress=progress)
+    program, matrices = write_program(packed, folder / PROGRAM, context, progress=progress)
     runtime = {
         "name": "Core AI",
         "version": door.version_installed(),
@@ -37,7 +37,8 @@ def to_coreai(packed: PackedModel, folder: Path, context: int, chunk: int, progr
         "operators": program.operators(),
         "functions": decoder.functions(packed.config, context),
         "cache": cache_shape(packed.config),
-        "same": same,
+        "groups": matrices.groups,
+        "same": _same(program, resources(folder / PROGRAM / door.BYTECODE)),
     }
     per_token = int(packed.config.kv_bytes_per_token(KV_BYTES))
     return Written(runtime, activation_bytes(packed.config, context, chunk), per_token)
@@ -45,8 +46,8 @@ def to_coreai(packed: PackedModel, folder: Path, context: int, chunk: int, progr
 
 def write_program(
     packed: PackedModel, path: Path, context: int, dtype: str = "float16", progress: Progress = silent
-) -> tuple[door.Program, dict[str, str]]:
-    """Write an .aimodel at `path` that computes in `dtype`; returns it, and which constant stands for one of equal bytes."""
+) -> tuple[door.Program, Matrices]:
+    """Write an .aimodel at `path` that computes in `dtype`; returns what it was written from."""
     program = door.Program()
     with TemporaryDirectory(dir=path.parent, prefix=".weights-") as scratch:
         matrices = Matrices(packed, program, dtype, Path(scratch) / "weights", progress)
@@ -54,9 +55,13 @@ def write_program(
             decoder.build(matrices, context)
         progress("program", 0, 1)
         program.save(path)
-    kept = resources(path / door.BYTECODE)
+    return program, matrices
+
+
+def _same(program: door.Program, kept: dict[str, tuple[int, int]]) -> dict[str, str]:
+    """Name of each constant that is not in the file -> the one there that stands for all with these bytes."""
     groups = [([name for name in names if name in kept], names) for names in program.same.values()]
-    return program, {name: stored[0] for stored, names in groups for name in names if name not in stored}
+    return {name: stored[0] for stored, names in groups for name in names if name not in stored}
 
 
 def cache_shape(config: DecoderConfig) -> list[int]:
