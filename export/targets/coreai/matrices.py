@@ -31,7 +31,7 @@ class Matrices:
 
     def __init__(self, packed: PackedModel, program: Program, dtype: str, scratch: Path, progress: Progress = silent) -> None:
         self.packed, self.program, self.dtype, self._scratch, self._progress = packed, program, dtype, scratch, progress
-        self.groups: dict[str, int] = {}  # columns of a scale, of 4-bit matrices with other ones than BLOCK
+        self.groups: dict[str, int] = {}  # columns of a scale, of a 4-bit table and of matrices with more than BLOCK
         self._written, self._count = 0, 2 + sum(len(tensor.shape) == 2 for tensor in packed.config.tensors().values())
         self._tensor = lru_cache(maxsize=1)(packed.matrix)  # codes, scales and parts of one matrix are asked for in turn
 
@@ -89,7 +89,7 @@ class Matrices:
         form, width = self.packed.matrix_form(name), self.packed.shape(name)[1]
         if form.group % BLOCK or width % form.group:
             raise InputError(f"{name} has a scale for {form.group} of {width} columns; Core AI takes multiples of {BLOCK}")
-        if form.bits == 4 and form.group != BLOCK:
+        if form.bits == 4 and (form.group != BLOCK or name == EMBEDDING):
             self.groups[name] = form.group
         return form
 

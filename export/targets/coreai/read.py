@@ -22,8 +22,6 @@ from phi3mobile.models.form import Form
 from phi3mobile.models.quantized import Packed, pack_nibbles
 from phi3mobile.models.tensors import QKV
 
-_FLOAT = 2  # bytes of one
-
 
 class AimodelIntegers(Integers):
     """Of a bundle's program, mapped."""
@@ -51,8 +49,8 @@ class AimodelIntegers(Integers):
         if not self._has(f"{first}/codes"):
             return None
         rows, width = self.shape(name)
-        if name == EMBEDDING:  # integers of 4 bits are kept in 8 there, 8-bit scales are not repeated
-            eight = self._length(f"{name}/scales") == rows * _FLOAT
+        if name == EMBEDDING:  # integers of 4 bits are kept in 8 there
+            eight = name not in self._groups
         else:
             eight = sum(self._length(f"{name}{part}/codes") for part in self._parts(name)) == rows * width
         return Form(8, width) if eight else Form(4, self._groups.get(name, BLOCK), self._has(f"{first}/offsets"))
