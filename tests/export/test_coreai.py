@@ -104,7 +104,7 @@ def test_every_form_of_a_matrix(checkpoint_of, tmp_path):
     """8-bit down projections, offsets, groups of 64, an embedding and a head in 4 bits: read back, and multiplied by."""
     recipe = find_recipe("ios-coreai-down8")
     names = ["model.layers.1.self_attn.qkv_proj.weight", "model.layers.0.mlp.gate_up_proj.weight", EMBEDDING, HEAD]
-    forms = dict(zip(names, (Form(4, 64), Form(4, 32, True), Form(4, 64, True), Form(4, 32)), strict=True))
+    forms = dict(zip(names, (Form(4, 64), Form(4, 32, True), Form(4, 32, True), Form(4, 32)), strict=True))
     packed = PackedModel(open_checkpoint(checkpoint_of("tiny-gqa")), recipe, forms)
     assert packed.form_of("model.layers.1.mlp.down_proj.weight") == (8, 128, False)
     runtime = to_coreai(packed, tmp_path, 64, 16).runtime
