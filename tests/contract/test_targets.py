@@ -220,7 +220,7 @@ def test_one_file_makes_a_target(toy, checkpoint_of, tmp_path):
 def test_a_toys_limits_and_pieces_are_checked_as_any_targets(toy, checkpoint_of, tmp_path):
     with pytest.raises(InputError, match="context 129: recipe toy takes 1 to 128"):
         export(checkpoint_of("tiny-window"), tmp_path / "out", "toy", 129, method="rtn")
-    with pytest.raises(InputError, match=r"recipe toy has no longrope \(every layer\), which this model needs; take ios-coreai, "):
+    with pytest.raises(InputError, match=r"recipe toy has no longrope \(every layer\), which this model needs; take ios-cor"):
         export(checkpoint_of("tiny-longrope"), tmp_path / "out", "toy", 64, method="rtn")
     assert not (tmp_path / "out").exists()
 
