@@ -55,7 +55,7 @@ wheel: .venv/.linked
 
 # What the rooms beyond `make demo` need: Core ML, training, the app, retrieval, evaluation. A test whose package is missing says so.
 .venv/.rooms: .venv/.installed
-	@$(BIN)/python -m pip install -q -e ".[test,coreml,litert,train,app,library,eval]"
+	@$(BIN)/python -m pip install -q -e ".[test,coreml,litert,coreai,train,app,library,eval]"
 	@touch $@ .venv/.linked
 
 test: setup lint .venv/.rooms

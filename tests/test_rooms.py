@@ -26,6 +26,7 @@ PRODUCTS = {
     ("bench/peers.py", "litert"),
     ("bench/evaluate/model.py", "executorch"),
     ("phi3mobile/verbs/doctor.py", "executorch"),
+    ("phi3mobile/extras.py", "coreai"),
 }
 # Whoever wants one engine and no other: the torch reference, kernels as such, an embedder's .pte, a phone's own runtime.
 DIRECT = {"eager", "native", "mil", "packed_cache", "android", "apple", "objc"}

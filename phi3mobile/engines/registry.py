@@ -27,6 +27,7 @@ ENGINES = {
     "coreml-ane": "phi3mobile.engines.coreml_ane:open_ane",
     "coreml-delegate": "phi3mobile.engines.coreml_delegate:open_delegate",
     "litert": "phi3mobile.engines.litert:open_litert",
+    "coreai": "phi3mobile.engines.coreai:open_coreai",
 }
 PTE = {"executorch", "native", "coreml-delegate"}  # a phone's own engine runs their programs
 _HOME = "phi3mobile."  # a manifest may come from anywhere: it names no code but ours

@@ -18,6 +18,7 @@ PACKAGES = (
     "torchao",
     "coremltools",
     "ai-edge-litert",
+    "coreai-core",
     "transformers",
     "numpy",
     "tokenizers",

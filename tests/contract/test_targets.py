@@ -40,6 +40,7 @@ QUICK = {  # the others take minutes: make test-all
     ("tiny-gqa", "ios-gpu"),
     ("tiny-gqa", "ios-ane"),
     ("tiny-longrope", "litert"),
+    ("tiny-longrope", "ios-coreai"),
 }
 
 
@@ -125,7 +126,9 @@ def test_a_plan_writes_nothing(checkpoint_of, tmp_path):
     assert plan.target is target_of(plan.recipe) and plan.space > 64 << 20 and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("module", "extra"), [("coremltools", "coreml"), ("litert_lm_builder", "litert")])
+@pytest.mark.parametrize(
+    ("module", "extra"), [("coremltools", "coreml"), ("litert_lm_builder", "litert"), ("coreai", "coreai")]
+)
 def test_a_missing_package_is_named_with_its_command(module, extra, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == module else find(name, *rest))
@@ -161,15 +164,26 @@ def test_embeddings_and_hidden_states_are_refused_by_name_or_had(tiny_bundle, ch
 
 
 def test_every_engine_is_a_base_engine():
-    from phi3mobile.engines import android, apple, coreml, coreml_ane, coreml_delegate, eager, executorch, litert, native
+    from phi3mobile.engines import (
+        android,
+        apple,
+        coreai,
+        coreml,
+        coreml_ane,
+        coreml_delegate,
+        eager,
+        executorch,
+        litert,
+        native,
+    )
 
     found = [
         value
-        for module in (android, apple, coreml, coreml_ane, coreml_delegate, eager, executorch, litert, native)
+        for module in (android, apple, coreai, coreml, coreml_ane, coreml_delegate, eager, executorch, litert, native)
         for name, value in vars(module).items()
         if name.endswith("Engine") and isinstance(value, type) and value.__module__ == module.__name__
     ]
-    assert len(found) == 9
+    assert len(found) == 10
     for engine in found:
         assert issubclass(engine, BaseEngine) and not {"forward", "forward_view", "close"} & set(vars(engine))
 
@@ -206,7 +220,7 @@ def test_one_file_makes_a_target(toy, checkpoint_of, tmp_path):
 def test_a_toys_limits_and_pieces_are_checked_as_any_targets(toy, checkpoint_of, tmp_path):
     with pytest.raises(InputError, match="context 129: recipe toy takes 1 to 128"):
         export(checkpoint_of("tiny-window"), tmp_path / "out", "toy", 129, method="rtn")
-    with pytest.raises(InputError, match=r"recipe toy has no longrope \(every layer\), which this model needs; take ios-gpu, "):
+    with pytest.raises(InputError, match=r"recipe toy has no longrope \(every layer\), which this model needs; take ios-cor"):
         export(checkpoint_of("tiny-longrope"), tmp_path / "out", "toy", 64, method="rtn")
     assert not (tmp_path / "out").exists()
 
