@@ -86,7 +86,7 @@ class Program:
         """A stored constant. `value`, called once for all functions, gives its bytes; a memory-mapped one stays in its file."""
         if name not in self._resources:
             data = np.ascontiguousarray(value())
-            self.same.setdefault(hashlib.sha256(data).hexdigest(), []).append(name)
+            self.same.setdefault(hashlib.sha256(memoryview(data).cast("B")).hexdigest(), []).append(name)
             self._resources[name] = ir.DenseResourceElementsAttr.get_from_buffer(data, name, _type(shape, dtype))
         return raw.ConstantOp(value=self._resources[name]).result
 
@@ -165,7 +165,7 @@ def number(value: float, dtype: str) -> Value:
     return ops.constant(np.array(value, dtype))
 
 
-def zeros(shape: Sequence[int], dtype: str) -> Value:
+def zeros(shape: Shape, dtype: str) -> Value:
     """A constant of zeros, kept as one number."""
     of = _type(shape, dtype)
     zero = ir.FloatAttr.get(of.element_type, 0.0) if dtype in _FLOATS else ir.IntegerAttr.get(of.element_type, 0)
