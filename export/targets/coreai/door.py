@@ -86,7 +86,7 @@ class Program:
         """A stored constant. `value`, called once for all functions, gives its bytes; a memory-mapped one stays in its file."""
         if name not in self._resources:
             data = np.ascontiguousarray(value())
-            self.same.setdefault(hashlib.sha256(memoryview(data).cast("B")).hexdigest(), []).append(name)
+            self.same.setdefault(hashlib.sha256(data.data).hexdigest(), []).append(name)
             self._resources[name] = ir.DenseResourceElementsAttr.get_from_buffer(data, name, _type(shape, dtype))
         return raw.ConstantOp(value=self._resources[name]).result
 
