@@ -72,8 +72,8 @@ P3M_API int p3m_has_operator(const char* name);
 /* Version of the ExecuTorch runtime this library was built for. */
 P3M_API const char* p3m_runtime_version(void);
 
-/* Gives the model a bundle's file of experts. memory: bytes for them; 0, or enough for all: the file is mapped, else they are read into
- * that much when they are needed. used: experts of a token. 0, or -1 and one line in error. */
+/* Gives the model a bundle's file of experts. memory: bytes for them; 0, or enough for all: the file is mapped, else they are
+ * read into that much when they are needed. used: experts of a token. 0, or -1 and one line in error. */
 P3M_API int p3m_open_experts(p3m_model* model, const char* path, uint64_t memory, int used, char* error, size_t error_size);
 
 /* Of the experts since they were opened: found in memory, read, bytes read, microseconds waited for reads, slots, whether the
