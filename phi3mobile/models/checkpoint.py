@@ -23,6 +23,7 @@ from phi3mobile.files import new_folder, refuse_existing, require_space
 from phi3mobile.models.companions import holds_gguf
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.finite import is_finite, require_finite
+from phi3mobile.models.grid import Grid
 from phi3mobile.models.registry import as_stored, read_config, stored_parts
 from phi3mobile.models.shards import EMBEDDING, HEAD, is_spare, open_files, read_json
 from phi3mobile.models.stacks import item_of, unstacked
@@ -82,6 +83,18 @@ class Checkpoint:
                 _forget_pages(mapped)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def grid(self, name: str) -> Grid | None:
+        """The integers that a matrix is stored as, where it is; None: floats."""
+        return None
+
+    def stored_as(self, name: str) -> str:
+        """What its parts are stored as, for people: "BF16", "Q4_K, Q6_K"."""
+        return ", ".join(dict.fromkeys(self._slice(part).get_dtype() for part in self._stored(name)))
+
+    def bits_of(self, name: str) -> float:
+        """Per weight, as it is stored."""
+        return 8 * max(_STORED[self._slice(part).get_dtype()] for part in self._stored(name))
+
     def check(self) -> None:
         """Raise one InputError naming every missing, extra or misshapen tensor, or the first of a wrong dtype."""
         expected = {part: shape for parts in self._parts.values() for part, shape in parts.items()} | self._tower
@@ -104,18 +117,7 @@ class Checkpoint:
     def source_hash(self) -> str:
         """sha256 over the config and each weight file's name, size and content; of a file of 64 MiB or more, over its
         first MiB (the header is there) and 15 further MiB spread evenly to the end: provenance, not a proof."""
-        digest = hashlib.sha256(json.dumps(self.config.to_hf(), sort_keys=True).encode())
-        for path in sorted(self._files):
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size}\n".encode())
-            with path.open("rb") as file:
-                if size < 64 << 20:
-                    digest.update(file.read())
-                    continue
-                for sample in range(16):
-                    file.seek(sample * (size - (1 << 20)) // 15)
-                    digest.update(file.read(1 << 20))
-        return digest.hexdigest()
+        return files_hash(self.config, self._files)
 
     def _stored(self, name: str) -> list[str]:
         if name == HEAD and self.config.tie_word_embeddings:
@@ -148,6 +150,22 @@ class Checkpoint:
     def _shape(self, part: str) -> tuple[int, ...]:
         shape = tuple(self._slice(part).get_shape())
         return shape if item_of(part)[1] is None else shape[1:]
+
+
+def files_hash(config: DecoderConfig, paths: Iterable[Path]) -> str:
+    """sha256 of a model in weight files: see Checkpoint.source_hash."""
+    digest = hashlib.sha256(json.dumps(config.to_hf(), sort_keys=True).encode())
+    for path in sorted(paths):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            if size < 64 << 20:
+                digest.update(file.read())
+                continue
+            for sample in range(16):
+                file.seek(sample * (size - (1 << 20)) // 15)
+                digest.update(file.read(1 << 20))
+    return digest.hexdigest()
 
 
 def _forget_pages(mapped: torch.Tensor) -> None:
