@@ -1,12 +1,13 @@
 """Method keep: a checkpoint that is integers already goes into a folder of packed ones with its own, nothing solved.
 
-What a program's grid holds stays as it is; what it does not (5 and 6 bits, levels that are not even) takes 8 bits a row. Columns
-are made alike by whole groups, which costs the integers nothing: scales and offsets take it over. How far is read off one pass
+What a program's grid holds stays as it is; what it does not (5 and 6 bits, uneven levels) takes 8 bits a row. Columns are made
+alike by whole groups, which costs the integers nothing: scales and offsets take it over. How far is read off one pass
 of the float model over a little text.
 """
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,15 @@ from torch.nn import functional
 
 from phi3mobile.errors import InputError
 from phi3mobile.export.quantize import quantize
-from phi3mobile.export.recipe import EMBEDDING, HEAD, Recipe
+from phi3mobile.export.recipe import EMBEDDING, HEAD, SMALLEST_GROUP, Recipe
 from phi3mobile.export.solve.balance import best_sizes, divide
 from phi3mobile.export.solve.card import Card
 from phi3mobile.export.solve.checkpoint import take_over
 from phi3mobile.export.solve.folder import matrix_of, vector_of, write_part
 from phi3mobile.export.solve.kept import group_sizes, held, scaled
 from phi3mobile.export.solve.stream import load_layer, load_norm, run_watched
+from phi3mobile.export.targets import target_of
 from phi3mobile.models.checkpoint import Checkpoint
-from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.form import Form
 from phi3mobile.models.modules import Halves
 from phi3mobile.models.quantized import Packed, QuantizedEmbedding
@@ -33,6 +34,7 @@ from phi3mobile.models.tensors import DOWN, FINAL_NORM, GATE_UP, LINEARS, NORMS,
 from phi3mobile.progress import Progress, silent
 
 TOKENS = 1024  # of calibration text, for the sizes of columns
+_HEAD_ROWS = 8  # one of so many rows of the head is looked at
 FEW_BITS = 9.0  # a weight, scales included: what is stored so is kept by default
 
 Part = dict[str, Packed | torch.Tensor]
@@ -46,10 +48,11 @@ def is_packed(checkpoint: Checkpoint) -> bool:
     return bits <= FEW_BITS * sum(sizes)
 
 
-def refuse_whole_rows(checkpoint: Checkpoint, recipe: Recipe, able: list[str]) -> None:
-    """InputError if the recipe knows no groups of columns. able: recipes that do."""
+def refuse_whole_rows(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """InputError naming a matrix, if the recipe knows no groups of columns, and the recipes that do."""
     if not recipe.group:
         first = next(tensor.name for tensor in checkpoint.config.tensors().values() if tensor.role in LINEARS)
+        able = [one.name for one in target_of(recipe).recipes if one.group]
         raise InputError(
             f"recipe {recipe.name} has one 4-bit scale a row, which can't hold {first} ({checkpoint.stored_as(first)}): take "
             f"--recipe {' or '.join(able)}, or --method gptq"
@@ -62,6 +65,7 @@ class Keeping:
     def __init__(self, checkpoint: Checkpoint, recipe: Recipe) -> None:
         self.checkpoint, self.recipe = checkpoint, recipe
         self.kinds: dict[str, dict[str, int]] = {}  # stored as -> held as -> matrices
+        self._bits, self._weights = 0.0, 0
 
     def exactly(self, name: str) -> Packed | None:
         """The matrix with its own integers; None if no program holds them."""
@@ -75,16 +79,23 @@ class Keeping:
         packed = None if grid is None else held(scaled(grid, rows, sizes))
         if packed is not None and tensor.expert is not None and packed.form != wanted:
             packed = None
-        self._count(tensor.name, wanted if packed is None else packed.form, packed is not None)
-        return quantize(values * rows[:, None] * sizes, *wanted) if packed is None else packed
+        form = wanted if packed is None else packed.form
+        self._count(tensor.name, form, packed is not None)
+        self._bits += form.bits_per_weight(width) * values.numel()
+        self._weights += values.numel()
+        return quantize(values * rows[:, None] * sizes, *form) if packed is None else packed
 
-    def table(self, name: str, values: torch.Tensor) -> Packed:
-        """The embedding or the head, in the recipe's bits."""
+    def bits_per_weight(self) -> float:
+        """Of the layers' matrices so far, scales and offsets included."""
+        return round(self._bits / self._weights, 4)
+
+    def table(self, name: str, values: torch.Tensor, sizes: torch.Tensor | None = None) -> Packed:
+        """The embedding or the head times `sizes` [K], in the recipe's bits."""
         form = self.recipe.form_of(self.checkpoint.config.role(name), values.shape[1])
-        packed = self.exactly(name)
+        packed = self.exactly(name) if sizes is None else None
         same = packed is not None and packed.form == form
         self._count(name, form, same)
-        return packed if packed is not None and same else quantize(values, *form)
+        return packed if packed is not None and same else quantize(values if sizes is None else values * sizes, *form)
 
     def _count(self, name: str, form: Form, same: bool) -> None:
         bits = f"{form.bits} bit" + (", offsets" if form.offsets else "") + (", its integers" if same else ", rounded again")
@@ -129,7 +140,7 @@ def keep_checkpoint(
     packed_norm = load_norm(config, partial(vector_of, end))
     bias = None if config.head_bias is None else weights(config.head_bias)
     measured = card.finish(load_norm(config, weights), head, packed_norm, matrix_of(end, HEAD), bias)
-    return measured | {"kept": keeping.kinds}
+    return measured | {"bits_per_weight": keeping.bits_per_weight(), "kept": keeping.kinds}
 
 
 def kept_layer(keeping: Keeping, layer: Halves, index: int, inputs: dict[str, torch.Tensor]) -> Part:
@@ -173,9 +184,14 @@ def _sizes(keeping: Keeping, tensor: Tensor, weight: torch.Tensor, seen: torch.T
 
 
 def _end(keeping: Keeping, head: torch.Tensor, exact: torch.Tensor) -> Part:
-    """Final norm and head. A tied head keeps its embedding's integers: a target may store the table once."""
-    config: DecoderConfig = keeping.checkpoint.config
-    norm = load_norm(config, keeping.checkpoint.tensor)
+    """Final norm and head, which sees `exact` [B, T, D] behind the norm. Where a target stores a tied table once, it is one."""
+    config, recipe = keeping.checkpoint.config, keeping.recipe
+    norm, width = load_norm(config, keeping.checkpoint.tensor), config.hidden_size
+    packed, sizes = keeping.exactly(HEAD), None
+    kept = packed is not None and packed.form == recipe.form_of(config.role(HEAD), width)
+    if not kept and not (config.tie_word_embeddings and target_of(recipe).one_table):
+        sizes = group_sizes(head[::_HEAD_ROWS], norm(exact), math.gcd(width, SMALLEST_GROUP))
+        divide(norm, sizes)
     found: Part = {f"{config.tensor(FINAL_NORM).module}.{key}": value.data for key, value in norm.named_parameters()}
     bias = {} if config.head_bias is None else {config.head_bias: keeping.checkpoint.tensor(config.head_bias)}
-    return found | {HEAD: keeping.table(HEAD, head)} | bias
+    return found | {HEAD: keeping.table(HEAD, head, sizes)} | bias

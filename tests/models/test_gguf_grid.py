@@ -16,7 +16,9 @@ def random_blocks(kind: KIND, rows: int = 5, width: int = 512) -> np.ndarray:
     columns, size = gguf.GGML_QUANT_SIZES[kind]
     blocks = np.random.default_rng(3).integers(0, 256, (rows, width // columns, size), dtype=np.uint8)
     halves = 1 if kind == KIND.Q4_0 else 2
-    blocks[..., : 2 * halves] = np.random.default_rng(4).normal(0, 0.01, (*blocks.shape[:2], halves)).astype(np.float16).view(np.uint8)
+    blocks[..., : 2 * halves] = (
+        np.random.default_rng(4).normal(0, 0.01, (*blocks.shape[:2], halves)).astype(np.float16).view(np.uint8)
+    )
     return blocks.reshape(rows, -1)
 
 
