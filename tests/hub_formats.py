@@ -46,11 +46,8 @@ def random_grid(rows: int, width: int, group: int, bits: int, seed: int):
 
 def meant(codes, zeros, scales, index) -> torch.Tensor:
     """codes [K, N], zeros and scales [groups, N], the group of each column -> float32 [N, K]."""
-    rows = [
-        [(int(q) - int(z)) * float(s) for q, z, s in zip(codes[k], zeros[g], scales[g], strict=True)]
-        for k, g in enumerate(index)
-    ]
-    return torch.tensor(rows).t()
+    columns = [zip(codes[k], zeros[group], scales[group], strict=True) for k, group in enumerate(index)]
+    return torch.tensor([[(int(code) - int(zero)) * float(scale) for code, zero, scale in column] for column in columns]).t()
 
 
 def awq(rows: int, width: int, group: int = 32, seed: int = 0):
@@ -61,10 +58,7 @@ def awq(rows: int, width: int, group: int = 32, seed: int = 0):
         words = [[word([int(block[column]) for column in AWQ_COLUMNS], 4) for block in row] for row in blocks]
         return torch.tensor(words, dtype=torch.int32)
 
-    values = [
-        [(int(codes[k, n]) - int(zeros[k // group, n])) * float(scales[k // group, n]) for k in range(width)]
-        for n in range(rows)
-    ]
+    values = meant(codes, zeros, scales, np.arange(width) // group)
     return {"qweight": packed(codes), "qzeros": packed(zeros), "scales": torch.from_numpy(scales)}, values
 
 
@@ -73,9 +67,7 @@ def gptq(rows: int, width: int, group: int = 32, bits: int = 4, seed: int = 0, d
     index = np.arange(width) // group
     if desc_act:
         index = np.random.default_rng(seed + 1).permutation(index)
-    values = [
-        [(int(codes[k, n]) - int(zeros[index[k], n])) * float(scales[index[k], n]) for k in range(width)] for n in range(rows)
-    ]
+    values = meant(codes, zeros, scales, index)
     stored = {
         "qweight": along_rows(codes, bits),
         "qzeros": along_columns(zeros - (version == 1), bits),
@@ -90,10 +82,7 @@ def compressed(rows: int, width: int, group: int = 32, bits: int = 4, seed: int 
     codes, zeros, scales = (part.T for part in random_grid(rows, width, group, bits, seed))
     half = 2 ** (bits - 1)
     zeros = np.full_like(zeros, half) if symmetric else zeros
-    values = [
-        [(int(codes[n, k]) - int(zeros[n, k // group])) * float(scales[n, k // group]) for k in range(width)]
-        for n in range(rows)
-    ]
+    values = meant(codes.T, zeros.T, scales.T, np.arange(width) // group)
     stored = {
         "weight_packed": along_columns(codes, bits),
         "weight_scale": torch.from_numpy(scales.copy()),

@@ -7,8 +7,7 @@ of the float model over a little text.
 
 from __future__ import annotations
 
-import math
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch.nn import functional
 
 from phi3mobile.errors import InputError
 from phi3mobile.export.quantize import quantize
-from phi3mobile.export.recipe import EMBEDDING, HEAD, SMALLEST_GROUP, Recipe
+from phi3mobile.export.recipe import EMBEDDING, HEAD, Recipe
 from phi3mobile.export.solve.balance import best_sizes, divide
 from phi3mobile.export.solve.card import Card
 from phi3mobile.export.solve.checkpoint import take_over
@@ -66,15 +65,16 @@ class Keeping:
         self.checkpoint, self.recipe = checkpoint, recipe
         self.kinds: dict[str, dict[str, int]] = {}  # stored as -> held as -> matrices
         self._bits, self._weights = 0.0, 0
+        self._grid = lru_cache(maxsize=8)(checkpoint.grid)  # sizes and then the matrix: both ask for a layer's
 
     def exactly(self, name: str) -> Packed | None:
         """The matrix with its own integers; None if no program holds them."""
-        grid = self.checkpoint.grid(name)
+        grid = self._grid(name)
         return None if grid is None else held(grid)
 
     def matrix(self, tensor: Tensor, values: torch.Tensor, rows: torch.Tensor, sizes: torch.Tensor) -> Packed:
         """One matrix times `rows` [N] and `sizes` [K]; values [N, K]: dequantized, without these. Experts share one form."""
-        grid, width = self.checkpoint.grid(tensor.name), tensor.shape[1]
+        grid, width = self._grid(tensor.name), tensor.shape[1]
         wanted = Form(8, width) if tensor.expert is None else self.recipe.form_of(tensor.role, width)
         packed = None if grid is None else held(scaled(grid, rows, sizes))
         if packed is not None and tensor.expert is not None and packed.form != wanted:
@@ -190,7 +190,7 @@ def _end(keeping: Keeping, head: torch.Tensor, exact: torch.Tensor) -> Part:
     packed, sizes = keeping.exactly(HEAD), None
     kept = packed is not None and packed.form == recipe.form_of(config.role(HEAD), width)
     if not kept and not (config.tie_word_embeddings and target_of(recipe).one_table):
-        sizes = group_sizes(head[::_HEAD_ROWS], norm(exact), math.gcd(width, SMALLEST_GROUP))
+        sizes = best_sizes(head[::_HEAD_ROWS], norm(exact), recipe.form_of(config.role(HEAD), width))
         divide(norm, sizes)
     found: Part = {f"{config.tensor(FINAL_NORM).module}.{key}": value.data for key, value in norm.named_parameters()}
     bias = {} if config.head_bias is None else {config.head_bias: keeping.checkpoint.tensor(config.head_bias)}

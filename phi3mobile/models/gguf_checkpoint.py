@@ -52,13 +52,13 @@ class GgufCheckpoint(Checkpoint):
 
     def tensor(self, name: str) -> torch.Tensor:
         """One weight as float32, dequantized, fused, in the family's row order. InputError for one that is NaN or infinite."""
-        parts = [self._part(part) for part in self._parts(name)]
+        parts = [self._part(part) for part in self._named(name)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def check(self) -> None:
         """Raise one InputError naming every missing, extra or misshapen tensor, or a type that can't be dequantized."""
         expected = shapes(self.config.tensors())
-        stored = {name: self._parts(name) for name in expected}
+        stored = {name: self._named(name) for name in expected}
         shapes_there = unstacked({name: tuple(int(n) for n in reversed(t.shape)) for name, t in self._tensors.items()})
         known = {part for parts in stored.values() for part in parts} | set(FACTORS)
         found = {name: self._fused(parts) for name, parts in stored.items() if all(p in shapes_there for p in parts)}
@@ -75,21 +75,21 @@ class GgufCheckpoint(Checkpoint):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a fused tensor."""
-        return self._fused(self._parts(name))
+        return self._fused(self._named(name))
 
     def grid(self, name: str) -> Grid | None:
         """The integers that the file has of a matrix, fused, in the family's row order; None where it has other values."""
-        grids = [self._grid(part) for part in self._parts(name)]
+        grids = [self._grid(part) for part in self._named(name)]
         found = [grid for grid in grids if grid is not None]
         return stacked_grids(found) if len(found) == len(grids) else None
 
     def stored_as(self, name: str) -> str:
         """The types of its parts: "Q4_1", "Q4_K, Q6_K"."""
-        return ", ".join(dict.fromkeys(self._tensors[item_of(part)[0]].tensor_type.name for part in self._parts(name)))
+        return ", ".join(dict.fromkeys(self._tensors[item_of(part)[0]].tensor_type.name for part in self._named(name)))
 
     def bits_of(self, name: str) -> float:
         """Per weight, as the file stores it."""
-        tensors = [self._tensors[item_of(part)[0]] for part in self._parts(name)]
+        tensors = [self._tensors[item_of(part)[0]] for part in self._named(name)]
         return 8 * sum(int(tensor.n_bytes) for tensor in tensors) / sum(int(tensor.n_elements) for tensor in tensors)
 
     def source_hash(self) -> str:
@@ -101,7 +101,7 @@ class GgufCheckpoint(Checkpoint):
         shapes = [tuple(int(size) for size in reversed(shape))[item is not None :] for shape, item in given]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
-    def _parts(self, name: str) -> list[str]:
+    def _named(self, name: str) -> list[str]:
         tensors = self.config.tensors()
         name = EMBEDDING if name == HEAD and name not in tensors else name
         return self._layout.parts(self._architecture, tensors[name], self._tensors)

@@ -1,7 +1,6 @@
 """The hub's quantized checkpoints: how each method stores a layer, as integers on a grid or as levels of a table.
 
-Sources: the files of AutoAWQ (awq/utils/packing_utils.py), AutoGPTQ and GPTQModel (qlinear), compressed-tensors
-(compressors/pack_quantized) and bitsandbytes (functional.QuantState).
+Sources: how AutoAWQ, AutoGPTQ and GPTQModel, compressed-tensors and bitsandbytes (its QuantState) write them.
 """
 
 from __future__ import annotations
