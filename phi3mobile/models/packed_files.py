@@ -80,7 +80,7 @@ def packed_weights(where: Mapping[str, Any], layers: Layers) -> dict[str, Any]:
     others = [end for end in layers.ends if end != layers.ends[0]]
     for name in [name for name in where if name.endswith(marker)]:
         module = name.removesuffix(marker)
-        if marker == ".weight" and f"{module}.{others[0]}" not in where:
+        if marker == ".weight" and not any(f"{module}.{end}" in where for end in others):
             continue  # a weight in float
         weight = PackedWeight(module, layers, where)
         for stored in weight.stored():
