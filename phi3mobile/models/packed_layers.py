@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -18,7 +19,8 @@ Parts = Mapping[str, torch.Tensor]  # of one weight, by their endings
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # of 8 columns: in which nibble of a word each is
 
 
-class Layers(NamedTuple):
+@dataclass(frozen=True)
+class Layers:
     """How a checkpoint's packed weights are stored."""
 
     method: str
