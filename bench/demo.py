@@ -21,7 +21,7 @@ QUESTION = "What is the capital of France, and what is it known for?"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", nargs="?", default=QUESTION, help="default: %(default)s")
-    parser.add_argument("--folder", type=Path, help="where checkpoint and bundle are kept (default: the user's cache)")
+    parser.add_argument("--folder", type=Path, help="where the bundle is kept (default: the user's cache)")
     parser.add_argument("--recipe", help="host (our kernels; the default where they are built), android-cpu, ...")
 
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     from phi3mobile.bench.host import decode_bytes
     from phi3mobile.bundle import is_bundle
     from phi3mobile.export.cards import bundle_card
-    from phi3mobile.export.demo_model import bundle_path, checkpoint_path, demo_recipe, make_bundle
+    from phi3mobile.export.demo_model import bundle_path, demo_recipe, make_bundle
     from phi3mobile.files import cache_folder
     from phi3mobile.screen import print_card, print_json, size
     from phi3mobile.verbs.answering import numbers, open_session, show
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     bundle = bundle_path(folder, recipe)
     start = time.perf_counter()
     if not is_bundle(bundle):
-        make_bundle(checkpoint_path(folder), bundle, recipe)
+        make_bundle(bundle, recipe)
     built_s = time.perf_counter() - start
     with open_session(str(bundle)) as session:
         print(f"\n> {args.question}\n")

@@ -15,6 +15,7 @@ from phi3mobile.errors import InputError
 
 if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
+    from phi3mobile.models.checkpoint import Checkpoint
 
 SHAPE_CONTEXT, ROUNDS = 4096, 3
 
@@ -108,7 +109,7 @@ def measure(path: Path, args: argparse.Namespace, depths: list[int] | None, repo
     picture = None if args.image_tokens is None else _picture(bundle, args.image_tokens)
     entries, missing = {OURS: our_entry(bundle)}, {}
     if args.peers:
-        peers, missing = prepare_peers(bundle, _checkpoint(bundle, args.checkpoint), args.gguf, report)
+        peers, missing = prepare_peers(bundle, _folder(_checkpoint(bundle, args.checkpoint)), args.gguf, report)
         entries |= peers
     result = compare(entries, bundle.info.max_context, args.rounds or ROUNDS, depths, report, picture=picture)
     runtimes: Mapping[str, Any] = result.pop("runtimes")
@@ -130,14 +131,28 @@ def _picture(bundle: Bundle, tokens: int) -> tuple[int, int]:
     return tokens, 1 + across * down
 
 
-def _checkpoint(bundle, given: str | None):
+def _checkpoint(bundle: Bundle, given: str | None) -> Checkpoint:
+    """What the bundle was made from. InputError: it is another one."""
     from phi3mobile.hub import resolve
-    from phi3mobile.models.checkpoint import open_checkpoint
+    from phi3mobile.models.source import open_source
 
-    checkpoint = open_checkpoint(resolve(given or bundle.manifest["provenance"]["source"]))
+    checkpoint = open_source(path := resolve(given or bundle.manifest["provenance"]["source"]))
     if checkpoint.source_hash() != bundle.manifest["provenance"]["source_hash"]:
-        raise InputError(f"{checkpoint.folder} is not what {bundle.folder} was made from; give --checkpoint")
+        raise InputError(f"{path} is not what {bundle.folder} was made from; give --checkpoint")
     return checkpoint
+
+
+def _folder(checkpoint: Checkpoint) -> Checkpoint:
+    """It as a folder of floats, which other runtimes' tools take: a GGUF model is imported once, into the cache."""
+    from phi3mobile.export.checkpoint import import_checkpoint
+    from phi3mobile.files import cache_folder
+    from phi3mobile.models.checkpoint import open_checkpoint
+    from phi3mobile.models.gguf_checkpoint import GgufCheckpoint
+
+    if not isinstance(checkpoint, GgufCheckpoint):
+        return checkpoint
+    folder = cache_folder() / "floats" / f"{checkpoint.path.stem}-{checkpoint.source_hash()[:8]}"
+    return open_checkpoint(folder if folder.is_dir() else import_checkpoint(checkpoint.path, folder))
 
 
 def compare_perplexity(path: Path, checkpoint: str | None, report) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from phi3mobile.bundle import write_manifest
 from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.plan import ExportPlan, plan_export
 from phi3mobile.export.recipe import DEFAULT_RECIPE
-from phi3mobile.export.solve.build import forms_for, refuse_loss, solve_into
+from phi3mobile.export.solve.build import forms_for, keep_into, refuse_loss, solve_into
 from phi3mobile.export.solve.calibration import calibration_of
 from phi3mobile.export.solve.folder import Solved
 from phi3mobile.export.target import Written
 from phi3mobile.files import new_folder
+from phi3mobile.models.checkpoint import Checkpoint
 from phi3mobile.models.companions import TOKENIZER_FILES
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.progress import Progress, silent
@@ -38,13 +39,13 @@ def export(
     vision_bits: int | None = None,
     progress: Progress = silent,
 ) -> Path:
-    """Make a bundle at `out` from a checkpoint folder, a folder of `quantize`, or hub id.
+    """Make a bundle at `out` from a checkpoint folder, a GGUF file, a folder of `quantize`, or hub id.
 
-    `context`: positions of the KV cache, default min(2048, what the model takes). `method`: "gptq" or "rtn", default the
-    recipe's; a quantized folder has had its own. `calibration`, `bits`, `rotate`, `vision_bits`: see
-    export.solve.build.quantize_checkpoint.
+    `context`: positions of the KV cache, default min(2048, what the model takes). `method`: "gptq", "rtn" or "keep"; default
+    "keep" for what is integers already, else the recipe's; a quantized folder has had its own. `calibration`, `bits`,
+    `rotate`, `vision_bits`: see export.solve.build.quantize_checkpoint.
     `experts_memory`: bytes that a mixture's experts take by default where it runs; None: all that they need.
-    `accept_quality`: ship it even if the quality card shows more loss than MOST_LOSS there. Nothing is left if it fails.
+    `accept_quality`: ship it even if the quality card shows more loss than MOST_KL there. Nothing is left if it fails.
     Raises InputError for a source that is no checkpoint, an unknown recipe, an existing `out`, a disk too small, too much loss.
     """
     plan = plan_export(
@@ -91,6 +92,10 @@ def _packed(plan: ExportPlan, scratch: Path, progress: Progress) -> tuple[Packed
     if plan.method == "rtn":
         return PackedModel(checkpoint, recipe), None
     text = calibration_of(plan.tokenizer, checkpoint.config, plan.calibration)
+    if plan.method == "keep":
+        assert isinstance(checkpoint, Checkpoint), plan.source
+        about = keep_into(scratch, checkpoint, recipe, text, progress)
+        return PackedModel(Solved(scratch), recipe), about["quality"]
     about = solve_into(scratch, checkpoint, recipe, text, progress, forms_for(checkpoint, recipe, text, plan.bits, progress))
     return PackedModel(Solved(scratch), recipe), about["quality"]
 
@@ -109,7 +114,7 @@ def _manifest(plan: ExportPlan, written: Written, folder: Path, quality: dict[st
     if written.vision is not None:
         weights += sum((folder / written.vision[part]).stat().st_size for part in ("program", "separators"))
     return {
-        "name": Path(plan.source).resolve().name,
+        "name": Path(plan.source).resolve().name.removesuffix(".gguf"),
         "family": config.family,
         "engine": plan.target.engine(plan.recipe),
         "weights_mapped": plan.target.weights_mapped(plan.recipe),

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, a real model that comes as a Python package: found, imported, exported."""
+"""SmolLM2-135M-Instruct, a real model that comes as a Python package: found and exported."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from phi3mobile.errors import InputError
 
 
 def checkpoint_path(folder: Path) -> Path:
+    """Where its floats are kept by what takes a checkpoint folder: tests, training's experiments."""
     return folder / "smollm2"
 
 
@@ -16,7 +17,7 @@ def bundle_path(folder: Path, recipe: str) -> Path:
     """With the versions in its name: an upgrade makes a new one."""
     from importlib.metadata import version
 
-    return folder / f"smollm2-{recipe}-{version('phi3mobile')}-et{version('executorch')}.bundle"
+    return folder / f"smollm2-{recipe}-kept-{version('phi3mobile')}-et{version('executorch')}.bundle"
 
 
 def demo_recipe() -> str:
@@ -35,19 +36,13 @@ def demo_gguf() -> Path:
     return files[0]
 
 
-def make_bundle(checkpoint: Path, bundle: Path, recipe: str, method: str = "rtn") -> None:
-    """GGUF -> Phi-3-layout checkpoint -> bundle. Rounded to nearest unless asked: the recipe's own method takes minutes."""
+def make_bundle(bundle: Path, recipe: str) -> None:
+    """GGUF -> bundle, with the file's own integers."""
     from phi3mobile.quiet import quiet
     from phi3mobile.screen import progress_bar
 
     gguf = demo_gguf()
     with progress_bar("SmolLM2-135M") as report, quiet():
-        if not checkpoint.exists():
-            report("import", 0, 1)
-            from phi3mobile.export.checkpoint import import_checkpoint
-
-            import_checkpoint(gguf, checkpoint)
         from phi3mobile.export.build import export
 
-        # So small a model loses more by 4 bits than the threshold of real use allows; its card says how much.
-        export(checkpoint, bundle, recipe, method=method, accept_quality=True, progress=report)
+        export(gguf, bundle, recipe, progress=report)

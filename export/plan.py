@@ -11,7 +11,7 @@ from phi3mobile.errors import InputError
 from phi3mobile.export.packed import EMBEDDING, HEAD
 from phi3mobile.export.packed_vision import PackedVision
 from phi3mobile.export.recipe import DEFAULT_RECIPE, Recipe, find_recipe, with_vision_bits
-from phi3mobile.export.solve.build import METHODS
+from phi3mobile.export.solve.build import method_for
 from phi3mobile.export.solve.estimate import told
 from phi3mobile.export.solve.folder import Solved, is_solved
 from phi3mobile.export.solve.rotate import Rotated
@@ -19,10 +19,11 @@ from phi3mobile.export.target import Target
 from phi3mobile.export.targets import recipes, target_of
 from phi3mobile.files import read_object, refuse_existing, require_space
 from phi3mobile.hub import resolve
-from phi3mobile.models.checkpoint import Checkpoint, open_checkpoint
+from phi3mobile.models.checkpoint import Checkpoint
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.form import Form
 from phi3mobile.models.pieces import pieces
+from phi3mobile.models.source import open_source
 from phi3mobile.models.tensors import DOWN, shapes
 from phi3mobile.session.defaults import generation_section
 from phi3mobile.text.chat import ChatFormat, load_chat
@@ -30,6 +31,7 @@ from phi3mobile.text.tokenizer import Tokenizer
 from phi3mobile.text.vocabularies import load_tokenizer
 
 DEFAULT_CONTEXT = 2048
+MOST_OF_FOUR = 5.0  # bits a weight, scales included, of a type that 4 bits may hold
 MARGIN = 64 << 20  # bytes of disk besides what the target asks for
 
 
@@ -38,12 +40,12 @@ class ExportPlan:
     """One export, all decided; build.py carries it out."""
 
     source: str  # as it was given
-    folder: Path  # of the checkpoint
+    folder: Path  # of the checkpoint, or of a GGUF's tokenizer
     out: Path
     checkpoint: Checkpoint | Rotated | Solved
     recipe: Recipe
     target: Target
-    method: str  # "gptq" or "rtn"; of a quantized folder, the one that it was made by
+    method: str  # "gptq", "rtn" or "keep"; of a quantized folder, the one that it was made by
     calibration: str | Path | None
     bits: float | None
     context: int  # positions of the KV cache
@@ -84,9 +86,8 @@ def plan_export(
     target = target_of(chosen)
     refuse_existing(out)
     folder = resolve(source)
-    if folder.is_file():
-        raise InputError(f"{folder} is a file; make a checkpoint folder of it first: phi3mobile import {folder} FOLDER")
-    given = Solved(folder) if is_solved(folder) else open_checkpoint(folder)
+    given = Solved(folder) if is_solved(folder) else open_source(folder)
+    folder = given.folder
     given.check()
     chosen, method, notes = _as_made(given, chosen, method, calibration, bits, rotate, vision_bits)
     checkpoint: Checkpoint | Rotated | Solved = given
@@ -109,7 +110,8 @@ def plan_export(
     if (end := turn_end(chat, tokenizer)) is not None and end not in eos:
         eos = [*eos, end]
         notes.append(f"the chat template ends turns with {tokenizer.decode([end])}: it is a stop token, too")
-    space = target.space(packed_bytes(config, chosen) + (0 if tower is None else tower.nbytes())) + MARGIN
+    kept = checkpoint if method == "keep" and isinstance(checkpoint, Checkpoint) else None
+    space = target.space(packed_bytes(config, chosen, kept) + (0 if tower is None else tower.nbytes())) + MARGIN
     require_space(out, space)
     return ExportPlan(
         source=str(source),
@@ -185,9 +187,7 @@ def _as_made(
             refused = "--method, --calibration, --bits, --vision-bits or --rotate"
             raise InputError(f"{checkpoint.folder} is quantized already: it takes no {refused}")
         return _as_quantized(checkpoint, recipe)
-    method = recipe.method if method is None else method
-    if method not in METHODS:
-        raise InputError(f"method {method!r} is not known; take one of: {', '.join(METHODS)}")
+    method = method_for(checkpoint, recipe, method, bits, rotate)
     if method == "rtn" and (calibration, bits) != (None, None):
         raise InputError("method rtn reads no calibration text; leave out --calibration and --bits or take gptq")
     if method == "rtn" and rotate:
@@ -257,8 +257,8 @@ def turn_end(chat: dict[str, Any], tokenizer: Tokenizer) -> int | None:
     return first if first in tokenizer.special_ids.values() else None
 
 
-def packed_bytes(config: DecoderConfig, recipe: Recipe) -> int:
-    """Bytes of the packed weights and float32 vectors, from the shapes."""
+def packed_bytes(config: DecoderConfig, recipe: Recipe, kept: Checkpoint | None = None) -> int:
+    """Bytes of the packed weights and float32 vectors, from the shapes; of what is `kept`, by what 4 bits may hold."""
     stored = shapes(config.tensors())
     total = 0
     for name, (rows, *columns) in (stored | {HEAD: stored[EMBEDDING]}).items():
@@ -266,6 +266,8 @@ def packed_bytes(config: DecoderConfig, recipe: Recipe) -> int:
             total += 4 * rows
             continue
         bits, group, _ = recipe.form_of(config.role(name), columns[0])
+        if kept is not None and name.startswith("model.layers.") and kept.bits_of(name) > MOST_OF_FOUR:
+            bits, group = 8, columns[0]
         scale = 2 if bits == 4 and name != EMBEDDING else 4  # the embedding's operators take float32
         total += rows * (columns[0] * bits // 8 + columns[0] // group * scale)
     return total

@@ -64,6 +64,7 @@ class Target:
     """The base of every target; export/targets/__init__.py finds them. What raises NotImplementedError must be given."""
 
     recipes: tuple[Recipe, ...]
+    one_table = False  # whether its programs store a tied table once, where the head has the embedding's integers
 
     def pieces(self, recipe: Recipe) -> Collection[str]:
         """Names of models.pieces that its programs can have."""

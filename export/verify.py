@@ -27,7 +27,7 @@ from phi3mobile.export.targets import target_of
 from phi3mobile.export.tower_check import TowerResult, compare_tower, packed_vision_of
 from phi3mobile.export.weights import Source, Weights, compare_weights, source_of
 from phi3mobile.models.decoder import Decoder
-from phi3mobile.models.loading import load_model
+from phi3mobile.models.loading import model_from
 from phi3mobile.progress import Progress, silent
 
 __all__ = ["Comparison", "Error", "compare", "run_check", "source_of", "verify"]
@@ -124,7 +124,7 @@ def verify(
         done.append(compare_tower(bundle, tower, target.tower_difference(bundle, tower)))
     if (floats := source.floats) is not None:
         progress("4 bit", 0, 1)
-        against = lambda: load_model(floats.folder, bundle.info.max_context)  # noqa: E731
+        against = lambda: model_from(floats, bundle.info.max_context)  # noqa: E731
         done.append(run_check(Check("4 bit", None, against, checks[-1].open), prompts))
     return done
 

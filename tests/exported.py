@@ -52,6 +52,17 @@ def talking_checkpoint(folder: Path, name: str = "tiny-gqa", **changes) -> Path:
     return folder
 
 
+def rounded_demo(checkpoint: Path, bundle: Path, recipe: str) -> Path:
+    """A bundle of the demo's model, rounded to nearest from its checkpoint in float16, which is made if it is not there."""
+    from phi3mobile.export.build import export
+    from phi3mobile.export.checkpoint import import_checkpoint
+    from phi3mobile.export.demo_model import demo_gguf
+
+    if not checkpoint.exists():
+        import_checkpoint(demo_gguf(), checkpoint)
+    return export(checkpoint, bundle, recipe, method="rtn", accept_quality=True)
+
+
 def psnr(reference: np.ndarray, values: np.ndarray) -> float:
     """Peak signal to noise ratio in dB, the peak being the reference's greatest magnitude."""
     error = np.square(np.asarray(reference, np.float64) - values).mean()

@@ -117,7 +117,7 @@ def test_files_that_are_no_models(capsys, tmp_path):
     for data, message in ((b"", "not a GGUF file"), (b"GGUF\3\0\0\0" + b"\xff" * 60, "truncated or damaged")):
         bad.write_bytes(data)
         assert message in refused(capsys, "import", bad, tmp_path / "out")
-    assert "is a file; make a checkpoint folder" in refused(capsys, "export", bad, "-o", tmp_path / "out")
+        assert message in refused(capsys, "export", bad, "-o", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["bad.gguf"]
 
 

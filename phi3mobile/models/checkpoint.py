@@ -23,6 +23,9 @@ from phi3mobile.files import new_folder, refuse_existing, require_space
 from phi3mobile.models.companions import holds_gguf
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.finite import is_finite, require_finite
+from phi3mobile.models.grid import Grid, stacked_grids
+from phi3mobile.models.packed_files import PackedWeight, packed_weights
+from phi3mobile.models.packed_layers import Layers, layers_of
 from phi3mobile.models.registry import as_stored, read_config, stored_parts
 from phi3mobile.models.shards import EMBEDDING, HEAD, is_spare, open_files, read_json
 from phi3mobile.models.stacks import item_of, unstacked
@@ -50,9 +53,11 @@ def refuse_differences(where: str, expected: dict[str, tuple[int, ...]], found: 
 class Checkpoint:
     """A folder's weights, memory-mapped. Names are those of `config`'s own family in any layout."""
 
-    def __init__(self, folder: Path, config: DecoderConfig, files: dict[Path, Any]) -> None:
+    def __init__(self, folder: Path, config: DecoderConfig, files: dict[Path, Any], layers: Layers | None = None) -> None:
+        """layers: how packed weights are stored, in a quantized checkpoint."""
         self._files = files  # path -> open safetensors file
-        self._where = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118
+        where = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118
+        self._where = where if layers is None else packed_weights(where, layers)
         config = as_stored(config, self._where)
         self.folder, self.config = folder, config
         self._parts = {name: stored_parts(config, name) for name in config.tensors()}
@@ -82,6 +87,25 @@ class Checkpoint:
                 _forget_pages(mapped)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def grid(self, name: str) -> Grid | None:
+        """The integers that a matrix is stored as, in row order; None where it is on no grid."""
+        files = [self._where[item_of(part)[0]] for part in self._stored(name)]
+        found = [file.read() for file in files if isinstance(file, PackedWeight)]
+        grids = [grid for grid in found if isinstance(grid, Grid)]
+        return stacked_grids(grids) if len(grids) == len(files) else None
+
+    def stored_as(self, name: str) -> str:
+        """What its parts are stored as, for people: "BF16", "Q4_K, Q6_K"."""
+        files = {part: self._where[item_of(part)[0]] for part in self._stored(name)}
+        packed = {part: file.layers.method for part, file in files.items() if isinstance(file, PackedWeight)}
+        return ", ".join(dict.fromkeys(packed.get(part) or self._slice(part).get_dtype() for part in files))
+
+    def bits_of(self, name: str) -> float:
+        """Per weight, as it is stored."""
+        files = {part: self._where[item_of(part)[0]] for part in self._stored(name)}
+        packed = {part: file.bits() for part, file in files.items() if isinstance(file, PackedWeight)}
+        return max(packed.get(part) or 8.0 * _STORED.get(self._slice(part).get_dtype(), 4) for part in files)
+
     def check(self) -> None:
         """Raise one InputError naming every missing, extra or misshapen tensor, or the first of a wrong dtype."""
         expected = {part: shape for parts in self._parts.values() for part, shape in parts.items()} | self._tower
@@ -99,23 +123,14 @@ class Checkpoint:
         stored = [*(part for parts in self._parts.values() for part in parts), *self._tower]
         for number, part in enumerate(stored):
             progress("check tensors", number, len(stored))
-            _forget_pages(self._mapped(part))
+            mapped = self._mapped(part)
+            if not isinstance(self._where[item_of(part)[0]], PackedWeight):
+                _forget_pages(mapped)
 
     def source_hash(self) -> str:
         """sha256 over the config and each weight file's name, size and content; of a file of 64 MiB or more, over its
         first MiB (the header is there) and 15 further MiB spread evenly to the end: provenance, not a proof."""
-        digest = hashlib.sha256(json.dumps(self.config.to_hf(), sort_keys=True).encode())
-        for path in sorted(self._files):
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size}\n".encode())
-            with path.open("rb") as file:
-                if size < 64 << 20:
-                    digest.update(file.read())
-                    continue
-                for sample in range(16):
-                    file.seek(sample * (size - (1 << 20)) // 15)
-                    digest.update(file.read(1 << 20))
-        return digest.hexdigest()
+        return files_hash(self.config, self._files)
 
     def _stored(self, name: str) -> list[str]:
         if name == HEAD and self.config.tie_word_embeddings:
@@ -128,6 +143,8 @@ class Checkpoint:
 
     def _is_spare(self, name: str) -> bool:
         vision = self.config.vision
+        if name.endswith(".bias") and isinstance(self._where.get(f"{name.removesuffix('bias')}weight"), PackedWeight):
+            return not self._where[name].get_tensor(name).any()  # AutoGPTQ writes zeros beside weights that have none
         return is_spare(name, self.config.tie_word_embeddings) or (vision is not None and vision.is_dropped(name))
 
     def _mapped(self, part: str) -> torch.Tensor:
@@ -150,6 +167,22 @@ class Checkpoint:
         return shape if item_of(part)[1] is None else shape[1:]
 
 
+def files_hash(config: DecoderConfig, paths: Iterable[Path]) -> str:
+    """sha256 of a model in weight files: see Checkpoint.source_hash."""
+    digest = hashlib.sha256(json.dumps(config.to_hf(), sort_keys=True).encode())
+    for path in sorted(paths):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            if size < 64 << 20:
+                digest.update(file.read())
+                continue
+            for sample in range(16):
+                file.seek(sample * (size - (1 << 20)) // 15)
+                digest.update(file.read(1 << 20))
+    return digest.hexdigest()
+
+
 def _forget_pages(mapped: torch.Tensor) -> None:
     """Give back the file's pages that hold this tensor, so that reading 8 GB of weights does not make 8 GB resident."""
     libc = ctypes.CDLL(None)
@@ -164,6 +197,8 @@ def _forget_pages(mapped: torch.Tensor) -> None:
 def open_checkpoint(folder: str | Path) -> Checkpoint:
     """Open a HF folder (config.json and safetensors, single or sharded). Reads headers only; see Checkpoint.check.
 
+    Packed layers (quantization_config: awq, gptq, compressed-tensors, bitsandbytes) read as the floats that they stand for.
+
     Raises InputError for a missing or damaged file, a bad index, an unknown model_type or config key.
     """
     folder = Path(folder)
@@ -172,8 +207,11 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         raise InputError(f"{folder} {state}; give a checkpoint folder with config.json and model.safetensors")
     if holds_gguf(folder):
         raise InputError(f"{folder} holds GGUF weights; make a checkpoint of them first: phi3mobile import {folder} FOLDER")
-    config = read_config(read_json(folder / "config.json"))
-    return Checkpoint(folder, config, open_files(folder, config.tie_word_embeddings))
+    hf = read_json(folder / "config.json")
+    settings = hf.pop("quantization_config", None)
+    layers = None if settings is None else layers_of(settings)
+    config = read_config(hf)
+    return Checkpoint(folder, config, open_files(folder, config.tie_word_embeddings), layers)
 
 
 def write_checkpoint(

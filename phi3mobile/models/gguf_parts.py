@@ -19,6 +19,7 @@ class GgufFile:
     path: Path
     reader: gguf.GGUFReader
     tensors: dict[str, gguf.ReaderTensor]
+    paths: list[Path]  # of the parts
 
 
 def gguf_in(folder: Path) -> Path | None:
@@ -38,7 +39,7 @@ def open_file(path: Path) -> GgufFile:
     reader = _open_reader(path)
     count = value_of(path, reader, "split.count") or 1
     if count == 1:
-        return GgufFile(path, reader, {tensor.name: tensor for tensor in reader.tensors})
+        return GgufFile(path, reader, {tensor.name: tensor for tensor in reader.tensors}, [path])
     paths = _all_parts(path, count)
     readers = [reader if one == path else _open_reader(one) for one in paths]
     tensors: dict[str, gguf.ReaderTensor] = {}
@@ -51,7 +52,7 @@ def open_file(path: Path) -> GgufFile:
     stated = value_of(paths[0], readers[0], "split.tensors.count")
     if stated is not None and stated != len(tensors):
         raise InputError(f"the parts of {paths[0]} have {len(tensors)} tensors where it says {stated}: parts of two splits?")
-    return GgufFile(paths[0], readers[0], tensors)
+    return GgufFile(paths[0], readers[0], tensors, paths)
 
 
 def _all_parts(path: Path, count: Any) -> list[Path]:

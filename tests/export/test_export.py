@@ -107,7 +107,7 @@ def test_what_cannot_be_exported_is_named(checkpoint, tmp_path, monkeypatch):
     assert "context 2.5" in refusal(checkpoint, out, context=2.5)
     assert "does not exist; give a file, a folder, or a hub id" in refusal(tmp_path / "nothing", out)
     assert "has no config.json" in refusal(tmp_path, out)
-    assert "is a file; make a checkpoint folder of it first" in refusal(checkpoint / "model.safetensors", out)
+    assert "model.safetensors is not a GGUF file" in refusal(checkpoint / "model.safetensors", out)
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))

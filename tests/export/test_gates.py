@@ -146,7 +146,7 @@ def test_a_quality_card_is_not_made_of_nan(value):
 
 
 def test_loss_that_is_no_number_is_refused():
-    good = {"ratio": 1.01, "perplexity": 10.1, "perplexity_float": 10.0}
+    good = {"ratio": 1.01, "kl": 0.01, "perplexity": 10.1, "perplexity_float": 10.0}
     refuse_loss(good, 1000)
     for key in good:
         for value in BAD:

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from exported import psnr
+from exported import psnr, rounded_demo
 from test_parity_ladder import GOLDEN, REPEAT, reference, same_logits, some_tokens
 
 from phi3mobile.bundle import open_bundle
@@ -49,11 +49,7 @@ def test_int8_cache_costs_little(checkpoint_of, bundle_of):
 @pytest.fixture(scope="module")
 def demo_host(demo_checkpoint, tmp_path_factory):
     """The demo model under recipe host."""
-    from phi3mobile.export.demo_model import bundle_path, make_bundle
-
-    path = bundle_path(tmp_path_factory.mktemp("host"), "host")
-    make_bundle(demo_checkpoint, path, "host", method="rtn")
-    return path
+    return rounded_demo(demo_checkpoint, tmp_path_factory.mktemp("host") / "bundle", "host")
 
 
 @pytest.mark.parametrize("sentence", GOLDEN)

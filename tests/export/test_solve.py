@@ -26,7 +26,7 @@ from phi3mobile.export.plan import packed_bytes, plan_export
 from phi3mobile.export.quantize import SMALLEST_SCALE, quantize
 from phi3mobile.export.recipe import EMBEDDING, HEAD, find_recipe, recipes
 from phi3mobile.export.solve.balance import balance, best_sizes
-from phi3mobile.export.solve.build import MOST_LOSS, quantize_checkpoint, refuse_loss
+from phi3mobile.export.solve.build import MOST_KL, quantize_checkpoint, refuse_loss
 from phi3mobile.export.solve.calibration import FEWEST, calibration_of, card_tokens
 from phi3mobile.export.solve.checkpoint import on_grid
 from phi3mobile.export.solve.folder import Solved, is_solved, read_part, write_part
@@ -490,10 +490,10 @@ def test_an_unknown_method_is_refused(checkpoint_of, tmp_path):
 
 def test_a_loss_above_the_threshold_does_not_ship(solved, tmp_path):
     """A card is only believed of a trained model: what guesses has nothing to lose."""
-    card = {"ratio": MOST_LOSS + 0.01, "perplexity_float": 20.0, "perplexity": 22.2}
-    assert "1.110 times the float model's" in refusal(refuse_loss, card, 1000)
+    card = {"kl": MOST_KL + 0.01, "ratio": 1.11, "perplexity_float": 20.0, "perplexity": 22.2, "bits_per_weight": 4.5}
+    assert "0.160 nats (KL) from the float model's, perplexity 22.20 against 20.00" in refusal(refuse_loss, card, 1000)
     refuse_loss(card | {"perplexity_float": 900.0}, 1000)
-    refuse_loss(card | {"ratio": MOST_LOSS}, 1000)
+    refuse_loss(card | {"kl": MOST_KL}, 1000)
     folder = shutil.copytree(solved, tmp_path / "q")
     about = json.loads((folder / "packed.json").read_text())
     about["quality"] |= card
@@ -502,6 +502,24 @@ def test_a_loss_above_the_threshold_does_not_ship(solved, tmp_path):
     assert not (tmp_path / "b").exists()
     bundle = open_bundle(export(folder, tmp_path / "b", context=64, accept_quality=True))
     assert bundle.manifest["quality"]["ratio"] == card["ratio"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({"kl": 0.16}, "--rotate should pass"),
+        ({"kl": 0.16, "rotated": True}, "--bits 4.6 should pass"),
+        ({"kl": 0.25}, "--bits 4.6 should pass"),
+        ({"kl": 0.25, "bits_per_weight": 4.65}, "--bits 4.7 should pass"),
+        ({"kl": 0.4}, "--bits 4.7 should pass"),
+        ({"kl": 0.9}, "--bits 4.8 should pass"),
+        ({"kl": 9.0}, "take another calibration text"),
+        ({"kl": 0.4, "method": "keep"}, "take --method gptq"),
+    ],
+)
+def test_a_refused_loss_says_what_would_pass(changes, advice):
+    card = {"ratio": 1.2, "perplexity_float": 20.0, "perplexity": 24.0, "bits_per_weight": 4.5, "method": "gptq"}
+    assert f"ships: {advice}" in refusal(refuse_loss, card | changes, 1000)
 
 
 # Sizes

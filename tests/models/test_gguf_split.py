@@ -314,8 +314,9 @@ def test_offline_the_copy_here_counts(hosted, whole, monkeypatch):
     refused("has no other.gguf; its GGUF models: m-00001-of-00003.gguf", hub.resolve, "org/name/other.gguf")
 
 
-def test_an_export_of_gguf_says_what_to_do(whole, tmp_path):
+def test_an_export_of_gguf_without_a_vocabulary_is_refused(whole, tmp_path):
     from phi3mobile.export.plan import plan_export
 
-    refused("is a file; make a checkpoint folder of it first: phi3mobile import", plan_export, whole, tmp_path / "out")
-    refused("holds GGUF weights; make a checkpoint of them first", plan_export, whole.parent, tmp_path / "out")
+    for source in (whole, whole.parent):
+        refused("GGUF vocabulary model 'none' is not supported", plan_export, source, tmp_path / "out")
+    assert not list(tmp_path.iterdir())

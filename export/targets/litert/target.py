@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 class LitertTarget(Target):
+    one_table = True
     recipes = (
         Recipe(
             name="litert", about="4 bit .tflite for Google's LiteRT, and a .litertlm package for LiteRT-LM, float32 KV cache"

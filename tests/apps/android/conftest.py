@@ -66,6 +66,8 @@ def check(java: list[str], tmp_path_factory: pytest.TempPathFactory) -> Check:
 @pytest.fixture(scope="session")
 def demo_host_bundle(once: Callable[..., Path], demo_folder: Path) -> Path:
     """SmolLM2-135M-Instruct, recipe host (a minute)."""
-    from phi3mobile.export.demo_model import checkpoint_path, make_bundle
+    from exported import rounded_demo
 
-    return once("demo-host", lambda folder: make_bundle(checkpoint_path(demo_folder), folder, "host", method="rtn"))
+    from phi3mobile.export.demo_model import checkpoint_path
+
+    return once("demo-host", lambda folder: rounded_demo(checkpoint_path(demo_folder), folder, "host"))
