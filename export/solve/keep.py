@@ -22,7 +22,7 @@ from phi3mobile.export.solve.balance import best_sizes, divide
 from phi3mobile.export.solve.card import Card
 from phi3mobile.export.solve.checkpoint import take_over
 from phi3mobile.export.solve.folder import matrix_of, vector_of, write_part
-from phi3mobile.export.solve.kept import group_sizes, held, scaled
+from phi3mobile.export.solve.kept import fits, group_sizes, held, scaled
 from phi3mobile.export.solve.stream import load_layer, load_norm, run_watched
 from phi3mobile.export.targets import target_of
 from phi3mobile.models.checkpoint import Checkpoint
@@ -32,7 +32,7 @@ from phi3mobile.models.quantized import Packed, QuantizedEmbedding
 from phi3mobile.models.tensors import DOWN, FINAL_NORM, GATE_UP, LINEARS, NORMS, Tensor, in_layer
 from phi3mobile.progress import Progress, silent
 
-TOKENS = 1024  # of calibration text, for the sizes of columns
+TOKENS = 512  # of calibration text, for the sizes of columns
 _HEAD_ROWS = 8  # one of so many rows of the head is looked at
 FEW_BITS = 9.0  # a weight, scales included: what is stored so is kept by default
 
@@ -71,6 +71,11 @@ class Keeping:
         """The matrix with its own integers; None if no program holds them."""
         grid = self._grid(name)
         return None if grid is None else held(grid)
+
+    def fits(self, name: str) -> Form | None:
+        """The bits and groups that hold the matrix as it is; None if no program has them."""
+        grid = self._grid(name)
+        return None if grid is None else fits(grid)
 
     def matrix(self, tensor: Tensor, values: torch.Tensor, rows: torch.Tensor, sizes: torch.Tensor) -> Packed:
         """One matrix times `rows` [N] and `sizes` [K]; values [N, K]: dequantized, without these. Experts share one form."""
@@ -177,10 +182,10 @@ def kept_layer(keeping: Keeping, layer: Halves, index: int, inputs: dict[str, to
 
 def _sizes(keeping: Keeping, tensor: Tensor, weight: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     """Of columns: alike in each group of a 4-bit matrix, one each where it is rounded to 8 bits anyway."""
-    packed = keeping.exactly(tensor.name)
-    if packed is None:
+    form = keeping.fits(tensor.name)
+    if form is None:
         return best_sizes(weight, seen, Form(8, tensor.shape[1]))
-    return group_sizes(weight, seen, packed.group) if packed.bits == 4 else torch.ones(tensor.shape[1])
+    return group_sizes(weight, seen, form.group) if form.bits == 4 else torch.ones(tensor.shape[1])
 
 
 def _end(keeping: Keeping, head: torch.Tensor, exact: torch.Tensor) -> Part:

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from phi3mobile.export.quantize import GROUPS, SMALLEST_SCALE, quantize
+from phi3mobile.models.form import Form
 from phi3mobile.models.grid import Grid
 from phi3mobile.models.quantized import Packed, pack_nibbles
 
@@ -22,15 +23,25 @@ def held(grid: Grid) -> Packed | None:
     codes allow it. Exact up to the rounding of scales to bfloat16 and of offsets to 8 bits a row. Negative scales (half of
     Q4_0's) turn their codes round.
     """
-    negative = (grid.scales < 0).repeat_interleave(grid.group, 1)
-    codes, scales = grid.codes.short(), grid.scales.abs()
-    codes = torch.where(negative, -codes, codes)
-    low, high = (end(codes.unflatten(1, (-1, grid.group)), -1) for end in (torch.amin, torch.amax))
-    if (high - low > 15).any():
-        whole_row = scales.shape[1] == 1 and not grid.offsets.any() and int(codes.max()) < 128
-        return Packed(8, codes.shape[1], codes.to(torch.int8), scales) if whole_row else None
+    form = fits(grid)
+    if form is None:
+        return None
+    negative = grid.scales < 0
+    signs = torch.where(negative, -1, 1).to(torch.int8).repeat_interleave(grid.group, 1)
+    if form.bits == 8:
+        return Packed(8, form.group, grid.codes * signs, grid.scales.abs())
+    return _four_bits(Grid(grid.codes.short() * signs, grid.scales.abs(), grid.offsets).grouped(form.group), form.group)
+
+
+def fits(grid: Grid) -> Form | None:
+    """The bits and groups that hold it; whether as well with offsets, only its integers tell."""
+    groups = grid.codes.unflatten(1, (-1, grid.group))
+    if (groups.amax(-1).short() - groups.amin(-1).short() > 15).any():
+        turned = bool((grid.scales < 0).any()) and int(grid.codes.min()) == -128  # which int8 can't hold
+        whole_row = grid.scales.shape[1] == 1 and not grid.offsets.any() and not turned
+        return Form(8, grid.group) if whole_row else None
     group = next((size for size in reversed(GROUPS) if grid.group % size == 0), None)
-    return None if group is None else _four_bits(Grid(codes, scales, grid.offsets).grouped(group), group)
+    return None if group is None else Form(4, group)
 
 
 def _four_bits(grid: Grid, group: int) -> Packed:

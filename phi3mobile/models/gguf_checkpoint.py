@@ -123,7 +123,8 @@ class GgufCheckpoint(Checkpoint):
         """A tensor of the file, and the data of a part: all of it, or an item of a stack."""
         name, item = item_of(name)
         tensor = self._tensors[name]
-        return tensor, tensor.data if item is None else tensor.data[item]
+        data = np.asarray(tensor.data)  # no memmap, which makes every slice slow
+        return tensor, data if item is None else data[item]
 
     def _order(self, name: str, rows: int) -> torch.Tensor | None:
         """The file's rows in the family's order, where that is another."""
