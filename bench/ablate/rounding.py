@@ -1,6 +1,7 @@
 """Weights on a grid of any width, as floats: for comparing. What is exported comes from export/quantize.py and solve/.
 
-A code of b bits is an integer from -2**(b-1) to 2**(b-1) - 1, a weight is code * scale, scales are positive and bfloat16.
+A code of b bits is an integer from -2**(b-1) to 2**(b-1) - 1, a weight is code * scale, scales are positive and
+bfloat16 (float16 in method clipped).
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ def fake_quantize(
     parts = weight.float().unflatten(1, (-1, group)).split(max(1, _VALUES // width))  # temporaries stay in cache
     if method == "absmax":
         return torch.cat([_nearest(part, _whole_range(part, bits), bits) for part in parts])
+    if method == "clipped":
+        return torch.cat([_nearest(part, _whole_range(part, bits, torch.float16), bits) for part in parts])
     if method == "rtn":
         equal = torch.ones(1, width // group, group)
         return torch.cat([_nearest(part, search_scales(part, equal, bits), bits) for part in parts])
@@ -76,10 +79,10 @@ def search_scales(groups: torch.Tensor, importance: torch.Tensor, bits: int) -> 
     return chosen
 
 
-def _whole_range(groups: torch.Tensor, bits: int) -> torch.Tensor:
+def _whole_range(groups: torch.Tensor, bits: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     """Scales with which no value is cut off."""
-    return _positive(groups.abs().amax(-1) / (2 ** (bits - 1) - 1))
+    return _positive(groups.abs().amax(-1) / (2 ** (bits - 1) - 1), dtype)
 
 
-def _positive(scales: torch.Tensor) -> torch.Tensor:
-    return scales.clamp(min=SMALLEST_SCALE).bfloat16().float()
+def _positive(scales: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return scales.clamp(min=SMALLEST_SCALE).to(dtype).float()

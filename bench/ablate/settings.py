@@ -13,6 +13,7 @@ from phi3mobile.models.config import DecoderConfig
 FLOAT = 16  # bits that mean: not quantized
 METHODS = {
     "absmax": "nearest code, the scale from the largest weight of the group",
+    "clipped": "the same with a float16 scale: Core AI's own recipes, coreai-opt's symmetric_with_clipping",
     "rtn": "nearest code, the scale with the least squared error of the weights",
     "gptq": "rounded for the least squared error of the outputs on calibration text",
 }
@@ -57,7 +58,7 @@ def default_settings() -> list[Setting]:
     """One choice at a time around 4 bit in groups of 32; then all together as the phone has them."""
     base = Setting()
     plain = replace(base, bits=FLOAT)
-    widths = [replace(base, bits=bits, method=method) for method in METHODS for bits in (8, 6, 5, 4, 3, 2)]
+    widths = [replace(base, bits=bits, method=method) for method in ("absmax", "rtn", "gptq") for bits in (8, 6, 5, 4, 3, 2)]
     groups = [replace(base, group=group, method=method) for method in ("rtn", "gptq") for group in (64, 128, 0)]
     others = [
         replace(plain, activations="int8"),

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for results and pages; a run goes on there")
     parser.add_argument("--bits", help="widths with commas between: 16 (not quantized), 8, 6, 5, 4, 3, 2")
     parser.add_argument("--groups", help="columns per scale: 32, 64, 128; 0: the row")
-    parser.add_argument("--methods", help="absmax, rtn, gptq")
+    parser.add_argument("--methods", help="absmax, clipped, rtn, gptq")
     parser.add_argument("--activations", help="float, int8")
     parser.add_argument("--kv", help="bits of the KV cache: 32, 16, 8")
     parser.add_argument("--tables", help="bits of embedding and head: 16, 8, 4")

@@ -292,3 +292,13 @@ def test_broken_weights_are_named(tmp_path):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match="not finite"):
         float_reference(open_checkpoint(folder), TOKENS)
+
+
+def test_clipped_is_core_ais_own_scheme():
+    """int4 by the sheet's formula in numpy: scale = amax / 7 in float16 for 32 columns, codes -7 ... 7."""
+    weight = torch.randn(24, 128, generator=torch.Generator().manual_seed(3))
+    groups = weight.double().numpy().reshape(24, 4, 32)
+    scale = (np.abs(groups).max(-1, keepdims=True) / 7).astype(np.float32).astype(np.float16).astype(np.float64)
+    codes = np.clip(np.round(groups / scale), -8, 7)
+    assert codes.min() == -7
+    np.testing.assert_allclose(fake_quantize(weight, 4, 32, "clipped").numpy(), (codes * scale).reshape(24, 128), rtol=1e-6)
