@@ -11,6 +11,7 @@ from phi3mobile.models.loading import model_from
 from phi3mobile.models.source import open_source
 
 pytestmark = pytest.mark.slow
+MARGIN = 0.5  # of logits: nearer than that, int8 activations may choose the other
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +31,17 @@ def test_the_card_says_that_the_integers_are_the_files(kept_demo):
 
 @pytest.mark.parametrize("question", ["What is the capital of France?", "Name the largest planet of the solar system."])
 def test_its_answers_begin_as_the_files(kept_demo, question):
-    """The likeliest tokens of the dequantized file, one after the other."""
-    tokens = list(kept_demo.chat.encode(kept_demo.tokenizer, [{"role": "user", "content": question}]))
-    said = []
-    for engine in (open_engine(kept_demo), EagerEngine(model_from(open_source(demo_gguf()), 256), chunk=128)):
-        ids = list(tokens)
-        logits = engine.forward(np.array(ids), 0)
-        for _ in range(8):
-            ids.append(int(logits[-1].argmax()))
-            logits = engine.forward(np.array(ids[-1:]), len(ids) - 1)
-        said.append(ids)
-        engine.close()
-    assert said[0] == said[1]
+    """Along the dequantized file's own likeliest tokens, the bundle has the same one wherever the file is not torn."""
+    ids = list(kept_demo.chat.encode(kept_demo.tokenizer, [{"role": "user", "content": question}]))
+    ours, file = open_engine(kept_demo), EagerEngine(model_from(open_source(demo_gguf()), 256), chunk=128)
+    new, at, sure = ids, 0, 0
+    for _ in range(12):
+        found, exact = (engine.forward(np.array(new), at)[-1] for engine in (ours, file))
+        second, first = np.sort(exact)[-2:]
+        if first - second > MARGIN:
+            assert found.argmax() == exact.argmax()
+            sure += 1
+        at, new = at + len(new), [int(exact.argmax())]
+    assert sure >= 6
+    ours.close()
+    file.close()
