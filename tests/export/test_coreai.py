@@ -27,7 +27,7 @@ from phi3mobile.export.integers import first_difference
 from phi3mobile.export.packed import EMBEDDING, HEAD, PackedModel
 from phi3mobile.export.recipe import find_recipe
 from phi3mobile.export.targets.coreai import decoder, door, package
-from phi3mobile.export.targets.coreai.matrices import packed_codes
+from phi3mobile.export.targets.coreai.matrices import signed_nibbles
 from phi3mobile.export.targets.coreai.read import AimodelIntegers
 from phi3mobile.export.targets.coreai.reference import Twin, reference_model
 from phi3mobile.export.targets.coreai.write import to_coreai, write_program
@@ -101,10 +101,12 @@ def test_the_float16_program_is_near(read_back):
 
 
 def test_every_form_of_a_matrix(checkpoint_of, tmp_path):
-    """8-bit down projections, offsets, groups of 64, an embedding and a head in 4 bits: read back, and multiplied by."""
+    """8-bit down, offsets, groups of 64 (one and two to a row), a table and a head in 4 bits: read back, multiplied by."""
     recipe = find_recipe("ios-coreai-down8")
-    names = ["model.layers.1.self_attn.qkv_proj.weight", "model.layers.0.mlp.gate_up_proj.weight", EMBEDDING, HEAD]
-    forms = dict(zip(names, (Form(4, 64), Form(4, 32, True), Form(4, 32, True), Form(4, 32)), strict=True))
+    qkv, gate_up, down = (f"model.layers.{at}" for at in ("1.self_attn.qkv_proj", "0.mlp.gate_up_proj", "0.mlp.down_proj"))
+    names = [f"{qkv}.weight", f"{gate_up}.weight", f"{down}.weight", EMBEDDING, HEAD]
+    chosen = (Form(4, 64), Form(4, 32, True), Form(4, 64, True), Form(4, 32, True), Form(4, 32))
+    forms = dict(zip(names, chosen, strict=True))
     packed = PackedModel(open_checkpoint(checkpoint_of("tiny-gqa")), recipe, forms)
     assert packed.form_of("model.layers.1.mlp.down_proj.weight") == (8, 128, False)
     runtime = to_coreai(packed, tmp_path, 64, 16).runtime
@@ -121,6 +123,12 @@ def test_every_form_of_a_matrix(checkpoint_of, tmp_path):
 
 
 # The file
+
+
+def packed_codes(packed):
+    """A matrix's bytes as a program holds them."""
+    codes = packed.codes.numpy()
+    return signed_nibbles(codes) if packed.bits == 4 else codes
 
 
 @pytest.mark.parametrize("name", ["tiny-gqa", "tiny-tied"])

@@ -14,7 +14,6 @@ from phi3mobile.export.packed import EMBEDDING, PackedModel
 from phi3mobile.export.targets.coreai import door
 from phi3mobile.export.targets.coreai.door import Program, Value
 from phi3mobile.models.form import Form
-from phi3mobile.models.quantized import Packed
 from phi3mobile.progress import Progress, silent
 
 BLOCK = 32  # columns of a scale: what GPUs have fast kernels for
@@ -78,10 +77,9 @@ class Matrices:
             return signed_nibbles(part) if bits == 4 else part
 
         data = self._resource(f"{stored}/codes", (count, width), "int4" if bits == 4 else "int8", codes)
-        scales = self._floats(
-            f"{stored}/scales", shape, lambda: self._tensor(name).scales[rows].expand(shape)
-        )  # 8 bit: repeated
-        given = self._floats(f"{stored}/offsets", shape, lambda: self._offsets(name)[rows]) if has_offsets else None
+        repeated = lambda values: in_blocks(values[rows], width)  # noqa: E731
+        scales = self._floats(f"{stored}/scales", shape, lambda: repeated(self._tensor(name).scales))
+        given = self._floats(f"{stored}/offsets", shape, lambda: repeated(self._offsets(name))) if has_offsets else None
         return door.dequantized(data, scales, given)
 
     def _form(self, name: str) -> Form:
@@ -122,16 +120,10 @@ class Matrices:
 
 
 def in_blocks(values: torch.Tensor, width: int) -> torch.Tensor:
-    """Values [N, groups] of rows of `width` columns, repeated for the blocks of each group."""
+    """Values [N, groups] of rows of `width` columns, repeated for the blocks of each group; 8 bits: one group."""
     return values.repeat_interleave(width // BLOCK // values.shape[1], 1)
 
 
 def signed_nibbles(codes: np.ndarray) -> np.ndarray:
     """Two's complement, even column in the low nibble: ours are the codes plus 8. Its own inverse."""
     return codes ^ np.uint8(0x88)
-
-
-def packed_codes(packed: Packed) -> np.ndarray:
-    """A matrix's bytes as a program holds them."""
-    codes = packed.codes.numpy()
-    return signed_nibbles(codes) if packed.bits == 4 else codes
