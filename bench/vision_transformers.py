@@ -14,23 +14,25 @@ def first_token(name: str, views: int, tokens: int, threads: int) -> dict[str, f
     """Of the shape `name`: seconds of CLIP over `views` views, and of the decoder until the first token after `tokens` rows.
 
     Weights are constants: the time of eager float32 products does not depend on them. Needs 4 bytes of memory a parameter.
-    Raises InputError: no such shape.
+    Raises InputError: no such shape, or one without a tower.
     """
     shapes = PRESETS | SHAPES
     if name not in shapes:
         raise InputError(f"unknown shape {name!r}; known are {', '.join(shapes)}")
-    model = shapes[name]
+    model, vision = shapes[name], shapes[name].vision
+    if vision is None:
+        raise InputError(f"shape {name} sees no pictures: take phi-3-vision or phi-3.5-vision")
     from transformers import CLIPVisionConfig, CLIPVisionModel, Phi3Config, Phi3ForCausalLM
 
     torch.set_num_threads(threads)
     tower = CLIPVisionModel(
         CLIPVisionConfig(
-            hidden_size=1024,
-            intermediate_size=4096,
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            image_size=336,
-            patch_size=14,
+            hidden_size=vision.hidden_size,
+            intermediate_size=vision.intermediate_size,
+            num_hidden_layers=vision.num_hidden_layers,
+            num_attention_heads=vision.num_attention_heads,
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
             hidden_act="quick_gelu",
             attn_implementation="eager",
         )
@@ -51,7 +53,7 @@ def first_token(name: str, views: int, tokens: int, threads: int) -> dict[str, f
     with torch.inference_mode():
         for tensor in (*decoder.parameters(), *decoder.buffers()):
             tensor.fill_(0.01)
-        pixels, rows = torch.zeros(views, 3, 336, 336), torch.zeros(1, tokens, model.hidden_size)
+        pixels, rows = torch.zeros(views, 3, vision.image_size, vision.image_size), torch.zeros(1, tokens, model.hidden_size)
         start = time.perf_counter()
         tower(pixels, output_hidden_states=True)
         seen = time.perf_counter()

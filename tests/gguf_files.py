@@ -1,8 +1,9 @@
-"""A tiny GGUF model that can talk, quantized by the gguf package."""
+"""GGUF files of tiny models, as a converter would write them; one of them can talk."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -17,44 +18,79 @@ NAMES = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
     "self_attn.qkv_proj": "attn_qkv",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
     "mlp.gate_up_proj": "ffn_up",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+F32 = gguf.GGMLQuantizationType.F32
 
 
-def talking_gguf(path: Path, kind: gguf.GGMLQuantizationType, other: gguf.GGMLQuantizationType | None = None) -> Path:
-    """Preset tiny-gqa with a vocabulary and ChatML; matrices of `kind`, in the second layer of `other` if given."""
-    config = tiny("tiny-gqa", vocab_size=VOCAB)
-    writer = gguf.GGUFWriter(path, "phi3")
-    for key, value in {
+def no_vocabulary(writer: gguf.GGUFWriter) -> None:
+    writer.add_string("tokenizer.ggml.model", "none")
+
+
+def write_gguf(path, config, tensors, architecture="phi3", metadata=(), kind=F32, ids=None, vocabulary=no_vocabulary):
+    """A GGUF file as a converter would write it; `metadata` (key, value) pairs replace or add, value ... leaves out.
+
+    ids: of special tokens, the same way. kind: of all matrices, or a function of a tensor's name. vocabulary(writer): adds it.
+    """
+    writer = gguf.GGUFWriter(path, architecture)
+    values = {
         "block_count": config.num_hidden_layers,
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
         "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads,
-        "attention.sliding_window": config.sliding_window or 0,
+        "attention.key_length": config.head_dim,
+        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        "rope.freq_base": config.rope_theta,
         "rope.dimension_count": config.rotary_dim,
         "rope.scaling.original_context_length": config.original_max_position_embeddings,
-    }.items():
-        writer.add_uint32(f"phi3.{key}", value)
-    writer.add_float32("phi3.attention.layer_norm_rms_epsilon", config.rms_norm_eps)
-    writer.add_float32("phi3.rope.freq_base", config.rope_theta)
-    _add_vocabulary(writer, path.parent)
-    for name, tensor in random_tensors(config).items():
-        own = other if other is not None and ".layers.1." in name else kind
+    }
+    if architecture == "phi3":
+        values["attention.sliding_window"] = config.sliding_window or 0
+    for key, value in {**values, **dict(metadata)}.items():
+        if value is ...:
+            continue
+        {
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            str: writer.add_string,
+            list: writer.add_array,
+            bool: writer.add_bool,
+        }[type(value)](f"{architecture}.{key}", value)
+    vocabulary(writer)
+    for key, value in {"bos": 1, "eos": 2, "padding": 2, **(ids or {})}.items():
+        if value is not ...:
+            (writer.add_uint32 if value >= 0 else writer.add_int32)(f"tokenizer.ggml.{key}_token_id", value)
+    for name, tensor in tensors.items():
+        own = kind(name) if callable(kind) else kind
         for ours, theirs in NAMES.items():
             name = name.replace(ours, theirs)
-        if tensor.dim() == 1:
-            writer.add_tensor(name, tensor.numpy())
+        data = tensor.numpy()
+        if own == F32 or data.ndim == 1:
+            writer.add_tensor(name, data)
         else:
-            writer.add_tensor(name, gguf.quantize(tensor.numpy(), own), raw_dtype=own)
+            writer.add_tensor(name, gguf.quantize(data, own), raw_dtype=own)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def talking_gguf(path: Path, kind: gguf.GGMLQuantizationType, other: gguf.GGMLQuantizationType | None = None) -> Path:
+    """Preset tiny-gqa with a vocabulary and ChatML; matrices of `kind`, in the second layer of `other` if given."""
+    config = tiny("tiny-gqa", vocab_size=VOCAB)
+    kinds = lambda name: other if other is not None and ".layers.1." in name else kind  # noqa: E731
+    vocabulary = partial(_add_vocabulary, folder=path.parent)
+    return write_gguf(path, config, random_tensors(config), kind=kinds, ids={"padding": ...}, vocabulary=vocabulary)
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, folder: Path) -> None:
@@ -66,6 +102,4 @@ def _add_vocabulary(writer: gguf.GGUFWriter, folder: Path) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types([3] * 3 + [1] * (len(tokens) - 3))
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
     writer.add_chat_template(CHATML)

@@ -90,9 +90,8 @@ class Checkpoint:
     def grid(self, name: str) -> Grid | None:
         """The integers that a matrix is stored as, in row order; None where it is on no grid."""
         files = [self._where[item_of(part)[0]] for part in self._stored(name)]
-        found = [file.read() for file in files if isinstance(file, PackedWeight)]
-        grids = [grid for grid in found if isinstance(grid, Grid)]
-        return stacked_grids(grids) if len(grids) == len(files) else None
+        found = [file.read() if isinstance(file, PackedWeight) else None for file in files]
+        return stacked_grids([one if isinstance(one, Grid) else None for one in found])
 
     def stored_as(self, name: str) -> str:
         """What its parts are stored as, for people: "BF16", "Q4_K, Q6_K"."""

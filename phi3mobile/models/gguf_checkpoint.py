@@ -79,9 +79,7 @@ class GgufCheckpoint(Checkpoint):
 
     def grid(self, name: str) -> Grid | None:
         """The integers that the file has of a matrix, fused, in the family's row order; None where it has other values."""
-        grids = [self._grid(part) for part in self._named(name)]
-        found = [grid for grid in grids if grid is not None]
-        return stacked_grids(found) if len(found) == len(grids) else None
+        return stacked_grids([self._grid(part) for part in self._named(name)])
 
     def stored_as(self, name: str) -> str:
         """The types of its parts: "Q4_1", "Q4_K, Q6_K"."""

@@ -35,10 +35,11 @@ class Grid:
         return (groups * self.scales[..., None] + self.offsets[..., None]).flatten(1)
 
 
-def stacked_grids(grids: list[Grid]) -> Grid | None:
-    """Matrices of one width, one below the other; None where the groups of one don't divide those of another."""
-    group = min(grid.group for grid in grids)
-    if any(grid.group % group for grid in grids):
+def stacked_grids(grids: list[Grid | None]) -> Grid | None:
+    """Matrices of one width, one below the other; None where one is no grid, or its groups don't divide those of another."""
+    found = [grid for grid in grids if grid is not None]
+    group = min((grid.group for grid in found), default=0)
+    if len(found) < len(grids) or any(grid.group % group for grid in found):
         return None
-    parts = [grid.grouped(group) for grid in grids]
+    parts = [grid.grouped(group) for grid in found]
     return Grid(*(torch.cat([getattr(part, name) for part in parts]) for name in ("codes", "scales", "offsets")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -40,7 +41,7 @@ class PackedWeight:
         """Bits per weight, scales included."""
         rows, width = self.get_shape()
         sizes = (self._file_slice(end) for end in self._where)
-        return sum(_BITS[one.get_dtype()] * _count(one.get_shape()) for one in sizes) / (rows * width)
+        return sum(_BITS[one.get_dtype()] * math.prod(one.get_shape()) for one in sizes) / (rows * width)
 
     # As an open file and as a slice of it
 
@@ -64,13 +65,6 @@ class PackedWeight:
 
 
 _BITS = {"I64": 64, "I32": 32, "F32": 32, "F16": 16, "BF16": 16, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8}
-
-
-def _count(shape: list[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def packed_weights(where: Mapping[str, Any], layers: Layers) -> dict[str, Any]:

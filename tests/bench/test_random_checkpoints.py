@@ -31,3 +31,5 @@ def test_a_tower_is_drawn_as_a_decoder_is(tmp_path):
 def test_a_shape_that_is_not_there_is_named():
     with pytest.raises(InputError, match=r"unknown shape 'phi-9'; known are .*phi-3.5-vision"):
         first_token("phi-9", views=1, tokens=1, threads=1)
+    with pytest.raises(InputError, match=r"phi-3-mini-4k sees no pictures: take phi-3-vision"):
+        first_token("phi-3-mini-4k", views=1, tokens=1, threads=1)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from exported import talking_checkpoint
+from gguf_files import write_gguf
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from test_gguf import factor_tensors, no_tokenizer, write_gguf, write_llama
+from test_gguf import factor_tensors, no_tokenizer, write_llama
 from tiny import random_tensors, tiny, tiny_checkpoint, unfused, write_folder
 
 from phi3mobile.errors import InputError

@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from gguf_files import write_gguf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import random_model, random_tensors, random_tokens, tiny, tiny_checkpoint, unfused
@@ -20,79 +21,10 @@ from phi3mobile.models.decoder import Decoder
 from phi3mobile.models.gguf_checkpoint import import_gguf, open_gguf
 from phi3mobile.models.loading import load_model
 
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "model.layers": "blk",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.qkv_proj": "attn_qkv",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_up_proj": "ffn_up",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-F32 = gguf.GGMLQuantizationType.F32
-
 
 def interleave(rows: torch.Tensor, heads: int) -> torch.Tensor:
     """How llama.cpp's converter stores the q and k rows of a llama model."""
     return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
-
-
-def write_gguf(path, config, tensors, architecture="phi3", metadata=(), kind=F32, ids=None):
-    """A GGUF file as a converter would write it; `metadata` (key, value) pairs replace or add, value ... leaves out.
-
-    ids: of special tokens, the same way.
-    """
-    writer = gguf.GGUFWriter(path, architecture)
-    values = {
-        "block_count": config.num_hidden_layers,
-        "context_length": config.max_position_embeddings,
-        "embedding_length": config.hidden_size,
-        "feed_forward_length": config.intermediate_size,
-        "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": config.num_key_value_heads,
-        "attention.key_length": config.head_dim,
-        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        "rope.freq_base": config.rope_theta,
-        "rope.dimension_count": config.rotary_dim,
-        "rope.scaling.original_context_length": config.original_max_position_embeddings,
-    }
-    if architecture == "phi3":
-        values["attention.sliding_window"] = config.sliding_window or 0
-    for key, value in {**values, **dict(metadata)}.items():
-        if value is ...:
-            continue
-        {
-            int: writer.add_uint32,
-            float: writer.add_float32,
-            str: writer.add_string,
-            list: writer.add_array,
-            bool: writer.add_bool,
-        }[type(value)](f"{architecture}.{key}", value)
-    writer.add_string("tokenizer.ggml.model", "none")
-    for key, value in {"bos": 1, "eos": 2, "padding": 2, **(ids or {})}.items():
-        if value is not ...:
-            (writer.add_uint32 if value >= 0 else writer.add_int32)(f"tokenizer.ggml.{key}_token_id", value)
-    for name, tensor in tensors.items():
-        for ours, theirs in NAMES.items():
-            name = name.replace(ours, theirs)
-        data = tensor.numpy()
-        if kind == F32 or data.ndim == 1:
-            writer.add_tensor(name, data)
-        else:
-            writer.add_tensor(name, gguf.quantize(data, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def write_llama(path, config, tensors, **options):

@@ -6,9 +6,10 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
+from gguf_files import write_gguf
 from hypothesis import given
 from hypothesis import strategies as st
-from test_gguf import no_tokenizer, write_gguf
+from test_gguf import no_tokenizer
 from tiny import random_tensors, tiny
 
 from phi3mobile import hub

@@ -24,12 +24,12 @@ from coreai._compiler.dialects import coreai as ops
 from coreai.authoring import AIProgram, Module
 
 from phi3mobile.errors import InputError
+from phi3mobile.files import sha256
 
 Value = Any  # of the program being written
 Shape = Sequence[int | None]
 
 BYTECODE, HASH = "main.mlirb", "main.hash"
-PIECE = 1 << 24  # bytes of a file that are hashed at once
 INPUTS, STATES = 2, 2  # of every function: Apple's engine checks that there are no more
 
 _FLOATS = {"float16": ir.F16Type, "float32": ir.F32Type}
@@ -128,11 +128,7 @@ class Program:
         self._module.verify()
         folder.mkdir()
         AIProgram(self._module)._save_bytecode(folder / BYTECODE)
-        with (folder / BYTECODE).open("rb") as file:
-            digest = hashlib.sha256()
-            while piece := file.read(PIECE):
-                digest.update(piece)
-        (folder / HASH).write_bytes(digest.digest())
+        (folder / HASH).write_bytes(bytes.fromhex(sha256(folder / BYTECODE)))
         about = {"assetVersion": "2.0", "producer": f"coreai-core {version_installed()}"}
         (folder / "metadata.json").write_text(json.dumps(about, indent=2))
 

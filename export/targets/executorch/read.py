@@ -18,7 +18,7 @@ from phi3mobile.export.targets.executorch.program import Pte
 from phi3mobile.export.targets.executorch.segments import Part, segment_kinds, segment_parts, vector_names
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.form import Form
-from phi3mobile.models.quantized import Packed, stacked
+from phi3mobile.models.quantized import Packed, pack_nibbles, stacked
 from phi3mobile.models.tensors import BIAS, EMBED, FINAL_NORM, GATE_UP, ROUTER
 
 if TYPE_CHECKING:
@@ -168,14 +168,10 @@ class PteIntegers(Integers):
         for height in heights:
             size = matrix_bytes(height, width, form.group)
             codes, scales = from_tiles(np.fromfile(path, np.uint8, size, offset=start), height, width, form.group)
-            parts.append(Packed(4, form.group, _nibbles(codes), torch.from_numpy(scales.copy()).view(torch.bfloat16)))
+            packed = pack_nibbles(torch.from_numpy(codes.astype(np.int8) - 8))
+            parts.append(Packed(4, form.group, packed, torch.from_numpy(scales.copy()).view(torch.bfloat16)))
             start += size
         return stacked(parts)
-
-
-def _nibbles(codes: np.ndarray) -> torch.Tensor:
-    """uint8 [N, K] in 0 ... 15, two to a byte as in models/quantized.py."""
-    return torch.from_numpy(codes[:, 0::2] | (codes[:, 1::2] << 4))
 
 
 def _linears(graph: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 // Decode, one token, waits for the threads once: the few new cache rows are written before, each part rotates its own queries.
 // Shapes and meaning: phi3mobile/models/ops.py, the eager reference.
 #include "attention.h"
+#include "processor.h"
 
 #include <algorithm>
 #include <atomic>
@@ -28,12 +29,8 @@ using executorch::runtime::KernelRuntimeContext;
 const Loops* find_loops(const char* isa) {
   const auto fits = [&](const char* name) { return isa == nullptr || std::strcmp(isa, name) == 0; };
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (has_avx512 && fits("avx512")) return &avx512::loops;
-  if (has_avx2 && fits("avx2")) return &avx2::loops;
+  if (has_avx512() && fits("avx512")) return &avx512::loops;
+  if (has_avx2() && fits("avx2")) return &avx2::loops;
 #endif
   return fits("baseline") ? &baseline::loops : nullptr;
 }

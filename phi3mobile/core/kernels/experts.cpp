@@ -1,4 +1,5 @@
 #include "experts.h"
+#include "processor.h"
 
 #include <algorithm>
 #include <cmath>
@@ -23,12 +24,6 @@ void share(int64_t count, int64_t grain, const Work& work) {
     work(0, count);
   }
 }
-
-#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__)
-#define P3M_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define P3M_CLONES
-#endif
 
 // silu(gate) * up. exp is a polynomial on a reduced argument, so that the loop has no call and no branch; this file is compiled
 // without contraction, so a value does not depend on its place.
@@ -132,6 +127,20 @@ std::unique_ptr<Experts> Experts::open(const std::string& path, uint64_t budget,
   return made;
 }
 
+// work(place among experts, tile, slots, count) for every tile of each expert, shared among the threads, at most kRows slots at
+// a time. multiplied: multiply-adds of a tile with one row.
+template <class Work>
+void Experts::over_tiles(const std::vector<int>& experts, int64_t tiles, int64_t multiplied, const Work& work) {
+  share(int64_t(experts.size()) * tiles, 1 + kWorthWaking / multiplied, [&](int64_t first, int64_t end) {
+    for (int64_t item = first; item < end; ++item) {
+      const auto& slots = slots_[experts[item / tiles]];
+      for (int64_t at = 0; at < int64_t(slots.size()); at += kRows) {
+        work(item / tiles, item % tiles, slots.data() + at, std::min(kRows, int64_t(slots.size()) - at));
+      }
+    }
+  });
+}
+
 // [gate and up] of each expert times its rows, and silu(gate) * up -> active_.
 std::string Experts::gate_and_up(const std::vector<int>& experts) {
   const ExpertHeader& h = file_->header();
@@ -141,22 +150,16 @@ std::string Experts::gate_and_up(const std::vector<int>& experts) {
     weights.push_back(static_cast<const uint8_t*>(file_->w13(expert)));
     if (!weights.back()) return file_->error();
   }
-  share(int64_t(experts.size()) * tiles, 1 + kWorthWaking / (2 * kTile * h.hidden), [&](int64_t first, int64_t end) {
+  over_tiles(experts, tiles, 2 * kTile * h.hidden, [&](int64_t expert, int64_t tile, const int64_t* slots, int64_t count) {
     CodedRow rows[kRows];
     float gate[kRows * kTile], up[kRows * kTile];
-    for (int64_t item = first; item < end; ++item) {
-      const auto& slots = slots_[experts[item / tiles]];
-      const uint8_t* tile = weights[item / tiles] + item % tiles * step;
-      const int64_t column = item % tiles * kTile, columns = std::min(kTile, inner - column);
-      for (int64_t at = 0; at < int64_t(slots.size()); at += kRows) {
-        const int64_t count = std::min(kRows, int64_t(slots.size()) - at);
-        for (int64_t i = 0; i < count; ++i) rows[i] = coded_.rows[slots[at + i] / used_];
-        multiply_tile(tile, h.hidden, h.group13, rows, count, gate);
-        multiply_tile(tile + tiles * step, h.hidden, h.group13, rows, count, up);
-        for (int64_t i = 0; i < count; ++i) {
-          swiglu(gate + i * kTile, up + i * kTile, columns, active_.data() + slots[at + i] * inner + column);
-        }
-      }
+    const uint8_t* at = weights[expert] + tile * step;
+    const int64_t column = tile * kTile, columns = std::min(kTile, inner - column);
+    for (int64_t i = 0; i < count; ++i) rows[i] = coded_.rows[slots[i] / used_];
+    multiply_tile(at, h.hidden, h.group13, rows, count, gate);
+    multiply_tile(at + tiles * step, h.hidden, h.group13, rows, count, up);
+    for (int64_t i = 0; i < count; ++i) {
+      swiglu(gate + i * kTile, up + i * kTile, columns, active_.data() + slots[i] * inner + column);
     }
   });
   return "";
@@ -171,21 +174,14 @@ std::string Experts::down(const std::vector<int>& experts) {
     weights.push_back(static_cast<const uint8_t*>(file_->w2(expert)));
     if (!weights.back()) return file_->error();
   }
-  share(int64_t(experts.size()) * tiles, 1 + kWorthWaking / (kTile * h.inner), [&](int64_t first, int64_t end) {
+  over_tiles(experts, tiles, kTile * h.inner, [&](int64_t expert, int64_t tile, const int64_t* slots, int64_t count) {
     CodedRow rows[kRows];
     float out[kRows * kTile];
-    for (int64_t item = first; item < end; ++item) {
-      const auto& slots = slots_[experts[item / tiles]];
-      const uint8_t* tile = weights[item / tiles] + item % tiles * step;
-      const int64_t column = item % tiles * kTile, columns = std::min(kTile, hidden - column);
-      for (int64_t at = 0; at < int64_t(slots.size()); at += kRows) {
-        const int64_t count = std::min(kRows, int64_t(slots.size()) - at);
-        for (int64_t i = 0; i < count; ++i) rows[i] = coded_active_.rows[slots[at + i]];
-        multiply_tile(tile, h.inner, h.group2, rows, count, out);
-        for (int64_t i = 0; i < count; ++i) {
-          std::memcpy(results_.data() + slots[at + i] * hidden + column, out + i * kTile, size_t(columns) * 4);
-        }
-      }
+    const int64_t column = tile * kTile, columns = std::min(kTile, hidden - column);
+    for (int64_t i = 0; i < count; ++i) rows[i] = coded_active_.rows[slots[i]];
+    multiply_tile(weights[expert] + tile * step, h.inner, h.group2, rows, count, out);
+    for (int64_t i = 0; i < count; ++i) {
+      std::memcpy(results_.data() + slots[i] * hidden + column, out + i * kTile, size_t(columns) * 4);
     }
   });
   return "";

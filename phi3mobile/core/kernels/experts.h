@@ -48,6 +48,8 @@ class Experts {
  private:
   Experts() = default;
   std::string compute(const std::vector<int>& experts);
+  template <class Work>
+  void over_tiles(const std::vector<int>& experts, int64_t tiles, int64_t multiplied, const Work& work);
   std::string gate_and_up(const std::vector<int>& experts);
   std::string down(const std::vector<int>& experts);
 

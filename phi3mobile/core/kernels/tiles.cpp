@@ -1,4 +1,5 @@
 #include "tiles.h"
+#include "processor.h"
 
 #include <algorithm>
 #include <atomic>
@@ -271,12 +272,6 @@ bool has_dotprod() {
 }
 #endif
 
-#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__)
-#define P3M_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define P3M_CLONES
-#endif
-
 // Half to even, without a call; |x| is at most 2**22 here.
 inline float rounded(float x) {
   constexpr float shift = 12582912.0f;
@@ -311,12 +306,8 @@ using Multiply = void (*)(const View& tile, const CodedRow* rows, int64_t count,
 Multiply find(const char* isa) {
   [[maybe_unused]] const auto up_to = [&](const char* name) { return isa == nullptr || std::strcmp(isa, name) == 0; };
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (has_avx512 && __builtin_cpu_supports("avx512vnni") && up_to("avx512")) return vnni;
-  if (has_avx2 && (up_to("avx512") || up_to("avx2"))) return avx2;
+  if (has_avx512() && __builtin_cpu_supports("avx512vnni") && up_to("avx512")) return vnni;
+  if (has_avx2() && (up_to("avx512") || up_to("avx2"))) return avx2;
 #elif defined(__aarch64__)
   if (isa == nullptr && has_dotprod()) return dotprod;
 #endif
