@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 Once = Callable[[str, Callable[[Path], object]], Path]
 
@@ -19,6 +20,9 @@ logging.raiseExceptions = False  # a library's handler holds the captured stderr
 # takes file names that are not UTF-8.
 os.environ.setdefault("KIVY_NO_FILELOG", "1")
 logging.getLogger("fsspec").setLevel(logging.WARNING)
+# In a fresh clone hypothesis first makes its tables of Unicode: seconds on a slow machine, which it takes for a slow strategy.
+settings.register_profile("any machine", suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")
