@@ -114,7 +114,7 @@ def _manifest(plan: ExportPlan, written: Written, folder: Path, quality: dict[st
     if written.vision is not None:
         weights += sum((folder / written.vision[part]).stat().st_size for part in ("program", "separators"))
     return {
-        "name": Path(plan.source).resolve().name.removesuffix(".gguf"),
+        "name": plan.name,
         "family": config.family,
         "engine": plan.target.engine(plan.recipe),
         "weights_mapped": plan.target.weights_mapped(plan.recipe),

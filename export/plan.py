@@ -35,6 +35,11 @@ MOST_OF_FOUR = 5.0  # bits a weight, scales included, of a type that 4 bits may 
 MARGIN = 64 << 20  # bytes of disk besides what the target asks for
 
 
+def model_name(source: str) -> str:
+    """A source's last part, a GGUF file's without its ending."""
+    return Path(source).resolve().name.removesuffix(".gguf")
+
+
 @dataclass(frozen=True)
 class ExportPlan:
     """One export, all decided; build.py carries it out."""
@@ -57,6 +62,11 @@ class ExportPlan:
     notes: list[str]  # what was decided that a user should know
     space: int  # bytes of disk that it takes at most
     experts_memory: int | None = None  # bytes, the bundle's default for a mixture's experts; None: all that they need
+
+    @property
+    def name(self) -> str:
+        """Of the model, for people: the source's last part."""
+        return model_name(self.source)
 
     @property
     def config(self) -> DecoderConfig:

@@ -32,12 +32,12 @@ def run(args: argparse.Namespace) -> None:
     from phi3mobile.quiet import quiet
     from phi3mobile.screen import print_card, print_json, progress_bar
 
-    out = args.out or Path(f"{Path(args.source).resolve().name.removesuffix('.gguf')}.{args.recipe}.bundle")
     start = time.perf_counter()
     with quiet():
         from phi3mobile.export.build import write_bundle
-        from phi3mobile.export.plan import plan_export
+        from phi3mobile.export.plan import model_name, plan_export
 
+        out = args.out or Path(f"{model_name(args.source)}.{args.recipe}.bundle")
         plan = plan_export(
             args.source,
             out,

@@ -36,7 +36,7 @@ def write_package(folder: Path, plan: ExportPlan) -> None:
         for path in filter(Path.is_file, folder.glob(pattern)):
             shutil.copyfile(path, own / path.name)
     _write(own / "tokenizer_config.json", tokenizer_config(folder, plan.eos, plan.chat["template"]))
-    name = Path(plan.source).name
+    name = plan.name
     language = {
         "tokenizer": name,
         "vocab_size": plan.config.vocab_size,
