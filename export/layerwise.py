@@ -162,7 +162,7 @@ class _Layer:
         self.norm = self.head = None
         if index == packed.config.num_hidden_layers - 1:
             self.norm = load_norm(packed.config, packed.vector)
-            self.head = QuantizedLinear(packed.matrix(HEAD), packed.recipe.exact_sums)
+            self.head = QuantizedLinear(packed.matrix(HEAD), packed.recipe.activation_group)
 
     def expected(self, forward: Forward, moved: bool = False) -> torch.Tensor:
         """What the layer adds, or the logits of the ids that are said. moved: with an input a little off."""

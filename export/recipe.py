@@ -40,9 +40,9 @@ class Recipe:
     chunk: int = 128  # tokens of one prefill step: enough to be compute bound, small enough for 16 MB of mini's logits
 
     @property
-    def exact_sums(self) -> bool:
-        """Whether its programs take the sums of inputs that offsets of weights meet as they are (QuantizedLinear)."""
-        return False
+    def activation_group(self) -> int | None:
+        """Columns of an input that its programs round to int8 together; None: a whole row (models.quantized)."""
+        return None
 
     def form_of(self, role: str, width: int) -> Form:
         """How a matrix of that role (models.tensors) with rows of `width` columns is packed. The group of 8 bit is the row."""

@@ -63,6 +63,11 @@ def rounded_demo(checkpoint: Path, bundle: Path, recipe: str) -> Path:
     return export(checkpoint, bundle, recipe, method="rtn", accept_quality=True)
 
 
+def psnr_of_rows(reference: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Of each row: what lies between two codes may be rounded otherwise, which shows in its row and later ones."""
+    return np.array([psnr(*pair) for pair in zip(reference, values, strict=True)])
+
+
 def psnr(reference: np.ndarray, values: np.ndarray) -> float:
     """Peak signal to noise ratio in dB, the peak being the reference's greatest magnitude."""
     error = np.square(np.asarray(reference, np.float64) - values).mean()

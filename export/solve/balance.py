@@ -30,7 +30,14 @@ _TRIED = 1024  # tokens that a power is tried on
 FormOf = Callable[[str], Form]  # of a matrix, by its name in the model
 
 
-def balance(config: DecoderConfig, layer: Halves, index: int, inputs: dict[str, torch.Tensor], form_of: FormOf) -> None:
+def balance(
+    config: DecoderConfig,
+    layer: Halves,
+    index: int,
+    inputs: dict[str, torch.Tensor],
+    form_of: FormOf,
+    activation_group: int | None = None,
+) -> None:
     """Scale float layer `index` in place, and `inputs` [B, T, K] of its linears by name with it.
 
     A linear is scaled where what it multiplies comes from: a norm, or the rows of the linear before it that a factor passes
@@ -48,7 +55,7 @@ def balance(config: DecoderConfig, layer: Halves, index: int, inputs: dict[str, 
     def scaled(role: str, shared: tuple[int, ...] | None = None) -> torch.Tensor:
         tensor, linear = config.tensor(role, index), linear_of(role)
         name = in_layer(tensor)
-        sizes = best_sizes(linear.weight, inputs[name], form_of(tensor.name), shared)
+        sizes = best_sizes(linear.weight, inputs[name], form_of(tensor.name), shared, activation_group)
         linear.weight = _times(linear.weight, sizes)
         inputs[name] = inputs[name] / sizes
         return sizes
@@ -77,7 +84,13 @@ def divide(norm: nn.Module, sizes: torch.Tensor) -> None:
         setattr(norm, name, _times(value, 1 / sizes))
 
 
-def best_sizes(weight: torch.Tensor, seen: torch.Tensor, form: Form, shared: tuple[int, ...] | None = None) -> torch.Tensor:
+def best_sizes(
+    weight: torch.Tensor,
+    seen: torch.Tensor,
+    form: Form,
+    shared: tuple[int, ...] | None = None,
+    activation_group: int | None = None,
+) -> torch.Tensor:
     """The sizes [K] with the least error of weight [N, K] times `seen` [B, T, K] / sizes, when both are rounded.
 
     Groups with offsets may fit their weights almost exactly: then one size for all columns of a group spares them.
@@ -95,7 +108,7 @@ def best_sizes(weight: torch.Tensor, seen: torch.Tensor, form: Form, shared: tup
     tries += [(together, exponent) for exponent in TOGETHER] if form.offsets else []
     for own, exponent in tries:
         sizes = _sizes(own, exponent).expand(shared or own.shape).flatten()
-        found = functional.linear(rounded(sample / sizes), quantize(weight * sizes, *form).dequantized())
+        found = functional.linear(rounded(sample / sizes, activation_group), quantize(weight * sizes, *form).dequantized())
         tried.append((float(((found - exact).square().sum(-1) / signal).mean()), sizes))
     return min(tried, key=lambda one: one[0])[1]
 

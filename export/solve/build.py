@@ -161,7 +161,9 @@ def solve_into(
     if tower is not None:
         progress("pictures", 0, 1)
     seen = (None, None) if tower is None else picture_rows(checkpoint, tower, text.pictures)
-    measured = solve_checkpoint(checkpoint, folder, wanted.matrix_form, text.tokens, card, progress, seen)
+    measured = solve_checkpoint(
+        checkpoint, folder, wanted.matrix_form, text.tokens, card, progress, seen, recipe.activation_group
+    )
     quality = {
         "method": "gptq",
         "rotated": isinstance(checkpoint, Rotated),

@@ -22,9 +22,16 @@ _TOKENS = 256  # of logits at once
 class Card:
     """Two streams of hidden states of the same tokens int64 [B, T]: through the float model and through the quantized one."""
 
-    def __init__(self, config: DecoderConfig, tokens: torch.Tensor, exact: torch.Tensor, quantized: torch.Tensor) -> None:
-        """exact, quantized: embedded tokens [B, T, D]."""
-        self.config, self.tokens = config, tokens
+    def __init__(
+        self,
+        config: DecoderConfig,
+        tokens: torch.Tensor,
+        exact: torch.Tensor,
+        quantized: torch.Tensor,
+        activation_group: int | None = None,
+    ) -> None:
+        """exact, quantized: embedded tokens [B, T, D]. activation_group: the recipe's."""
+        self.config, self.tokens, self.activation_group = config, tokens, activation_group
         self.exact, self.quantized = exact * config.embedding_multiplier, quantized * config.embedding_multiplier
         self.layers_db: list[float] = []
         self._experts: dict[str, int] = {}
@@ -56,7 +63,7 @@ class Card:
 
         norm, head: the float model's; packed_norm, packed: the quantized one's; bias: the head's, in both.
         """
-        exact, quantized = norm(self.exact), rounded(packed_norm(self.quantized))
+        exact, quantized = norm(self.exact), rounded(packed_norm(self.quantized), self.activation_group)
         found = compare(self.config, self.tokens, exact, head, quantized, packed.dequantized(), bias)
         return {
             "tokens": self.tokens[:, 1:].numel(),

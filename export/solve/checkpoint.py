@@ -51,10 +51,12 @@ def solve_checkpoint(
     card_tokens: torch.Tensor,
     progress: Progress = silent,
     seen: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
+    activation_group: int | None = None,
 ) -> dict[str, Any]:
     """Solve every matrix on calibration `tokens` int64 [B, T], write `folder` (which exists) and measure the quality card.
 
-    seen: rows of pictures [P, R, D] that they are solved on too, in the float model and in the quantized one.
+    seen: rows of pictures [P, R, D] that they are solved on too, in the float model and in the quantized one. activation_group:
+    the recipe's.
 
     Parts that are in the folder already are taken over: a killed run goes on. Raises InputError for weights or hidden states
     that are not finite, naming the tensor or layer.
@@ -64,7 +66,7 @@ def solve_checkpoint(
     table = weights(EMBEDDING)
     packed = _kept(folder / "packed-embedding.safetensors", lambda: {EMBEDDING: quantize(table, *form_of(EMBEDDING))})
     embed = QuantizedEmbedding(matrix_of(packed, EMBEDDING))
-    card = Card(config, card_tokens, functional.embedding(card_tokens, table), embed(card_tokens))
+    card = Card(config, card_tokens, functional.embedding(card_tokens, table), embed(card_tokens), activation_group)
     exact = beside(functional.embedding(tokens, table) * config.embedding_multiplier, seen[0])
     x = beside(embed(tokens) * config.embedding_multiplier, seen[1])
     for index in range(layers):
@@ -77,10 +79,10 @@ def solve_checkpoint(
         if not path.exists() and (trained := on_grid(layer, index, form_of)):
             write_part(path, _vectors(layer, index) | trained)
         if path.exists():
-            take_over(layer, index, read_part(path))
+            take_over(layer, index, read_part(path), activation_group)
             x = run_layer(config, layer, index, x)
         else:
-            balance(config, layer, index, inputs, form_of)
+            balance(config, layer, index, inputs, form_of, activation_group)
             vectors = _vectors(layer, index)  # before the linears, whose biases are among them, are replaced
             matrices, x = solve_layer(
                 config,
@@ -91,19 +93,20 @@ def solve_checkpoint(
                 lambda name, weight, hessian: solve(weight, hessian, *form_of(name)),
                 chosen,
                 lambda name, weight: quantize(weight, *form_of(name)),
+                activation_group,
             )
             write_part(path, vectors | matrices)
         card.through_quantized(layer, index)
     progress("solve layers", layers, layers + 1)
     head = weights(HEAD)
-    packed = _kept(folder / "packed-end.safetensors", lambda: _end(config, x, weights, head, form_of(HEAD)))
+    packed = _kept(folder / "packed-end.safetensors", lambda: _end(config, x, weights, head, form_of(HEAD), activation_group))
     packed_norm = load_norm(config, partial(vector_of, packed))
     bias = None if config.head_bias is None else weights(config.head_bias)
     return card.finish(load_norm(config, weights), head, packed_norm, matrix_of(packed, HEAD), bias)
 
 
 def _end(
-    config: DecoderConfig, x: torch.Tensor, weights: Weights, head: torch.Tensor, bits: Form
+    config: DecoderConfig, x: torch.Tensor, weights: Weights, head: torch.Tensor, bits: Form, activation_group: int | None
 ) -> dict[str, Packed | torch.Tensor]:
     """Final norm and head, solved on the hidden states x [B, T, D].
 
@@ -111,10 +114,10 @@ def _end(
     """
     norm, packed = load_norm(config, weights), quantize(head, *bits)
     if not (_rounds_to(packed, head) or (config.tie_word_embeddings and bits.bits == 8)):
-        sizes = best_sizes(head, norm(x), bits)
+        sizes = best_sizes(head, norm(x), bits, activation_group=activation_group)
         divide(norm, sizes)
         if bits.bits == 4:
-            seen = rounded(norm(x))
+            seen = rounded(norm(x), activation_group)
             packed = solve(head * sizes, products(seen, seen, torch.ones(1)), *bits)
         else:
             packed = quantize(head * sizes, *bits)
@@ -159,13 +162,13 @@ def _rounds_to(packed: Packed, weight: torch.Tensor) -> bool:
     return torch.allclose(packed.dequantized(), weight, rtol=1e-4, atol=1e-7)
 
 
-def take_over(layer: Halves, index: int, packed: dict[str, Packed | torch.Tensor], exact_sums: bool = False) -> None:
+def take_over(layer: Halves, index: int, packed: dict[str, Packed | torch.Tensor], activation_group: int | None = None) -> None:
     """Give a float layer the integers of an earlier run, and the norms that go with them."""
     for name, vector in _kept_float(layer).items():
         vector.data = vector_of(packed, f"model.layers.{index}.{name}")
     for name, linear in list(layer.named_modules()):
         if isinstance(linear, nn.Linear):
             owner, _, attribute = name.rpartition(".")
-            module = QuantizedLinear(matrix_of(packed, f"model.layers.{index}.{name}.weight"), exact_sums)
+            module = QuantizedLinear(matrix_of(packed, f"model.layers.{index}.{name}.weight"), activation_group)
             module.bias = linear.bias
             setattr(layer.get_submodule(owner), attribute, module)

@@ -126,7 +126,13 @@ def keep_checkpoint(
     table = weights(EMBEDDING)
     packed = keeping.table(EMBEDDING, table)
     write_part(folder / "packed-embedding.safetensors", {EMBEDDING: packed})
-    card = Card(config, card_tokens, functional.embedding(card_tokens, table), QuantizedEmbedding(packed)(card_tokens))
+    card = Card(
+        config,
+        card_tokens,
+        functional.embedding(card_tokens, table),
+        QuantizedEmbedding(packed)(card_tokens),
+        recipe.activation_group,
+    )
     exact = functional.embedding(tokens, table) * config.embedding_multiplier
     for index in range(config.num_hidden_layers):
         progress("keep layers", index, config.num_hidden_layers)
@@ -137,7 +143,7 @@ def keep_checkpoint(
             card.count_experts(chosen, config)
         part = kept_layer(keeping, layer, index, inputs)
         write_part(folder / f"packed-layer-{index:03}.safetensors", part)
-        take_over(layer, index, part, recipe.exact_sums)
+        take_over(layer, index, part, recipe.activation_group)
         card.through_quantized(layer, index)
     head = weights(HEAD)
     end = _end(keeping, head, exact)
@@ -181,11 +187,14 @@ def kept_layer(keeping: Keeping, layer: Halves, index: int, inputs: dict[str, to
 
 
 def _sizes(keeping: Keeping, tensor: Tensor, weight: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Of columns: alike in each group of a 4-bit matrix, one each where it is rounded to 8 bits anyway."""
-    form = keeping.fits(tensor.name)
+    """Of columns: alike in each group of a 4-bit matrix, one each where it is rounded to 8 bits anyway.
+
+    Where inputs are rounded in groups themselves, nothing is gained by dividing whole ones.
+    """
+    form, together = keeping.fits(tensor.name), keeping.recipe.activation_group
     if form is None:
-        return best_sizes(weight, seen, Form(8, tensor.shape[1]))
-    return group_sizes(weight, seen, form.group) if form.bits == 4 else torch.ones(tensor.shape[1])
+        return best_sizes(weight, seen, Form(8, tensor.shape[1]), activation_group=together)
+    return group_sizes(weight, seen, form.group) if form.bits == 4 and together is None else torch.ones(tensor.shape[1])
 
 
 def _end(keeping: Keeping, head: torch.Tensor, exact: torch.Tensor) -> Part:
@@ -195,7 +204,9 @@ def _end(keeping: Keeping, head: torch.Tensor, exact: torch.Tensor) -> Part:
     packed, sizes = keeping.exactly(HEAD), None
     kept = packed is not None and packed.form == recipe.form_of(config.role(HEAD), width)
     if not kept and not (config.tie_word_embeddings and target_of(recipe).one_table):
-        sizes = best_sizes(head[::_HEAD_ROWS], norm(exact), recipe.form_of(config.role(HEAD), width))
+        sizes = best_sizes(
+            head[::_HEAD_ROWS], norm(exact), recipe.form_of(config.role(HEAD), width), activation_group=recipe.activation_group
+        )
         divide(norm, sizes)
     found: Part = {f"{config.tensor(FINAL_NORM).module}.{key}": value.data for key, value in norm.named_parameters()}
     bias = {} if config.head_bias is None else {config.head_bias: keeping.checkpoint.tensor(config.head_bias)}

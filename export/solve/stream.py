@@ -22,7 +22,7 @@ from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.finite import is_finite
 from phi3mobile.models.modules import Halves
 from phi3mobile.models.modules import norm as new_norm
-from phi3mobile.models.quantized import Packed, QuantizedLinear
+from phi3mobile.models.quantized import Packed, QuantizedLinear, quantize_activation
 from phi3mobile.models.registry import family_of
 from phi3mobile.models.rope import rope_tables
 from phi3mobile.models.tensors import ATTENTION_NORM, FINAL_NORM, MLP_NORM, in_layer
@@ -47,22 +47,24 @@ class Solving(nn.Module):
         solve: Solve,
         power: Power,
         weights: Callable[[], torch.Tensor] | None = None,
+        activation_group: int | None = None,
     ) -> None:
-        """weights: of its own tokens [B, T], where it does not see all."""
+        """weights: of its own tokens [B, T], where it does not see all. activation_group: quantize_activation's."""
         super().__init__()
+        self.activation_group = activation_group
         self.name, self.linear, self.exact, self.solve, self.power = name, linear, exact, solve, power
         self.weights = weights or (lambda: power.weights)
         self.packed: Packed | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         require_finite(f"what {self.name} multiplies", x)
-        x = rounded(x)
+        x = rounded(x, self.activation_group)
         if self.packed is None:
             weights, seen = self.weights(), x.view(-1, *x.shape[-2:])  # an expert's tokens are [n, K]
             hessian = products(seen, seen, weights)
             weight = matched(self.linear.weight, hessian, products(seen, self.exact.view_as(seen) - seen, weights))
             self.packed = self.solve(self.name, weight, hessian)
-            self.quantized = QuantizedLinear(replace(self.packed, bias=self.linear.bias))
+            self.quantized = QuantizedLinear(replace(self.packed, bias=self.linear.bias), self.activation_group)
             del self.linear.weight, self.exact  # nobody reads them again
         return self.quantized.of_rounded(x)
 
@@ -87,8 +89,10 @@ def require_finite(what: str, x: torch.Tensor) -> None:
         raise InputError(f"{what} is not finite (NaN or infinity): the checkpoint is damaged")
 
 
-def rounded(x: torch.Tensor) -> torch.Tensor:
-    """models.quantized.quantize_activation in two passes over x [B, T, K]: int8 per token, asymmetric."""
+def rounded(x: torch.Tensor, group: int | None = None) -> torch.Tensor:
+    """models.quantized.quantize_activation; of whole rows in two passes over x [B, T, K]."""
+    if group is not None:
+        return quantize_activation(x, group)
     tokens = x.flatten(0, -2)
     low, high = tokens.amin(-1).clamp_(max=0), tokens.amax(-1).clamp_(min=0)
     scale = ((high - low) / 255).clamp_(min=torch.finfo(torch.float32).eps)
@@ -168,6 +172,7 @@ def solve_layer(
     solve: Solve,
     chosen: Recorded | None = None,
     round_only: Callable[[str, torch.Tensor], Packed] | None = None,
+    activation_group: int | None = None,
 ) -> tuple[dict[str, Packed], torch.Tensor]:
     """Solve a float layer in place on hidden states x [B, T, D]: its matrices by name, and the hidden states behind it.
 
@@ -191,11 +196,11 @@ def solve_layer(
             rows = chosen.rows(expert)
             if seen is None or len(rows) < FEWEST:
                 solved[full] = round_only(full, linear.weight)
-                setattr(layer.get_submodule(owner), attribute, QuantizedLinear(solved[full]))
+                setattr(layer.get_submodule(owner), attribute, QuantizedLinear(solved[full], activation_group))
                 continue
             weights = partial(_of_rows, power, rows)
         assert seen is not None, f"{full} saw no tokens"
-        solving[full] = Solving(full, linear, seen, solve, power, weights)
+        solving[full] = Solving(full, linear, seen, solve, power, weights, activation_group)
         setattr(layer.get_submodule(owner), attribute, solving[full])
     if mixture is not None:
         assert chosen is not None, f"layer {index}: nothing says where its tokens go"

@@ -16,7 +16,7 @@ from phi3mobile.engines.tiles import TileForm
 
 ALIGN = 16384
 HEADER = struct.Struct("<4s9I3Q")
-MAGIC, VERSION = b"P3ME", 2
+MAGIC, VERSION = b"P3ME", 3
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import numpy as np
 
 TILE = 16  # rows
 CODES = 32  # columns of 4 bits that lie together
-MOST_SUMMED = 128  # columns of a group with offsets
 
 
 @dataclass(frozen=True)
@@ -26,10 +25,10 @@ class TileForm:
 
     @property
     def parts(self) -> list[int]:
-        """Bytes of a tile's sums, scales, then with offsets steps and their codes, then codes."""
+        """Bytes of a tile's scales, with offsets steps and their codes, codes."""
         scales = TILE * 4 if self.bits == 8 else _lines(self.groups * TILE * 2)
-        offsets = [TILE * 4, _lines(-(-self.groups // 2) * 2 * TILE)] if self.offsets else []
-        return [TILE * 4, scales, *offsets, TILE * self.width * self.bits // 8]
+        offsets = [TILE * 4, _lines(self.groups * TILE)] if self.offsets else []
+        return [scales, *offsets, TILE * self.width * self.bits // 8]
 
     def matrix_bytes(self, rows: int) -> int:
         return -(-rows // TILE) * sum(self.parts)
@@ -55,12 +54,9 @@ def to_tiles(form: TileForm, matrix: Codes) -> np.ndarray:
         return np.pad(values, ((0, tiles * TILE - rows), (0, 0)), constant_values=with_) if rows % TILE else values
 
     codes, scales = padded(matrix.codes, 8 if form.bits == 4 else 0), padded(matrix.scales)
-    values = scales if form.bits == 8 else (scales.astype(np.uint32) << 16).view(np.float32)
-    summed = codes.reshape(tiles * TILE, form.groups, form.group).sum(2, dtype=np.int32)
-    sums = ((summed - (8 * form.group if form.bits == 4 else 0)) * values.astype(np.float64)).sum(1)
-    parts = [sums.astype(np.float32).reshape(tiles, TILE), _by_group(scales, tiles)]
+    parts = [_by_group(scales, tiles)]
     if matrix.offsets is not None and matrix.steps is not None:
-        parts += [_by_group(padded(matrix.steps), tiles), _in_pairs(padded(matrix.offsets), tiles)]
+        parts += [_by_group(padded(matrix.steps), tiles), _by_group(padded(matrix.offsets), tiles)]
     made = np.empty((tiles, sum(form.parts)), np.uint8)
     at = 0
     for part, size in zip([*parts, _mixed(form, codes)], form.parts, strict=True):
@@ -73,7 +69,7 @@ def to_tiles(form: TileForm, matrix: Codes) -> np.ndarray:
 def from_tiles(form: TileForm, data: np.ndarray, rows: int) -> Codes:
     """to_tiles' other way."""
     tiles = data.reshape(-1, sum(form.parts))
-    _, scales, *offsets, codes = np.split(tiles, np.cumsum(form.parts)[:-1], axis=1)
+    scales, *offsets, codes = np.split(tiles, np.cumsum(form.parts)[:-1], axis=1)
 
     def by_row(part: np.ndarray, dtype: str, width: int) -> np.ndarray:
         values = np.ascontiguousarray(part).view(dtype)[:, : TILE * width]
@@ -82,7 +78,7 @@ def from_tiles(form: TileForm, data: np.ndarray, rows: int) -> Codes:
     return Codes(
         _unmixed(form, codes)[:rows],
         by_row(scales, "<f4", 1) if form.bits == 8 else by_row(scales, "<u2", form.groups),
-        _out_of_pairs(form, offsets[1])[:rows] if offsets else None,
+        by_row(offsets[1], "i1", form.groups) if offsets else None,
         by_row(offsets[0], "<f4", 1) if offsets else None,
     )
 
@@ -95,18 +91,6 @@ def _lines(size: int) -> int:
 def _by_group(values: np.ndarray, tiles: int) -> np.ndarray:
     """[N, groups] -> [tiles, groups * TILE], a group's values of all rows side by side."""
     return np.ascontiguousarray(values.reshape(tiles, TILE, -1).transpose(0, 2, 1)).reshape(tiles, -1)
-
-
-def _in_pairs(values: np.ndarray, tiles: int) -> np.ndarray:
-    """[N, groups] -> [tiles, bytes], two groups' values of each row side by side."""
-    even = np.pad(values, ((0, 0), (0, values.shape[1] % 2)))
-    return np.ascontiguousarray(even.reshape(tiles, TILE, -1, 2).transpose(0, 2, 1, 3)).reshape(tiles, -1)
-
-
-def _out_of_pairs(form: TileForm, data: np.ndarray) -> np.ndarray:
-    pairs = -(-form.groups // 2)
-    values = np.ascontiguousarray(data[:, : pairs * 2 * TILE]).view(np.int8).reshape(len(data), pairs, TILE, 2)
-    return values.transpose(0, 2, 1, 3).reshape(-1, pairs * 2)[:, : form.groups]
 
 
 def _mixed(form: TileForm, codes: np.ndarray) -> np.ndarray:

@@ -76,11 +76,21 @@ def pack_nibbles(codes: torch.Tensor) -> torch.Tensor:
     return shifted[:, 0::2] | (shifted[:, 1::2] << 4)
 
 
-def quantize_activation(x: torch.Tensor) -> torch.Tensor:
-    """x [..., K] as the kernels see it: int8 per token, asymmetric, range widened to hold zero; float32 [..., K].
+STEPS = 126.62  # of a group's largest value, as core/kernels/tiles.cpp has it, where it says why
 
-    These are torchao's affine operators, the ones that XNNPACK's lowering recognises.
+
+def quantize_activation(x: torch.Tensor, group: int | None = None) -> torch.Tensor:
+    """x [..., K] as the kernels see it, float32 [..., K].
+
+    group None, XNNPACK's: int8 per token, asymmetric, range widened to hold zero. Else ours: int8 per so many columns
+    of a token, symmetric.
+
+    The former are torchao's affine operators, the ones that XNNPACK's lowering recognises.
     """
+    if group is not None:
+        groups = x.unflatten(-1, (-1, group))
+        scales = (groups.abs().amax(-1, keepdim=True) / STEPS).clamp(min=1e-30)
+        return ((groups * (1 / scales)).round().clamp(-127, 127) * scales).flatten(-2)
     import torchao.quantization.quant_primitives  # noqa: F401  registers torch.ops.torchao.*
 
     block = [1] * (x.dim() - 1) + [x.shape[-1]]
@@ -104,22 +114,22 @@ def group_ones(width: int, group: int) -> torch.Tensor:
 class QuantizedLinear(nn.Module):
     """y = int8(x) @ W^T + bias with packed W, x [..., K] -> [..., N]. The reference of the exported program.
 
-    exact_sums: whether offsets meet the sums of int8(x) as they are; else these are rounded to int8 again.
+    activation_group: quantize_activation's; then offsets meet the sums of int8(x) as they are, else rounded to int8 again.
     """
 
     weight: torch.Tensor
     offsets: torch.Tensor | None
     bias: torch.Tensor | None
 
-    def __init__(self, packed: Packed, exact_sums: bool = False) -> None:
+    def __init__(self, packed: Packed, activation_group: int | None = None) -> None:
         super().__init__()
-        self.group, self.exact_sums = packed.group, exact_sums
+        self.group, self.activation_group = packed.group, activation_group
         self.register_buffer("weight", replace(packed, offsets=None).dequantized(), persistent=False)
         self.register_buffer("offsets", packed.offsets.dequantized() if packed.offsets else None, persistent=False)
         self.register_buffer("bias", packed.bias, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.of_rounded(quantize_activation(x))
+        return self.of_rounded(quantize_activation(x, self.activation_group))
 
     def of_rounded(self, x: torch.Tensor) -> torch.Tensor:
         """Of x that is int8 already."""
@@ -127,7 +137,7 @@ class QuantizedLinear(nn.Module):
         if self.offsets is None:
             return y
         sums = group_sums(x, self.group)
-        return y + functional.linear(sums if self.exact_sums else quantize_activation(sums), self.offsets)
+        return y + functional.linear(sums if self.activation_group else quantize_activation(sums), self.offsets)
 
 
 class QuantizedEmbedding(nn.Module):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exported import psnr
+from exported import psnr_of_rows
 from tiny import random_tokens
 
 from phi3mobile.bundle import open_bundle
@@ -50,7 +50,8 @@ def test_the_kernel_computes_what_torch_does(isa: str | None, bundle, checkpoint
         packed = load_packed(PackedModel(open_checkpoint(checkpoint_of("moe-tiny")), find_recipe(RECIPE)))
         tokens = random_tokens(packed.config, 40)
         engine = open_native(bundle)
-        assert psnr(packed(tokens)[0].numpy(), engine.forward(tokens[0].numpy(), 0)) > 90
+        rows = psnr_of_rows(packed(tokens)[0].numpy(), engine.forward(tokens[0].numpy(), 0))
+        assert np.quantile(rows, 0.9) > 110 and rows.min() > 40
         engine.close()
     finally:
         library.p3m_use_isa(None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from exported import psnr
+from exported import psnr_of_rows
 from tiny import random_tokens
 
 from phi3mobile.bundle import Bundle, open_bundle
@@ -55,7 +55,8 @@ def test_every_form_computes_what_torch_does(checkpoint_of, bundle, tmp_path):
     tokens = random_tokens(packed.config, 40)
     to_executorch(packed, tmp_path / "a.pte", bundle.info.max_context, bundle.info.max_chunk, [2])
     engine = NativeEngine(tmp_path / "a.pte", bundle.info, None)
-    assert psnr(load_packed(packed)(tokens)[0].numpy(), engine.forward(tokens[0].numpy(), 0)) > 90
+    rows = psnr_of_rows(load_packed(packed)(tokens)[0].numpy(), engine.forward(tokens[0].numpy(), 0))
+    assert np.quantile(rows, 0.9) > 110 and rows.min() > 40
     engine.close()
 
 

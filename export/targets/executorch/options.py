@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from phi3mobile.engines.tiles import CODES
 from phi3mobile.export.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ class ExecutorchRecipe(Recipe):
     grid: tuple[int, int] | None = None
 
     @property
-    def exact_sums(self) -> bool:
-        return self.attention == "native"  # by our own product; XNNPACK's rounds them
+    def activation_group(self) -> int | None:
+        return CODES if self.attention == "native" else None  # by our own product; XNNPACK's takes rows
 
 
 def recipe_of(packed: PackedModel) -> ExecutorchRecipe:

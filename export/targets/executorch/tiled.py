@@ -17,8 +17,7 @@ from executorch.exir._serialize._cord import FileBackedData
 from executorch.exir._serialize._named_data_store import NamedDataStore
 from executorch.exir.lowered_backend_module import LoweredBackendModule
 
-from phi3mobile.engines.tiles import MOST_SUMMED, Codes, TileForm, from_tiles, to_tiles
-from phi3mobile.errors import InputError
+from phi3mobile.engines.tiles import Codes, TileForm, from_tiles, to_tiles
 from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.targets.executorch.segments import FROM_EXPERTS, MIDDLE, START, TO_EXPERTS
 from phi3mobile.export.targets.executorch.stamp import Results, output_shapes, segment_matrices
@@ -115,12 +114,8 @@ def read_layout(data: bytes) -> Layout:
 
 
 def tiles_of(matrix: Packed) -> np.ndarray:
-    """uint8 [n], without the bias. InputError: a form that tiles don't have."""
+    """uint8 [n], without the bias."""
     bits, group, offsets = matrix.form
-    if offsets and group > MOST_SUMMED:
-        raise InputError(
-            f"groups of {group} columns with offsets: at most {MOST_SUMMED}; export for another recipe or use --method rtn"
-        )
     codes, scales = matrix.unpacked().numpy(), matrix.scales.contiguous()
     found = Codes(
         codes if bits == 8 else (codes + 8).view(np.uint8),

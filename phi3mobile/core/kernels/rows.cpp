@@ -47,11 +47,15 @@ inline double summed(int64_t count, const Value& value) {
 
 void CodedRows::size(int64_t count, int64_t row_width) {
   width = row_width;
-  rows.resize(size_t(count)), codes.resize(size_t(count * width)), sums.resize(size_t(count * (width / kCodes)));
+  const size_t blocks = size_t(count * (width / kCodes));
+  rows.resize(size_t(count)), codes.resize(size_t(count * width)), sums.resize(blocks);
+  scales.resize(blocks), values.resize(blocks);
 }
 
 void CodedRows::code(const float* x, int64_t row) {
-  rows[size_t(row)] = code_row(x + row * width, width, codes.data() + row * width, sums.data() + row * (width / kCodes));
+  const int64_t at = row * width, block = row * (width / kCodes);
+  code_row(x + at, width, codes.data() + at, sums.data() + block, scales.data() + block, values.data() + block);
+  rows[size_t(row)] = {codes.data() + at, sums.data() + block, scales.data() + block, values.data() + block};
 }
 
 P3M_CLONES void swiglu(const float* gate, const float* up, int64_t count, float* out) {

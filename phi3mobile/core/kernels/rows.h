@@ -28,6 +28,7 @@ struct CodedRows {
   std::vector<CodedRow> rows;
   std::vector<int8_t> codes;
   std::vector<int32_t> sums;
+  std::vector<float> scales, values;
   int64_t width = 0;
 
   void size(int64_t count, int64_t row_width);

@@ -11,13 +11,16 @@ constexpr int64_t kBlockBytes = kTile * kCodes / 2;  // 4 bit
 
 // The parts of a tile.
 struct View {
-  const float* sums;
-  const uint8_t *scales, *codes;
+  const uint8_t* scales;
+  const float* steps;     // with offsets: of their codes
+  const int8_t* offsets;  // [groups, 16]
+  const uint8_t* codes;
   int64_t width, groups, blocks;  // blocks: of a group
 
   View(const uint8_t* tile, const TileForm& form)
-      : sums(reinterpret_cast<const float*>(tile)),
-        scales(tile + form.scales_at()),
+      : scales(tile),
+        steps(reinterpret_cast<const float*>(tile + form.steps_at())),
+        offsets(reinterpret_cast<const int8_t*>(tile + form.offsets_at())),
         codes(tile + form.codes_at()),
         width(form.width),
         groups(form.groups()),
@@ -27,15 +30,11 @@ struct View {
   const float* row_scales() const { return reinterpret_cast<const float*>(scales); }
 };
 
-// A product of rows by a tile of one width of codes, without offsets: out [count, 16].
+// A product of rows by a tile, out [count, 16]; or what its offsets add to it.
 using Multiply = void (*)(const View& tile, const CodedRow* rows, int64_t count, float* out);
 
-// What offsets add to a row: codes of `pairs` pairs of groups [pairs, 16, 2] times the sums of x [pairs, 2] -> total [16].
-using AddPairs = void (*)(const int8_t* codes, const int16_t* sums, int64_t pairs, int32_t* total);
-
 struct Products {
-  Multiply by4, by8;
-  AddPairs add_pairs;
+  Multiply by4, by8, add_offsets;
 };
 
 // The best that this machine has up to an instruction set, null: up to any; nulls: plain C++.

@@ -24,10 +24,11 @@ float from_bfloat16(uint16_t bits) {
 void multiply_plainly(const View& tile, const CodedRow& row, float* out) {
   float total[kTile] = {};
   for (int64_t g = 0, b = 0; g < tile.groups; ++g) {
-    int32_t sum[kTile] = {};
+    const uint16_t* scales = tile.group_scales(g);
     for (int64_t end = b + tile.blocks; b < end; ++b) {
       const uint8_t* codes = tile.codes + b * kBlockBytes;
       const int8_t* x = row.codes + b * kCodes;
+      int32_t sum[kTile] = {};
       for (int64_t v = 0; v < 4; ++v) {
         for (int64_t n = 0; n < kTile; ++n) {
           for (int64_t i = 0; i < 4; ++i) {
@@ -36,25 +37,36 @@ void multiply_plainly(const View& tile, const CodedRow& row, float* out) {
           }
         }
       }
-      for (int64_t n = 0; n < kTile; ++n) sum[n] -= row.sums[b];
+      for (int64_t n = 0; n < kTile; ++n) {
+        total[n] += float(sum[n] - row.sums[b]) * (from_bfloat16(scales[n]) * row.scales[b]);
+      }
     }
-    const uint16_t* scales = tile.group_scales(g);
-    for (int64_t n = 0; n < kTile; ++n) total[n] += float(sum[n]) * from_bfloat16(scales[n]);
   }
-  for (int64_t n = 0; n < kTile; ++n) out[n] = row.scale * (total[n] - float(row.zero) * tile.sums[n]);
+  std::memcpy(out, total, sizeof total);
 }
 
 void multiply8_plainly(const View& tile, const CodedRow& row, float* out) {
-  int32_t sum[kTile] = {};
-  for (int64_t k = 0; k < tile.width; k += 4) {
-    const auto* codes = reinterpret_cast<const int8_t*>(tile.codes + k * kTile);
-    for (int64_t n = 0; n < kTile; ++n) {
-      for (int64_t i = 0; i < 4; ++i) sum[n] += codes[4 * n + i] * row.codes[k + i];
+  float total[kTile] = {};
+  for (int64_t b = 0; b < tile.width / kCodes; ++b) {
+    int32_t sum[kTile] = {};
+    for (int64_t k = b * kCodes; k < (b + 1) * kCodes; k += 4) {
+      const auto* codes = reinterpret_cast<const int8_t*>(tile.codes + k * kTile);
+      for (int64_t n = 0; n < kTile; ++n) {
+        for (int64_t i = 0; i < 4; ++i) sum[n] += codes[4 * n + i] * row.codes[k + i];
+      }
     }
+    for (int64_t n = 0; n < kTile; ++n) total[n] += float(sum[n]) * row.scales[b];
   }
-  for (int64_t n = 0; n < kTile; ++n) {
-    out[n] = row.scale * (float(sum[n]) * tile.row_scales()[n] - float(row.zero) * tile.sums[n]);
+  for (int64_t n = 0; n < kTile; ++n) out[n] = total[n] * tile.row_scales()[n];
+}
+
+void add_offsets_plainly(const View& tile, const CodedRow& row, float* out) {
+  float total[kTile] = {};
+  for (int64_t b = 0; b < tile.groups * tile.blocks; ++b) {
+    const int8_t* codes = tile.offsets + b / tile.blocks * kTile;
+    for (int64_t n = 0; n < kTile; ++n) total[n] += float(codes[n]) * row.values[b];
   }
+  for (int64_t n = 0; n < kTile; ++n) out[n] += tile.steps[n] * total[n];
 }
 
 template <void (*one)(const View&, const CodedRow&, float*)>
@@ -62,31 +74,9 @@ void baseline(const View& tile, const CodedRow* rows, int64_t count, float* out)
   for (int64_t r = 0; r < count; ++r) one(tile, rows[r], out + r * kTile);
 }
 
-void add_pairs_plainly(const int8_t* codes, const int16_t* sums, int64_t pairs, int32_t* total) {
-  for (int64_t p = 0; p < pairs; ++p, codes += 2 * kTile) {
-    for (int64_t n = 0; n < kTile; ++n) total[n] += codes[2 * n] * sums[2 * p] + codes[2 * n + 1] * sums[2 * p + 1];
-  }
-}
-
-// What the offsets of the groups add to a row: their codes times the sums of the row's groups are whole numbers.
-void add_offsets(const uint8_t* tile, const TileForm& form, AddPairs add_pairs, const CodedRow& row, float* out) {
-  constexpr int64_t kAtOnce = 128;  // groups
-  const auto* steps = reinterpret_cast<const float*>(tile + form.steps_at());
-  const auto* codes = reinterpret_cast<const int8_t*>(tile + form.offsets_at());
-  const int64_t blocks = form.group / kCodes, groups = form.groups();
-  int32_t total[kTile] = {};
-  for (int64_t first = 0; first < groups; first += kAtOnce) {
-    const int64_t count = std::min(kAtOnce, groups - first), pairs = (count + 1) / 2;
-    int16_t sums[kAtOnce] = {};
-    for (int64_t g = 0; g < count; ++g) {
-      int32_t sum = -8 * int32_t(form.group) * row.zero;
-      for (int64_t b = 0; b < blocks; ++b) sum += row.sums[(first + g) * blocks + b];
-      sums[g] = int16_t(sum >> 3);
-    }
-    add_pairs(codes + first * kTile, sums, pairs, total);
-  }
-  for (int64_t n = 0; n < kTile; ++n) out[n] += row.scale * steps[n] * float(total[n]);
-}
+// Of the largest value. Rows of an embedding are small integers times a scale: with 127 many of them would lie between two
+// codes, where the last bit of what came before decides.
+constexpr float kSteps = 126.62f;
 
 // Half to even, without a call; |x| is at most 2**22 here.
 inline float rounded(float x) {
@@ -94,58 +84,40 @@ inline float rounded(float x) {
   return (x + shift) - shift;
 }
 
-P3M_CLONES void range(const float* x, int64_t width, float* least, float* most) {
-  float low[kTile] = {}, high[kTile] = {};
-  for (int64_t k = 0; k < width; k += kTile) {
-    for (int64_t i = 0; i < kTile; ++i) {
-      low[i] = x[k + i] < low[i] ? x[k + i] : low[i];
-      high[i] = x[k + i] > high[i] ? x[k + i] : high[i];
-    }
-  }
-  *least = *std::min_element(low, low + kTile), *most = *std::max_element(high, high + kTile);
-}
-
-P3M_CLONES void encode(const float* x, int64_t width, float inverse, float zero, int8_t* codes, int32_t* sums) {
-  for (int64_t b = 0; b < width / kCodes; ++b) {
-    int32_t sum = 0;
-    for (int64_t k = b * kCodes; k < (b + 1) * kCodes; ++k) {
-      const float code = rounded(x[k] * inverse) + zero;
-      const int32_t clamped = int32_t(code < -128.0f ? -128.0f : code > 127.0f ? 127.0f : code);
-      codes[k] = int8_t(clamped), sum += clamped;
-    }
-    sums[b] = 8 * sum;
-  }
-}
-
 Products find(const char* isa) {
   const Products found = fastest_products(isa);
-  return found.by4 ? found : Products{baseline<multiply_plainly>, baseline<multiply8_plainly>, add_pairs_plainly};
+  if (found.by4) return found;
+  return {baseline<multiply_plainly>, baseline<multiply8_plainly>, baseline<add_offsets_plainly>};
 }
 
-std::atomic<Multiply> by4{find(nullptr).by4}, by8{find(nullptr).by8};
-std::atomic<AddPairs> by_pairs{find(nullptr).add_pairs};
+std::atomic<Multiply> by4{find(nullptr).by4}, by8{find(nullptr).by8}, add_offsets{find(nullptr).add_offsets};
 
 }  // namespace
 
-CodedRow code_row(const float* x, int64_t width, int8_t* codes, int32_t* sums) {
-  float least = 0, most = 0;
-  range(x, width, &least, &most);
-  const float scale = std::max((most - least) / 255.0f, 1.1920929e-7f);
-  const float zero = std::min(std::max(-128.0f - rounded(least / scale), -128.0f), 127.0f);
-  encode(x, width, 1.0f / scale, zero, codes, sums);
-  return {codes, sums, scale, int32_t(zero)};
+P3M_CLONES void code_row(const float* x, int64_t width, int8_t* codes, int32_t* sums, float* scales, float* values) {
+  for (int64_t b = 0; b < width / kCodes; ++b, x += kCodes, codes += kCodes) {
+    float most[8] = {};
+    for (int64_t k = 0; k < kCodes; ++k) most[k % 8] = std::max(most[k % 8], std::fabs(x[k]));
+    const float scale = std::max(*std::max_element(most, most + 8) / kSteps, 1e-30f), inverse = 1.0f / scale;
+    int32_t sum = 0;
+    for (int64_t k = 0; k < kCodes; ++k) {
+      const float code = rounded(x[k] * inverse);
+      const int32_t clamped = int32_t(code < -127.0f ? -127.0f : code > 127.0f ? 127.0f : code);
+      codes[k] = int8_t(clamped), sum += clamped;
+    }
+    sums[b] = 8 * sum, scales[b] = scale, values[b] = scale * float(sum);
+  }
 }
 
 void multiply_tile(const uint8_t* tile, const TileForm& form, const CodedRow* rows, int64_t count, float* out) {
-  (form.bits == 8 ? by8 : by4).load(std::memory_order_relaxed)(View(tile, form), rows, count, out);
-  if (!form.offsets) return;
-  const AddPairs add_pairs = by_pairs.load(std::memory_order_relaxed);
-  for (int64_t r = 0; r < count; ++r) add_offsets(tile, form, add_pairs, rows[r], out + r * kTile);
+  const View view(tile, form);
+  (form.bits == 8 ? by8 : by4).load(std::memory_order_relaxed)(view, rows, count, out);
+  if (form.offsets) add_offsets.load(std::memory_order_relaxed)(view, rows, count, out);
 }
 
 void use_tiles(const char* isa) {
   const Products products = find(isa);
-  by4 = products.by4, by8 = products.by8, by_pairs = products.add_pairs;
+  by4 = products.by4, by8 = products.by8, add_offsets = products.add_offsets;
 }
 
 }  // namespace phi3mobile

@@ -5,7 +5,7 @@
 // multiples of 64:
 //   16 float32: the sums of a row's weights, without offsets
 //   4 bit: for each group 16 bfloat16: its scales, row after row; then padding. 8 bit: 16 float32, the rows' scales
-//   with offsets: 16 float32, the rows' steps; for each two groups 32 int8, row after row both codes; then padding
+//   with offsets: 16 float32, the rows' steps; for each group 16 int8, its offsets' codes; then padding
 //   4 bit: for each 32 columns 256 bytes: byte 64 v + 4 n + i holds row n, column 4 v + i in its low half, column 16 + 4 v + i
 //   in its high half, so that one vector of 16 lanes has four columns of 16 rows, whatever multiplies it 8 bit: for each 4
 //   columns 64 bytes: byte 4 n + i holds row n, column i
@@ -19,8 +19,6 @@ namespace phi3mobile {
 constexpr int64_t kTile = 16;   // rows
 constexpr int64_t kCodes = 32;  // columns that are multiplied in integers at once
 
-constexpr int64_t kMostSummed = 128;  // columns of a group with offsets: the sum of 128 codes less their zero has 16 bits
-
 constexpr int64_t whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 struct TileForm {
@@ -30,12 +28,11 @@ struct TileForm {
 
   constexpr int64_t groups() const { return width / group; }
   // Where the parts of a tile begin, in bytes.
-  constexpr int64_t scales_at() const { return kTile * 4; }
-  constexpr int64_t steps_at() const { return scales_at() + (bits == 8 ? kTile * 4 : whole_lines(groups() * kTile * 2)); }
+  constexpr int64_t steps_at() const {
+    return (bits == 8 ? kTile * 4 : whole_lines(groups() * kTile * 2));
+  }  // behind the scales
   constexpr int64_t offsets_at() const { return steps_at() + kTile * 4; }
-  constexpr int64_t codes_at() const {
-    return offsets ? offsets_at() + whole_lines((groups() + 1) / 2 * 2 * kTile) : steps_at();
-  }
+  constexpr int64_t codes_at() const { return offsets ? offsets_at() + whole_lines(groups() * kTile) : steps_at(); }
   constexpr int64_t bytes() const { return codes_at() + kTile * width * bits / 8; }
   // Of a matrix of so many rows.
   constexpr int64_t tiles(int64_t rows) const { return (rows + kTile - 1) / kTile; }
@@ -43,20 +40,19 @@ struct TileForm {
   // Whether a matrix can have it.
   constexpr bool sensible() const {
     const bool groups_fit = group > 0 && group % kCodes == 0 && width % group == 0 && width <= 1 << 20;
-    return groups_fit && (bits == 4 || (bits == 8 && group == width && !offsets)) && (!offsets || group <= kMostSummed);
+    return groups_fit && (bits == 4 || (bits == 8 && group == width && !offsets));
   }
 };
 
-// x [width] rounded: x[k] = (codes[k] - zero) * scale, and sums[b] = 8 * the sum of codes 32 b ... 32 b + 31.
+// x [width] rounded: x[k] = codes[k] * scale of its 32 columns. sums: 8 * the sum of 32 codes; values: scale * the sum.
 struct CodedRow {
   const int8_t* codes;
   const int32_t* sums;
-  float scale;
-  int32_t zero;
+  const float *scales, *values;
 };
 
-// Rounds x to the int8 grid that spans it and zero, as models/quantized.quantize_activation does.
-CodedRow code_row(const float* x, int64_t width, int8_t* codes, int32_t* sums);
+// Rounds 32 values each to steps of their largest, as models/quantized.quantize_activation does of groups.
+void code_row(const float* x, int64_t width, int8_t* codes, int32_t* sums, float* scales, float* values);
 
 // out [count, 16]: the rows times a tile. A result has the same bits whatever `count` is.
 void multiply_tile(const uint8_t* tile, const TileForm& form, const CodedRow* rows, int64_t count, float* out);

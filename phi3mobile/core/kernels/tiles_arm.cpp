@@ -23,18 +23,18 @@ P3M_DOT void rows_dot(const View& tile, const CodedRow* rows, float* out) {
     for (int q = 0; q < 4; ++q) total[r][q] = vdupq_n_f32(0);
   }
   for (int64_t g = 0, b = 0; g < tile.groups; ++g) {
-    int32x4_t sum[N][4];
-    for (int r = 0; r < N; ++r) {
-      for (int q = 0; q < 4; ++q) sum[r][q] = vdupq_n_s32(0);
+    float32x4_t scale[4];
+    for (int q = 0; q < 4; ++q) {
+      scale[q] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(tile.group_scales(g) + 4 * q), 16));
     }
     for (int64_t end = b + tile.blocks; b < end; ++b) {
       const uint8_t* codes = tile.codes + b * kBlockBytes;
       prefetch(codes);
       int8x16_t x[N][2];
+      int32x4_t sum[N][4];
       for (int r = 0; r < N; ++r) {
         x[r][0] = vld1q_s8(rows[r].codes + b * kCodes), x[r][1] = vld1q_s8(rows[r].codes + b * kCodes + 16);
-        const int32x4_t less = vdupq_n_s32(rows[r].sums[b]);
-        for (int q = 0; q < 4; ++q) sum[r][q] = vsubq_s32(sum[r][q], less);
+        for (int q = 0; q < 4; ++q) sum[r][q] = vdupq_n_s32(-rows[r].sums[b]);
       }
 #define P3M_COLUMNS(v)                                                   \
   for (int q = 0; q < 4; ++q) {                                          \
@@ -46,19 +46,18 @@ P3M_DOT void rows_dot(const View& tile, const CodedRow* rows, float* out) {
       sum[r][q] = vdotq_laneq_s32(sum[r][q], high, x[r][1], v);          \
     }                                                                    \
   }
-      P3M_COLUMNS(0) P3M_COLUMNS(1) P3M_COLUMNS(2) P3M_COLUMNS(3)
+      P3M_COLUMNS(0)
+      P3M_COLUMNS(1) P3M_COLUMNS(2) P3M_COLUMNS(3)
 #undef P3M_COLUMNS
-    }
-    for (int q = 0; q < 4; ++q) {
-      const float32x4_t scale = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(tile.group_scales(g) + 4 * q), 16));
-      for (int r = 0; r < N; ++r) total[r][q] = vfmaq_f32(total[r][q], vcvtq_f32_s32(sum[r][q]), scale);
+          for (int r = 0; r < N; ++r) {
+        for (int q = 0; q < 4; ++q) {
+          total[r][q] = vfmaq_f32(total[r][q], vcvtq_f32_s32(sum[r][q]), vmulq_n_f32(scale[q], rows[r].scales[b]));
+        }
+      }
     }
   }
   for (int r = 0; r < N; ++r) {
-    for (int q = 0; q < 4; ++q) {
-      const float32x4_t y = vfmsq_f32(total[r][q], vdupq_n_f32(float(rows[r].zero)), vld1q_f32(tile.sums + 4 * q));
-      vst1q_f32(out + r * kTile + 4 * q, vmulq_n_f32(y, rows[r].scale));
-    }
+    for (int q = 0; q < 4; ++q) vst1q_f32(out + r * kTile + 4 * q, total[r][q]);
   }
 }
 
@@ -70,16 +69,20 @@ P3M_I8MM void four_rows_i8mm(const View& tile, int half, const CodedRow* rows, f
     for (int w = 0; w < 4; ++w) total[p][w] = vdupq_n_f32(0);
   }
   for (int64_t g = 0, b = 0; g < tile.groups; ++g) {
-    int32x4_t sum[2][4];
-    for (int p = 0; p < 2; ++p) {
-      for (int w = 0; w < 4; ++w) sum[p][w] = vdupq_n_s32(0);
+    float32x4_t scale[4];
+    for (int w = 0; w < 4; ++w) {
+      const uint16x4_t bits = vld1_u16(tile.group_scales(g) + half * 8 + 4 * (w / 2));
+      const float32x4_t four = vreinterpretq_f32_u32(vshll_n_u16(bits, 16));
+      const float32x2_t two = w % 2 ? vget_high_f32(four) : vget_low_f32(four);
+      scale[w] = vcombine_f32(two, two);
     }
     for (int64_t end = b + tile.blocks; b < end; ++b) {
       const uint8_t* codes = tile.codes + b * kBlockBytes + half * 32;
       prefetch(codes);
+      int32x4_t sum[2][4];
       for (int p = 0; p < 2; ++p) {
-        const int32x4_t less = vcombine_s32(vdup_n_s32(rows[2 * p].sums[b]), vdup_n_s32(rows[2 * p + 1].sums[b]));
-        for (int w = 0; w < 4; ++w) sum[p][w] = vsubq_s32(sum[p][w], less);
+        const int32x4_t less = vcombine_s32(vdup_n_s32(-rows[2 * p].sums[b]), vdup_n_s32(-rows[2 * p + 1].sums[b]));
+        for (int w = 0; w < 4; ++w) sum[p][w] = less;
       }
       for (int c = 0; c < 2; ++c) {  // 8 columns of the low halves, 8 of the high ones
         int8x16_t x[2][2];
@@ -102,28 +105,18 @@ P3M_I8MM void four_rows_i8mm(const View& tile, int half, const CodedRow* rows, f
           }
         }
       }
-    }
-    for (int q = 0; q < 2; ++q) {
-      const uint16x4_t bits = vld1_u16(tile.group_scales(g) + half * 8 + 4 * q);
-      const float32x4_t scale = vreinterpretq_f32_u32(vshll_n_u16(bits, 16));
-      const float32x4_t pairs[2] = {
-          vcombine_f32(vget_low_f32(scale), vget_low_f32(scale)), vcombine_f32(vget_high_f32(scale), vget_high_f32(scale))};
-      for (int w = 0; w < 2; ++w) {
-        for (int p = 0; p < 2; ++p) {
-          total[p][2 * q + w] = vfmaq_f32(total[p][2 * q + w], vcvtq_f32_s32(sum[p][2 * q + w]), pairs[w]);
+      for (int p = 0; p < 2; ++p) {
+        const float32x4_t x_scale = vcombine_f32(vdup_n_f32(rows[2 * p].scales[b]), vdup_n_f32(rows[2 * p + 1].scales[b]));
+        for (int w = 0; w < 4; ++w) {
+          total[p][w] = vfmaq_f32(total[p][w], vcvtq_f32_s32(sum[p][w]), vmulq_f32(scale[w], x_scale));
         }
       }
     }
   }
   for (int p = 0; p < 2; ++p) {
-    const CodedRow &first = rows[2 * p], &second = rows[2 * p + 1];
-    const float32x4_t zero = vcombine_f32(vdup_n_f32(float(first.zero)), vdup_n_f32(float(second.zero)));
-    const float32x4_t scale = vcombine_f32(vdup_n_f32(first.scale), vdup_n_f32(second.scale));
     for (int w = 0; w < 4; ++w) {
-      const float32x2_t pair = vld1_f32(tile.sums + half * 8 + 2 * w);
-      const float32x4_t y = vmulq_f32(vfmsq_f32(total[p][w], zero, vcombine_f32(pair, pair)), scale);
       float* to = out + 2 * p * kTile + half * 8 + 2 * w;
-      vst1_f32(to, vget_low_f32(y)), vst1_f32(to + kTile, vget_high_f32(y));
+      vst1_f32(to, vget_low_f32(total[p][w])), vst1_f32(to + kTile, vget_high_f32(total[p][w]));
     }
   }
 }
@@ -147,25 +140,33 @@ void dotprod(const View& tile, const CodedRow* rows, int64_t count, float* out) 
 // The same of a tile of 8-bit codes.
 template <int N>
 P3M_DOT void rows8_dot(const View& tile, const CodedRow* rows, float* out) {
-  int32x4_t sum[N][4];
+  float32x4_t total[N][4];
   for (int r = 0; r < N; ++r) {
-    for (int q = 0; q < 4; ++q) sum[r][q] = vdupq_n_s32(0);
+    for (int q = 0; q < 4; ++q) total[r][q] = vdupq_n_f32(0);
   }
-  for (int64_t k = 0; k < tile.width; k += 4) {
-    const uint8_t* codes = tile.codes + k * kTile;
-    __builtin_prefetch(codes + 2048);
-    int8x16_t four[4];
-    for (int q = 0; q < 4; ++q) four[q] = vreinterpretq_s8_u8(vld1q_u8(codes + 16 * q));
+  for (int64_t b = 0; b < tile.width / kCodes; ++b) {
+    int32x4_t sum[N][4];
     for (int r = 0; r < N; ++r) {
-      const int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(four_codes(rows[r].codes + k)));
-      for (int q = 0; q < 4; ++q) sum[r][q] = vdotq_s32(sum[r][q], four[q], x);
+      for (int q = 0; q < 4; ++q) sum[r][q] = vdupq_n_s32(0);
+    }
+    for (int64_t k = b * kCodes; k < (b + 1) * kCodes; k += 4) {
+      const uint8_t* codes = tile.codes + k * kTile;
+      __builtin_prefetch(codes + 2048);
+      int8x16_t four[4];
+      for (int q = 0; q < 4; ++q) four[q] = vreinterpretq_s8_u8(vld1q_u8(codes + 16 * q));
+      for (int r = 0; r < N; ++r) {
+        const int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(four_codes(rows[r].codes + k)));
+        for (int q = 0; q < 4; ++q) sum[r][q] = vdotq_s32(sum[r][q], four[q], x);
+      }
+    }
+    for (int r = 0; r < N; ++r) {
+      const float32x4_t x_scale = vdupq_n_f32(rows[r].scales[b]);
+      for (int q = 0; q < 4; ++q) total[r][q] = vfmaq_f32(total[r][q], vcvtq_f32_s32(sum[r][q]), x_scale);
     }
   }
   for (int r = 0; r < N; ++r) {
     for (int q = 0; q < 4; ++q) {
-      const float32x4_t total = vmulq_f32(vcvtq_f32_s32(sum[r][q]), vld1q_f32(tile.row_scales() + 4 * q));
-      const float32x4_t y = vfmsq_f32(total, vdupq_n_f32(float(rows[r].zero)), vld1q_f32(tile.sums + 4 * q));
-      vst1q_f32(out + r * kTile + 4 * q, vmulq_n_f32(y, rows[r].scale));
+      vst1q_f32(out + r * kTile + 4 * q, vmulq_f32(total[r][q], vld1q_f32(tile.row_scales() + 4 * q)));
     }
   }
 }
@@ -178,20 +179,36 @@ void dotprod_8(const View& tile, const CodedRow* rows, int64_t count, float* out
   });
 }
 
-void add_pairs(const int8_t* codes, const int16_t* sums, int64_t pairs, int32_t* total) {
-  int32x4_t sum[4];
-  for (int q = 0; q < 4; ++q) sum[q] = vld1q_s32(total + 4 * q);
-  for (int64_t p = 0; p < pairs; ++p) {
-    for (int half = 0; half < 2; ++half) {
-      const int8x8x2_t both = vld2_s8(codes + p * 2 * kTile + half * kTile);  // of 8 rows: the first group's, the second's
-      for (int g = 0; g < 2; ++g) {
-        const int16x8_t wide = vmovl_s8(both.val[g]);
-        sum[2 * half] = vmlal_n_s16(sum[2 * half], vget_low_s16(wide), sums[2 * p + g]);
-        sum[2 * half + 1] = vmlal_n_s16(sum[2 * half + 1], vget_high_s16(wide), sums[2 * p + g]);
+template <int N>
+void offsets_neon(const View& tile, const CodedRow* rows, float* out) {
+  float32x4_t total[N][4];
+  for (int r = 0; r < N; ++r) {
+    for (int q = 0; q < 4; ++q) total[r][q] = vdupq_n_f32(0);
+  }
+  for (int64_t g = 0, b = 0; g < tile.groups; ++g) {
+    const int8x16_t codes = vld1q_s8(tile.offsets + g * kTile);
+    const int16x8_t low = vmovl_s8(vget_low_s8(codes)), high = vmovl_s8(vget_high_s8(codes));
+    const float32x4_t wide[4] = {vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(low))),
+        vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)))};
+    for (int64_t end = b + tile.blocks; b < end; ++b) {
+      for (int r = 0; r < N; ++r) {
+        for (int q = 0; q < 4; ++q) total[r][q] = vfmaq_n_f32(total[r][q], wide[q], rows[r].values[b]);
       }
     }
   }
-  for (int q = 0; q < 4; ++q) vst1q_s32(total + 4 * q, sum[q]);
+  for (int r = 0; r < N; ++r) {
+    for (int q = 0; q < 4; ++q) {
+      float* to = out + r * kTile + 4 * q;
+      vst1q_f32(to, vfmaq_f32(vld1q_f32(to), vld1q_f32(tile.steps + 4 * q), total[r][q]));
+    }
+  }
+}
+
+void add_offsets(const View& tile, const CodedRow* rows, int64_t count, float* out) {
+  in_turns(rows, count, out, [&](const CodedRow* some, int64_t left, float* to) -> int64_t {
+    if (left >= 4) return offsets_neon<4>(tile, some, to), 4;
+    return offsets_neon<1>(tile, some, to), 1;
+  });
 }
 
 bool has_dotprod() {
@@ -218,7 +235,7 @@ bool has_i8mm() {
 
 Products fastest_products(const char* isa) {
   if (isa != nullptr || !has_dotprod()) return {};
-  return {has_i8mm() ? i8mm : dotprod, dotprod_8, add_pairs};
+  return {has_i8mm() ? i8mm : dotprod, dotprod_8, add_offsets};
 }
 
 }  // namespace phi3mobile

@@ -25,40 +25,41 @@ struct Case {
   std::vector<CodedRow> rows;
   std::vector<int8_t> codes;
   std::vector<int32_t> sums;
+  std::vector<float> scales, values;
 
   Case(TileForm form_, int64_t count_)
       : form(form_), count(count_), tile(size_t(form.bytes())), weights(size_t(kTile * form.width)) {
     const auto put = [&](int64_t at, const auto& value) { std::memcpy(tile.data() + at, &value, sizeof value); };
     offsets.resize(size_t(kTile * form.groups()));
     for (int64_t n = 0; n < kTile; ++n) {
-      double row_sum = 0;
       for (int64_t k = 0; k < form.width; ++k) {
-        const double weight = form.bits == 8 ? fill8(n, k) : fill4(n, k);
-        weights[size_t(n * form.width + k)] = weight, row_sum += weight;
+        weights[size_t(n * form.width + k)] = form.bits == 8 ? fill8(n, k) : fill4(n, k);
       }
-      put(4 * n, float(row_sum));
       if (!form.offsets) continue;
       const float step = 1e-3f * float(n + 1);
       put(form.steps_at() + 4 * n, step);
       for (int64_t g = 0; g < form.groups(); ++g) {
         const auto code = int8_t(n == 0 ? -127 : int(random_bits() % 255) - 127);
-        put(form.offsets_at() + g / 2 * 2 * kTile + 2 * n + g % 2, code);
+        put(form.offsets_at() + g * kTile + n, code);
         offsets[size_t(n * form.groups() + g)] = double(code) * step;
       }
     }
     std::normal_distribution<float> normal(0.3f);
-    x.resize(size_t(count * form.width)), codes.resize(x.size()), sums.resize(x.size() / kCodes), rows.resize(size_t(count));
+    x.resize(size_t(count * form.width)), codes.resize(x.size()), rows.resize(size_t(count));
+    const int64_t blocks = form.width / kCodes;
+    sums.resize(size_t(count * blocks)), scales.resize(sums.size()), values.resize(sums.size());
     for (float& value : x) value = normal(random_bits);
-    for (int64_t k = 0; k < form.width; ++k) x[size_t(k)] = 9;  // codes of 127 against the largest ones: the largest sums
+    for (int64_t k = 0; k < form.width; ++k) x[size_t(k)] = k % kCodes ? 9.0f : -9.0f;  // the largest codes of both signs
     for (int64_t r = 0; r < count; ++r) {
-      rows[size_t(r)] = code_row(
-          &x[size_t(r * form.width)], form.width, &codes[size_t(r * form.width)], &sums[size_t(r * form.width / kCodes)]);
+      const size_t at = size_t(r * form.width), block = size_t(r * blocks);
+      code_row(&x[at], form.width, &codes[at], &sums[block], &scales[block], &values[block]);
+      rows[size_t(r)] = {&codes[at], &sums[block], &scales[block], &values[block]};
     }
   }
 
   // Writes a code, of a group's first one the scale, too; the weight.
   double fill4(int64_t n, int64_t k) {
-    uint8_t* scale_at = tile.data() + form.scales_at() + 2 * (k / form.group * kTile + n);
+    uint8_t* scale_at = tile.data() + 2 * (k / form.group * kTile + n);
     uint16_t bits = uint16_t(0x3c00 + random_bits() % 256);
     k % form.group == 0 ? std::memcpy(scale_at, &bits, 2) : std::memcpy(&bits, scale_at, 2);
     const uint32_t wide = uint32_t(bits) << 16;
@@ -72,7 +73,7 @@ struct Case {
 
   double fill8(int64_t n, int64_t k) {
     const float scale = 1e-3f * float(n + 1);
-    std::memcpy(tile.data() + form.scales_at() + 4 * n, &scale, 4);
+    std::memcpy(tile.data() + 4 * n, &scale, 4);
     const auto code = int8_t(n == 0 ? -128 : n == 1 ? 127 : int(random_bits() % 255) - 127);
     tile[size_t(form.codes_at() + k / 4 * 64 + n * 4 + k % 4)] = uint8_t(code);
     return double(code) * scale;
@@ -90,8 +91,8 @@ struct Case {
         double y = 0;
         for (int64_t k = 0; k < form.width; ++k) {
           const size_t at = size_t(r * form.width + k);
-          const double value = (codes[at] - rows[size_t(r)].zero) * double(rows[size_t(r)].scale);
-          if (std::fabs(value - x[at]) > 0.51 * rows[size_t(r)].scale) return 3;  // half a step
+          const double scale = rows[size_t(r)].scales[k / kCodes], value = codes[at] * scale;
+          if (std::fabs(value - x[at]) > 0.51 * scale) return 3;  // half a step
           y += value * (weights[size_t(n * form.width + k)] + offsets[size_t(n * form.groups() + k / form.group)]);
         }
         worst = std::max(worst, std::fabs(out[size_t(r * kTile + n)] - y)), most = std::max(most, std::fabs(y));

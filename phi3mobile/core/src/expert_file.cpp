@@ -14,7 +14,7 @@
 namespace phi3mobile {
 namespace {
 
-constexpr uint32_t kVersion = 2, kMostLayers = 4096, kMostExperts = 4096, kMostWidth = 1 << 20;
+constexpr uint32_t kVersion = 3, kMostLayers = 4096, kMostExperts = 4096, kMostWidth = 1 << 20;
 constexpr int kReaders = 2;       // reads in flight: one more gains nothing on flash, one less loses a quarter
 constexpr float kAgeing = 0.97f;  // of a score, each time its layer runs
 constexpr int kAsked = 1, kThere = 2, kFailed = 3;
