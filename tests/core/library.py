@@ -64,6 +64,7 @@ def core() -> ctypes.CDLL:
         ("p3m_session_open_seeing", POINTER, [TEXT_P, ctypes.POINTER(HostEngine), ctypes.POINTER(HostTower), *failing]),
         ("p3m_session_picture", SIZE, [POINTER, POINTER, SIZE, SIZE, SIZE, ctypes.c_int, ctypes.c_int, *failing]),
         ("p3m_session_start", ctypes.c_int, [POINTER, TEXT_P, *failing]),
+        ("p3m_guidance", TEXT_P, [TEXT_P, *failing]),
         ("p3m_session_next", ctypes.c_int, [POINTER, ctypes.POINTER(POINTER), ctypes.POINTER(ctypes.c_size_t)]),
         ("p3m_session_cancel", None, [POINTER]),
         ("p3m_session_reset", None, [POINTER]),
@@ -74,6 +75,13 @@ def core() -> ctypes.CDLL:
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
     return library
+
+
+def has_guidance() -> bool:
+    """Whether this build has constrained output."""
+    if native_library() is None:
+        return False
+    return core().p3m_guidance(None, None, 0) is not None
 
 
 def asked(call: Callable[..., Any], *arguments: Any) -> Any:

@@ -1,5 +1,6 @@
 // p3m run, p3m chat, p3m verify and p3m tokens: nothing but the public C functions.
 #include "base/error.h"
+#include "base/files.h"
 #include "base/json.h"
 #include "p3m.h"
 #include "p3m_messages.h"
@@ -48,8 +49,8 @@ struct Option {
 constexpr Option kOptions[] = {{"--temperature", Option::Number, "temperature"}, {"--top-k", Option::Integer, "top_k"},
     {"--top-p", Option::Number, "top_p"}, {"--min-p", Option::Number, "min_p"}, {"--seed", Option::Integer, "seed"},
     {"--repetition-penalty", Option::Number, "repetition_penalty"}, {"--lookup", Option::Flag, "lookup"},
-    {"--num-crops", Option::Integer, "num_crops", true}, {"--threads", Option::Integer, "threads", true},
-    {"--experts-memory", Option::Integer, "experts_memory", true}};
+    {"--num-crops", Option::Integer, "num_crops", true}, {"--additional-properties", Option::Flag, "additional_properties"},
+    {"--threads", Option::Integer, "threads", true}, {"--experts-memory", Option::Integer, "experts_memory", true}};
 
 Json number_of(const std::string& option, const std::string& text, bool whole) {
   char* end = nullptr;
@@ -77,6 +78,10 @@ Arguments parsed(int count, char** given, size_t least, size_t most) {
       stop.emplace_back(value());
     else if (name == "--image")
       found.images.push_back(value());
+    else if (name == "--json-schema" || name == "--schema" || name == "--grammar")
+      found.request.set(name == "--grammar" ? "grammar" : "schema", phi3mobile::read_file(value()));
+    else if (name == "--regex")
+      found.request.set("regex", value());
     else if (name == "--cache")
       found.options.set("cache", value());
     else if (name == "--raw")

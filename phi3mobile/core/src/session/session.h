@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/json.h"
+#include "guide/guide.h"
 #include "session/answer.h"
 #include "session/engine.h"
 #include "session/pictures.h"
@@ -52,6 +53,7 @@ class Session {
 
  private:
   std::vector<int64_t> encode(const Json::Array& messages, const Tools* tools) const;
+  std::unique_ptr<Guide> guide_of(const Json& grammar);
   [[noreturn]] void too_long(int64_t length, const std::string& what, const std::vector<int64_t>& tokens = {}) const;
   void note_dropped();
   Event ended(std::string shown);
@@ -63,6 +65,7 @@ class Session {
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<Pictures> pictures_;
   Rows rows_;
+  std::shared_ptr<const Words> vocabulary_;  // made for the first guide
   std::atomic<bool> cancelled_{false};
   std::unique_ptr<Window> window_;
   std::unique_ptr<Answer> answer_;
