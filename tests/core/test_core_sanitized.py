@@ -18,12 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("c++") is None, 
 
 @pytest.mark.parametrize(
     ("mode", "sanitizer"),
-    [
-        ("fuzz", "address,undefined"),
-        ("pictures", "address,undefined"),
-        ("guided", "address,undefined"),
-        ("threads", "thread"),
-    ],
+    [("fuzz", "address,undefined"), ("pictures", "address,undefined"), ("guided", "address,undefined"), ("threads", "thread")],
 )
 def test_core_check(mode, sanitizer, tmp_path):
     files = [path for room in ("base", "text", "session", "guide") for path in sorted((SOURCES / room).glob("*.cpp"))]

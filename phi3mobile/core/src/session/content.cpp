@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "base/utf8.h"
+#include "guide/lines.h"
 #include "text/chat.h"
 #include "text/repr.h"
 #include "text/unicode.h"
@@ -44,12 +45,6 @@ std::string named(const std::set<size_t>& numbers) {
     names += (names.empty() ? "" : ", ") + std::string(kOpen) + std::to_string(number) + std::string(kClose);
   }
   return names;
-}
-
-std::string cut(const std::string& text, size_t most) {
-  size_t at = 0;
-  for (size_t count = 0; at < text.size() && count < most; ++count) next_character(text, at);
-  return text.substr(0, at);
 }
 
 // A content: a text, or a list of texts, which are joined. One with images stays as it is.
