@@ -161,7 +161,8 @@ class _Layer:
         self.said[list(packed.config.masked_ids)] = False
         self.norm = self.head = None
         if index == packed.config.num_hidden_layers - 1:
-            self.norm, self.head = load_norm(packed.config, packed.vector), QuantizedLinear(packed.matrix(HEAD))
+            self.norm = load_norm(packed.config, packed.vector)
+            self.head = QuantizedLinear(packed.matrix(HEAD), packed.recipe.exact_sums)
 
     def expected(self, forward: Forward, moved: bool = False) -> torch.Tensor:
         """What the layer adds, or the logits of the ids that are said. moved: with an input a little off."""

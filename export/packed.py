@@ -110,7 +110,7 @@ def load_packed(packed: PackedModel, context: int | None = None) -> Decoder:
     """The torch model that computes with these integers as the phone does: the reference of every exported program."""
     with torch.device("meta"):
         model = Decoder(packed.config, context)
-    model.add_module("lm_head", QuantizedLinear(packed.matrix(HEAD)))
+    model.add_module("lm_head", QuantizedLinear(packed.matrix(HEAD), packed.recipe.exact_sums))
     model.model.add_module("embed_tokens", QuantizedEmbedding(packed.matrix(EMBEDDING)))
     _fill(model, packed, [tensor for tensor in packed.config.tensors().values() if tensor.layer is None])
     for index in range(packed.config.num_hidden_layers):
@@ -134,7 +134,7 @@ def _fill(root: nn.Module, packed: PackedModel, tensors: list[Tensor], prefix: s
         module, _, attribute = tensor.name.removeprefix(prefix).rpartition(".")
         if tensor.role in LINEARS:
             owner, _, own = module.rpartition(".")
-            setattr(root.get_submodule(owner), own, QuantizedLinear(packed.matrix(tensor.name)))
+            setattr(root.get_submodule(owner), own, QuantizedLinear(packed.matrix(tensor.name), packed.recipe.exact_sums))
         elif (tensor.of or tensor.role) in (*NORMS, ROUTER):
             vector = nn.Parameter(packed.vector(tensor.name), requires_grad=False)
             setattr(root.get_submodule(module), attribute, vector)

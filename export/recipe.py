@@ -39,6 +39,11 @@ class Recipe:
     method: str = "gptq"  # how the integers are chosen: "gptq" or "rtn", see export/solve
     chunk: int = 128  # tokens of one prefill step: enough to be compute bound, small enough for 16 MB of mini's logits
 
+    @property
+    def exact_sums(self) -> bool:
+        """Whether its programs take the sums of inputs that offsets of weights meet as they are (QuantizedLinear)."""
+        return False
+
     def form_of(self, role: str, width: int) -> Form:
         """How a matrix of that role (models.tensors) with rows of `width` columns is packed. The group of 8 bit is the row."""
         bits = {EMBED: self.embedding_bits, HEAD_ROLE: self.head_bits}.get(role, self.bits)

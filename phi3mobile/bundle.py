@@ -128,6 +128,7 @@ LATER: dict[str, Callable[[Any], bool]] = {
     "model.back": _or_null(_whole(0)),
     "quality": _or_null(_quality),
     "generation": lambda value: isinstance(value, dict),
+    "runtime.packs": lambda value: isinstance(value, bool),  # whether the runtime packs weights when it loads them
     "runtime.experts.file": _path_inside,  # of a mixture: its experts (engines/expert_file.py)
     **{
         f"runtime.experts.{key}": _whole(1)

@@ -159,13 +159,13 @@ def _rounds_to(packed: Packed, weight: torch.Tensor) -> bool:
     return torch.allclose(packed.dequantized(), weight, rtol=1e-4, atol=1e-7)
 
 
-def take_over(layer: Halves, index: int, packed: dict[str, Packed | torch.Tensor]) -> None:
+def take_over(layer: Halves, index: int, packed: dict[str, Packed | torch.Tensor], exact_sums: bool = False) -> None:
     """Give a float layer the integers of an earlier run, and the norms that go with them."""
     for name, vector in _kept_float(layer).items():
         vector.data = vector_of(packed, f"model.layers.{index}.{name}")
     for name, linear in list(layer.named_modules()):
         if isinstance(linear, nn.Linear):
             owner, _, attribute = name.rpartition(".")
-            module = QuantizedLinear(matrix_of(packed, f"model.layers.{index}.{name}.weight"))
+            module = QuantizedLinear(matrix_of(packed, f"model.layers.{index}.{name}.weight"), exact_sums)
             module.bias = linear.bias
             setattr(layer.get_submodule(owner), attribute, module)

@@ -137,7 +137,7 @@ def keep_checkpoint(
             card.count_experts(chosen, config)
         part = kept_layer(keeping, layer, index, inputs)
         write_part(folder / f"packed-layer-{index:03}.safetensors", part)
-        take_over(layer, index, part)
+        take_over(layer, index, part, recipe.exact_sums)
         card.through_quantized(layer, index)
     head = weights(HEAD)
     end = _end(keeping, head, exact)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch.nn import functional
 
+from phi3mobile.engines.tiles import MOST_SUMMED
 from phi3mobile.export.quantize import GROUPS, SMALLEST_SCALE, quantize
 from phi3mobile.models.form import Form
 from phi3mobile.models.grid import Grid
@@ -30,7 +31,10 @@ def held(grid: Grid) -> Packed | None:
     signs = torch.where(negative, -1, 1).to(torch.int8).repeat_interleave(grid.group, 1)
     if form.bits == 8:
         return Packed(8, form.group, grid.codes * signs, grid.scales.abs())
-    return _four_bits(Grid(grid.codes.short() * signs, grid.scales.abs(), grid.offsets).grouped(form.group), form.group)
+    positive = Grid(grid.codes.short() * signs, grid.scales.abs(), grid.offsets)
+    found = _four_bits(positive.grouped(form.group), form.group)
+    smaller = found.offsets is not None and form.group > MOST_SUMMED  # offsets want groups whose sums have 16 bits
+    return _four_bits(positive.grouped(MOST_SUMMED), MOST_SUMMED) if smaller else found
 
 
 def fits(grid: Grid) -> Form | None:

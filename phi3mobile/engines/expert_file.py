@@ -1,6 +1,6 @@
 """A bundle's file of experts: its header, its tiles, what the runner counts. No torch.
 
-The layout stands in core/src/expert_file.h and core/kernels/tiles.h: a header of 64 bytes, two checksums a record, then one
+The layout stands in core/src/expert_file.h: a header of 64 bytes, two checksums a record, then one
 record for each layer and expert, [w13][w2], both at multiples of ALIGN. It is used as it lies: all of it mapped, or experts
 read as they are needed.
 """
@@ -12,11 +12,9 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from phi3mobile.engines.tiles import TileForm
 
 ALIGN = 16384
-TILE = 16  # rows
-CODES = 32  # columns that lie together
 HEADER = struct.Struct("<4s9I3Q")
 MAGIC, VERSION = b"P3ME", 2
 
@@ -33,12 +31,20 @@ class ExpertShape:
     group2: int
 
     @property
+    def form13(self) -> TileForm:
+        return TileForm(self.hidden, self.group13)
+
+    @property
+    def form2(self) -> TileForm:
+        return TileForm(self.inner, self.group2)
+
+    @property
     def bytes13(self) -> int:
-        return 2 * matrix_bytes(self.inner, self.hidden, self.group13)
+        return 2 * self.form13.matrix_bytes(self.inner)
 
     @property
     def bytes2(self) -> int:
-        return matrix_bytes(self.hidden, self.inner, self.group2)
+        return self.form2.matrix_bytes(self.hidden)
 
     @property
     def record(self) -> int:
@@ -62,46 +68,6 @@ class ExpertShape:
 def padded(size: int) -> int:
     """Up to the next multiple of ALIGN."""
     return -(-size // ALIGN) * ALIGN
-
-
-def scales_bytes(width: int, group: int) -> int:
-    """Of a tile: bfloat16, rounded up to whole cache lines."""
-    return -(-width // group * TILE * 2 // 64) * 64
-
-
-def matrix_bytes(rows: int, width: int, group: int) -> int:
-    """Of a matrix [rows, width] in tiles."""
-    return -(-rows // TILE) * (TILE * 4 + scales_bytes(width, group) + TILE * width // 2)
-
-
-def to_tiles(codes: np.ndarray, scales: np.ndarray) -> bytes:
-    """Codes uint8 [N, K] in 0 ... 15 and scales [N, K/group], bfloat16 as uint16 -> the matrix in tiles."""
-    rows, width = codes.shape
-    tiles = -(-rows // TILE)
-    codes = np.pad(codes, ((0, tiles * TILE - rows), (0, 0)), constant_values=8)
-    scales = np.pad(scales, ((0, tiles * TILE - rows), (0, 0)))
-    values = (scales.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    group = width // scales.shape[1]
-    groups = codes.reshape(tiles * TILE, -1, group).sum(2, dtype=np.int32) - 8 * group
-    sums = (groups * values).sum(1).astype(np.float32).reshape(tiles, TILE)
-    rest = scales_bytes(width, group) // 2 - TILE * scales.shape[1]
-    by_group = np.pad(scales.reshape(tiles, TILE, -1).transpose(0, 2, 1).reshape(tiles, -1), ((0, 0), (0, rest)))
-    # [tile, row, block, half, v, i] -> [tile, block, v, row, i], two halves to a byte
-    cut = codes.reshape(tiles, TILE, width // CODES, 2, 4, 4)
-    low, high = (cut[:, :, :, half].transpose(0, 2, 3, 1, 4).reshape(tiles, -1) for half in (0, 1))
-    parts = [part.astype(part.dtype.newbyteorder("<")).view(np.uint8) for part in (sums, by_group, low | (high << 4))]
-    return np.concatenate(parts, axis=1).tobytes()
-
-
-def from_tiles(data: np.ndarray, rows: int, width: int, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """to_tiles' other way: bytes -> codes uint8 [N, K] and scales uint16 [N, K/group]."""
-    groups, start = width // group, TILE * 4
-    tiles = data.reshape(-(-rows // TILE), -1)
-    scales = np.ascontiguousarray(tiles[:, start : start + groups * TILE * 2]).view("<u2").reshape(-1, groups, TILE)
-    bytes_ = tiles[:, start + scales_bytes(width, group) :].reshape(len(tiles), width // CODES, 4, TILE, 4)
-    both = np.stack([bytes_ & 15, bytes_ >> 4], axis=2)  # [tile, block, half, v, row, i]
-    codes = both.transpose(0, 4, 1, 2, 3, 5).reshape(-1, width)
-    return codes[:rows], scales.transpose(0, 2, 1).reshape(-1, groups)[:rows]
 
 
 _COUNTS = ("hits", "misses", "bytes_read", "stall_us", "slots", "mapped", "bytes", "bytes_of_one")

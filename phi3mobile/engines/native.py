@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
 
 _ERROR_SIZE = 2000
-_CREATED, _REUSED = 1, 2
+_CREATED, _REUSED, _NONE = 1, 2, 3
 
 
 def native_library() -> Path | None:
@@ -102,7 +102,8 @@ def open_native(bundle: Bundle, threads: int = 0, experts_memory: int | None = N
     library, needed = load_library(), bundle.manifest["runtime"]["operators"]
     check_bundle(bundle, runtime_version(), [name for name in needed if library.p3m_has_operator(name.encode())])
     program = bundle.manifest["files"][bundle.manifest["runtime"]["program"]]
-    file = packed_cache.file_for(program["sha256"], runtime_version())
+    packs = bundle.manifest["runtime"].get("packs", True)
+    file = packed_cache.file_for(program["sha256"], runtime_version()) if packs else None
     engine = NativeEngine(bundle.program, bundle.info, file, threads)
     if (about := bundle.manifest["runtime"].get("experts")) is not None:
         try:
@@ -118,7 +119,7 @@ def open_native(bundle: Bundle, threads: int = 0, experts_memory: int | None = N
 class NativeProgram:
     """An opened .pte.
 
-    `packed_cache` tells where its packed weights are: "created" or "reused" (in the file), or "heap: <why>".
+    `packed_cache` tells where its packed weights are: "created" or "reused" (in the file), "heap: <why>", or "none".
     """
 
     def __init__(self, pte: Path, cache_file: Path | None, threads: int = 0) -> None:
@@ -131,7 +132,7 @@ class NativeProgram:
         self.library = load_library()
         if cache_file is None:
             self._open(pte, None, threads)
-            self.packed_cache = "heap: no cache file was given"
+            self.packed_cache = self._packed("no cache file was given")
             return
         # Packed weights are about as large as the program that holds them.
         with packed_cache.reserve(cache_file.absolute(), pte.stat().st_size) as slot:
@@ -149,14 +150,16 @@ class NativeProgram:
         if not self.model:
             raise InputError(f"{pte}: {error.value.decode(errors='replace')}")
 
-    def _packed(self) -> str:
+    def _packed(self, why_not: str = "") -> str:
         state = self.library.p3m_packed_state(self.model)
+        if state == _NONE:
+            return "none"
         if state == _CREATED:
             return "created"
         if state == _REUSED:
             return "reused"
         reason = self.library.p3m_packed_reason(self.model).decode(errors="replace")
-        return f"heap: {reason}"
+        return f"heap: {why_not or reason}"
 
     def error(self) -> str:
         """What the last failed call said."""

@@ -4,8 +4,8 @@ One packed form serves every target: `codes` with one `scale` per row group, wei
 code + 8, two to a byte, even column in the low nibble (XNNPACK's own layout, so exporting is copying). 4-bit scales are
 bfloat16 values of at least 2**-17: exact in bfloat16 (XNNPACK), float16 (CoreML) and float32.
 
-4-bit groups may have offsets: weight = code * scale + offset, as in GGUF's Q4_1. The runtimes know symmetric groups only, so
-they multiply twice: W x = (codes * scales) x + offsets s, where s are the sums of x over groups and the offsets are 8-bit.
+4-bit groups may have offsets: weight = code * scale + offset, as in GGUF's Q4_1. W x = (codes * scales) x + offsets s, where s
+are the sums of x over groups and the offsets are 8-bit. XNNPACK knows symmetric groups only: it multiplies twice, and rounds s.
 """
 
 from __future__ import annotations
@@ -102,15 +102,18 @@ def group_ones(width: int, group: int) -> torch.Tensor:
 
 
 class QuantizedLinear(nn.Module):
-    """y = int8(x) @ W^T + bias with packed W, x [..., K] -> [..., N]. The reference of the exported program."""
+    """y = int8(x) @ W^T + bias with packed W, x [..., K] -> [..., N]. The reference of the exported program.
+
+    exact_sums: whether offsets meet the sums of int8(x) as they are; else these are rounded to int8 again.
+    """
 
     weight: torch.Tensor
     offsets: torch.Tensor | None
     bias: torch.Tensor | None
 
-    def __init__(self, packed: Packed) -> None:
+    def __init__(self, packed: Packed, exact_sums: bool = False) -> None:
         super().__init__()
-        self.group = packed.group
+        self.group, self.exact_sums = packed.group, exact_sums
         self.register_buffer("weight", replace(packed, offsets=None).dequantized(), persistent=False)
         self.register_buffer("offsets", packed.offsets.dequantized() if packed.offsets else None, persistent=False)
         self.register_buffer("bias", packed.bias, persistent=False)
@@ -123,7 +126,8 @@ class QuantizedLinear(nn.Module):
         y = functional.linear(x, self.weight, self.bias)
         if self.offsets is None:
             return y
-        return y + functional.linear(quantize_activation(group_sums(x, self.group)), self.offsets)
+        sums = group_sums(x, self.group)
+        return y + functional.linear(sums if self.exact_sums else quantize_activation(sums), self.offsets)
 
 
 class QuantizedEmbedding(nn.Module):

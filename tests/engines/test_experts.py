@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from exported import psnr
-from hypothesis import given
-from hypothesis import strategies as st
 from tiny import random_tokens
 
 from phi3mobile.bundle import open_bundle
-from phi3mobile.engines.expert_file import ExpertShape, from_tiles, matrix_bytes, to_tiles
+from phi3mobile.engines.expert_file import ExpertShape
 from phi3mobile.engines.native import load_library, native_library, open_native
 from phi3mobile.engines.registry import open_engine
 from phi3mobile.errors import InputError
@@ -56,17 +54,6 @@ def test_the_kernel_computes_what_torch_does(isa: str | None, bundle, checkpoint
         engine.close()
     finally:
         library.p3m_use_isa(None)
-
-
-@given(st.integers(1, 40), st.integers(1, 3), st.sampled_from([32, 64, 96]), st.integers(0, 2**32 - 1))
-def test_tiles_hold_every_code_and_scale(rows: int, groups: int, group: int, seed: int):
-    random, width = np.random.default_rng(seed), groups * group
-    codes = random.integers(0, 16, (rows, width), np.uint8)
-    scales = random.integers(0x3780, 0x4000, (rows, groups), np.uint16)
-    data = np.frombuffer(to_tiles(codes, scales), np.uint8)
-    assert len(data) == matrix_bytes(rows, width, group)
-    found = from_tiles(data, rows, width, group)
-    assert np.array_equal(found[0], codes) and np.array_equal(found[1], scales)
 
 
 @pytest.mark.parametrize("preset", ["moe-tiny", "mixtral-tiny"])

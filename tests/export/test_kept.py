@@ -79,6 +79,7 @@ def test_symmetric_codes_stay_symmetric():
 def test_groups_that_no_program_has_become_smaller_ones():
     codes = torch.randint(-8, 8, (2, 768), generator=torch.Generator().manual_seed(1))
     assert held(grid_of(codes, 0.5, 0.0, 768)).form == Form(4, 256)
+    assert held(grid_of(codes, 0.5, 0.3, 768)).form == Form(4, 128, offsets=True)  # whose sums have 16 bits
     assert held(grid_of(codes[:, :96], 0.5, 0.0, 96)).form == Form(4, 32)
     assert held(grid_of(codes[:, :96], 0.5, 0.0, 16)) is None
 

@@ -19,8 +19,8 @@ from phi3mobile.export.targets.executorch.segments import Segment, segment_vecto
 from phi3mobile.export.targets.executorch.templates import Template, kept, name_of
 from phi3mobile.export.targets.executorch.write import (
     ExportedDecoder,
+    LoweredSegment,
     PackedEmbedding,
-    StampedSegment,
     TraceSpec,
     lowered_segments,
     register_operators,
@@ -41,7 +41,7 @@ def straight_export(packed: PackedModel, path: Path) -> None:
         segment = Segment(config, kind, stamp.segment_matrices(packed, kind, layer))
         vectors = segment_vectors(packed, kind, layer)
         count = len(vectors) + {"start": 3, "middle": 4, "end": 2}[kind]
-        modules.append(StampedSegment(_tuple_output(segment, kind), tuple(range(count)), vectors))
+        modules.append(LoweredSegment(_tuple_output(segment, kind), tuple(range(count)), vectors))
     spec = TraceSpec(CONTEXT, CHUNK)
     embedding = PackedEmbedding(packed.tensor(EMBEDDING), config.embedding_multiplier)
     decoder = ExportedDecoder(config, packed.recipe, CONTEXT, embedding, modules, []).eval()

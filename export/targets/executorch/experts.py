@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from phi3mobile.engines.expert_file import ExpertShape, padded, to_tiles
+from phi3mobile.engines.expert_file import ExpertShape, padded
 from phi3mobile.errors import InputError
 from phi3mobile.export.packed import PackedModel
+from phi3mobile.export.targets.executorch.tiled import tiles_of
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.quantized import Packed
 from phi3mobile.models.routing import SPARSEMIXER
@@ -57,7 +58,7 @@ def write_experts(packed: PackedModel, path: Path, progress: Progress = silent) 
             for expert in range(shape.experts):
                 for role in (GATE_UP, DOWN):
                     matrix = packed.matrix(config.tensor(role, layer, expert).name)
-                    data = b"".join(_tiles(half) for half in _halves(matrix, role))
+                    data = b"".join(tiles_of(half).tobytes() for half in _halves(matrix, role))
                     sums.append(checksum(data))
                     file.write(data)
                     file.write(bytes(padded(len(data)) - len(data)))
@@ -73,11 +74,6 @@ def _halves(matrix: Packed, role: str) -> list[Packed]:
     """Gate and up, which are tiled alone, or down."""
     inner = len(matrix.codes) // 2
     return [matrix.rows(slice(0, inner)), matrix.rows(slice(inner, None))] if role == GATE_UP else [matrix]
-
-
-def _tiles(matrix: Packed) -> bytes:
-    codes = (matrix.unpacked() + 8).to(torch.uint8).numpy()
-    return to_tiles(codes, matrix.scales.contiguous().view(torch.uint16).numpy())
 
 
 def checksum(data: bytes) -> int:

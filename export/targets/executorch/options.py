@@ -21,6 +21,10 @@ class ExecutorchRecipe(Recipe):
     kv_bits: int = 32
     grid: tuple[int, int] | None = None
 
+    @property
+    def exact_sums(self) -> bool:
+        return self.attention == "native"  # by our own product; XNNPACK's rounds them
+
 
 def recipe_of(packed: PackedModel) -> ExecutorchRecipe:
     """The recipe of integers that are packed for this target."""

@@ -82,11 +82,19 @@ class Pte:
         index = self._named[key]
         return self._read(self._start(index), self.program.segments[index].size)
 
-    def graph(self, call: DelegateCall) -> dict[str, Any]:
-        """What a delegate is told to compute: XNNPACK's graph, as its schema has it."""
+    def backend(self, call: DelegateCall) -> str:
+        """The name of who computes a delegate."""
+        return self.plan.delegates[call.delegate_index].id
+
+    def told(self, call: DelegateCall) -> bytes:
+        """What a delegate is told to compute, in its own words."""
         reference = self.plan.delegates[call.delegate_index].processed
         segment = self.program.segments[reference.index]
-        data = bytes(self._data[self.base + segment.offset : self.base + segment.offset + segment.size])
+        return bytes(self._data[self.base + segment.offset : self.base + segment.offset + segment.size])
+
+    def graph(self, call: DelegateCall) -> dict[str, Any]:
+        """XNNPACK's graph, as its schema has it."""
+        data = self.told(call)
         header = XNNHeader.from_bytes(data[: XNNHeader.EXPECTED_LENGTH])
         with TemporaryDirectory() as scratch:
             schema, binary = Path(scratch) / "schema.fbs", Path(scratch) / "graph.bin"

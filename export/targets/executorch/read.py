@@ -1,8 +1,9 @@
-"""The integers of a .pte, read back from what XNNPACK is told to multiply by: write.py and segments.py the other way round."""
+"""The integers of a .pte, read back from what its delegates multiply by: write.py and segments.py the other way round."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from phi3mobile.engines.expert_file import ExpertShape, from_tiles, matrix_bytes, padded
+from phi3mobile.engines.expert_file import ExpertShape, padded
+from phi3mobile.engines.tiles import TileForm
 from phi3mobile.errors import InputError
 from phi3mobile.export.integers import HEAD, Integers
 from phi3mobile.export.targets.executorch.options import ExecutorchRecipe
 from phi3mobile.export.targets.executorch.program import Pte
 from phi3mobile.export.targets.executorch.segments import Part, segment_kinds, segment_parts, vector_names
+from phi3mobile.export.targets.executorch.tiled import BACKEND, Matrix, packed_of, read_layout
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.form import Form
-from phi3mobile.models.quantized import Packed, pack_nibbles, stacked
+from phi3mobile.models.quantized import Packed, stacked
 from phi3mobile.models.tensors import BIAS, EMBED, FINAL_NORM, GATE_UP, ROUTER
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ _TYPES = {"xnn_datatype_qbint4": 4, "xnn_datatype_qcint8": 8}
 
 @dataclass(frozen=True)
 class _Linear:
-    """A product in a delegate's graph: its weight's shape and form, and the names of its data."""
+    """A product in XNNPACK's graph: its weight's shape and form, and the names of its data."""
 
     rows: int
     width: int
@@ -38,6 +41,11 @@ class _Linear:
     scales: str
     bias: str | None
     offsets: _Linear | None = None
+
+    @property
+    def keys(self) -> list[str]:
+        """SHA-256 of the data, behind what says which they are."""
+        return [*filter(None, (self.codes, self.scales, self.bias)), *(self.offsets.keys if self.offsets else [])]
 
 
 def open_decoder(path: Path, config: DecoderConfig) -> Pte:
@@ -51,7 +59,7 @@ class PteIntegers(Integers):
     def __init__(self, bundle: Bundle, config: DecoderConfig, recipe: ExecutorchRecipe) -> None:
         path = bundle.program
         self.config, self._pte, self._bundle = config, open_decoder(path, config), bundle
-        self._linears: dict[str, list[tuple[Part, _Linear]]] = {}  # of a matrix: the parts that segments have of it
+        self._linears: dict[str, list[tuple[Part, _Linear | Matrix]]] = {}  # of a matrix: the parts that segments have of it
         self._vectors: dict[str, int] = {}  # value of the plan
         kinds, calls = segment_kinds(config), self._pte.calls()
         if len(kinds) != len(calls):
@@ -102,16 +110,18 @@ class PteIntegers(Integers):
         return parts[0][1] if parts[0][0].rows is None else _joined(self.shape(name)[0], parts)
 
     def damage(self, name: str) -> str:
-        """XNNPACK's constants are named by their hashes."""
+        """Constants are named by their hashes."""
         for _, linear in self._linears.get(name, []):
-            for part in filter(None, (linear, linear.offsets)):
-                for key in filter(None, (part.codes, part.scales, part.bias)):
-                    if hashlib.sha256(self._pte.named(key).numpy().data).hexdigest() != key.removeprefix("scale_"):
-                        return f"{name} holds other bytes than the program's hash of them says"
+            for key in linear.keys:
+                if hashlib.sha256(self._pte.named(key).numpy().data).hexdigest() != key.rpartition("_")[2]:
+                    return f"{name} holds other bytes than the program's hash of them says"
         return ""
 
-    def _products(self, call: Any, parts: dict[str, Part], layer: int) -> list[_Linear]:
-        """The packed weights of a segment in the order of its parts. Between them are sums for offsets, and averages."""
+    def _products(self, call: Any, parts: dict[str, Part], layer: int) -> Sequence[_Linear | Matrix]:
+        """The packed weights of a segment in the order of its parts. XNNPACK's also sums for offsets, and averages."""
+        if self._pte.backend(call) == BACKEND:
+            matrices = read_layout(self._pte.told(call)).matrices
+            return [matrices[name] for name in parts]
         graph, found = _linears(self._pte.graph(call)), []
         for part in parts.values():
             height, width = self.shape(part.name(self.config, layer))
@@ -122,7 +132,9 @@ class PteIntegers(Integers):
             found.append(linear)
         return found
 
-    def _packed(self, linear: _Linear) -> Packed:
+    def _packed(self, linear: _Linear | Matrix) -> Packed:
+        if isinstance(linear, Matrix):
+            return packed_of(linear.tile_form, self._pte.named(linear.tiles).numpy(), linear.rows)
         codes, scales = self._pte.named(linear.codes), self._pte.named(linear.scales)
         offsets = self._packed(linear.offsets) if linear.offsets else None
         codes = codes.view(linear.rows, -1)
@@ -164,12 +176,10 @@ class PteIntegers(Integers):
         start = record if tensor.role == GATE_UP else record + padded(shape.bytes13)
         rows, width = tensor.shape
         heights = (rows // 2, rows // 2) if tensor.role == GATE_UP else (rows,)
-        parts = []
+        tile_form, parts = TileForm(width, form.group), []
         for height in heights:
-            size = matrix_bytes(height, width, form.group)
-            codes, scales = from_tiles(np.fromfile(path, np.uint8, size, offset=start), height, width, form.group)
-            packed = pack_nibbles(torch.from_numpy(codes.astype(np.int8) - 8))
-            parts.append(Packed(4, form.group, packed, torch.from_numpy(scales.copy()).view(torch.bfloat16)))
+            size = tile_form.matrix_bytes(height)
+            parts.append(packed_of(tile_form, np.fromfile(path, np.uint8, size, offset=start), height))
             start += size
         return stacked(parts)
 

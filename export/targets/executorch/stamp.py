@@ -193,7 +193,7 @@ def _template(
     return Template(kind, attention, lowered.processed_bytes, keys, shared, order)
 
 
-class _Shapes:
+class Results:
     """Stands in for the lowered program in a LoweredBackendModule: outputs of the right shapes, at no cost."""
 
     def __init__(self, x_at: int, shapes: Shapes) -> None:
@@ -242,7 +242,7 @@ def stamp(
                 path.write_bytes(_bytes(data))
             digest = bytes.fromhex(new.removeprefix("scale_"))
             store.add_named_data(new, FileBackedData(str(path), sha256=digest), ALIGNMENT)
-    stand_in = _Shapes(template.order.index(0), shapes)
+    stand_in = Results(template.order.index(0), shapes)
     module = LoweredBackendModule(stand_in, XnnpackBackend.__name__, payload, [], store.get_named_data_store_output())
     module.meta = {"debug_handle_map": {}}
     return module

@@ -18,7 +18,7 @@ from torch import nn
 
 from phi3mobile.export.packed_vision import PackedVision
 from phi3mobile.export.targets.executorch import clip, stamp
-from phi3mobile.export.targets.executorch.write import StampedSegment, operators_of
+from phi3mobile.export.targets.executorch.write import LoweredSegment, operators_of
 from phi3mobile.models.vision_config import VisionConfig
 from phi3mobile.progress import Progress, silent
 
@@ -106,7 +106,7 @@ class Stamper:
         self._packed, self._scratch, self._rows, self._views = packed, scratch, rows, views
         self._templates: dict[str, stamp.Template] = {}
 
-    def segment(self, kind: str, layer: int = 0) -> StampedSegment:
+    def segment(self, kind: str, layer: int = 0) -> LoweredSegment:
         config, matrices = self._packed.config, clip.matrices_of(self._packed, kind, layer)
         vectors = clip.vectors_of(self._packed, kind, layer)
         if kind not in self._templates:
@@ -118,4 +118,4 @@ class Stamper:
             self._templates[kind] = stamp.lower_module(module, inputs, dynamic, stand_ins, kind)
         template = self._templates[kind]
         lowered = stamp.stamp(template, [clip.output_shape(config, kind)], matrices, self._scratch)
-        return StampedSegment(lowered, template.order, vectors)
+        return LoweredSegment(lowered, template.order, vectors)

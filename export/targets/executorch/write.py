@@ -1,6 +1,7 @@
-"""Packed weights -> .pte for ExecuTorch with XNNPACK, as one straight pipeline.
+"""Packed weights -> .pte for ExecuTorch, as one straight pipeline.
 
-    segments lowered once -> stamped per layer -> joined by attention -> ExecuTorch program -> file
+    segments lowered once for XNNPACK and stamped per layer (stamp.py), or told to our own delegate (tiled.py)
+    -> joined by attention -> ExecuTorch program -> file
 
 The program: forward(tokens int64 [1, T], input_pos int64 [1]) -> logits float32 [1, T, V], T in [1, chunk], and the constant
 methods that ExecuTorch's own LLM runners read. A model that sees pictures has two methods instead, by the names that its
@@ -30,7 +31,7 @@ from phi3mobile.engines.base import LONG_REGIME
 from phi3mobile.errors import InputError
 from phi3mobile.export.packed import EMBEDDING, PackedModel
 from phi3mobile.export.target import Written
-from phi3mobile.export.targets.executorch import stamp
+from phi3mobile.export.targets.executorch import stamp, tiled
 from phi3mobile.export.targets.executorch.attention import (
     Place,
     ShiftedMasks,
@@ -134,10 +135,11 @@ class ExportedDecoder(nn.Module):
         return Place(input_pos, position, self.cos[rows], self.sin[rows], window, shifted)
 
 
-class StampedSegment(nn.Module):
-    """A stamped segment with its vectors (norm weights, ...), called with the other inputs of `Segment.forward`."""
+class LoweredSegment(nn.Module):
+    """A segment with its vectors (norm weights, ...), called with the other inputs of `Segment.forward`."""
 
-    def __init__(self, lowered: nn.Module, order: tuple[int, ...], vectors: list[torch.Tensor]) -> None:
+    def __init__(self, lowered: nn.Module, order: tuple[int, ...] | None, vectors: list[torch.Tensor]) -> None:
+        """order: in which the delegate takes its inputs; None: as they are given."""
         super().__init__()
         self.lowered, self.order = lowered, order
         self.vectors = nn.ParameterList(nn.Parameter(vector, requires_grad=False) for vector in vectors)
@@ -145,22 +147,26 @@ class StampedSegment(nn.Module):
     def forward(self, tokens: tuple[torch.Tensor, ...], rope: tuple[torch.Tensor, ...] = ()):
         """tokens: x, or x and attended."""
         inputs = (*tokens, *self.vectors, *rope)
-        return self.lowered(*(inputs[index] for index in self.order))
+        return self.lowered(*(inputs if self.order is None else (inputs[index] for index in self.order)))
 
 
-def lowered_segments(packed: PackedModel, chunk: int, scratch: Path, progress: Progress):
-    """Every segment of the model in order, graph work done once per structure."""
-    config, kinds = packed.config, segment_kinds(packed.config)
+def lowered_segments(packed: PackedModel, chunk: int, scratch: Path, progress: Progress) -> list[nn.Module]:
+    """Every segment of the model in order: our delegate's, or XNNPACK's, graph work done once per structure."""
+    config, kinds, native = packed.config, segment_kinds(packed.config), recipe_of(packed).attention == "native"
     templates: dict[tuple, stamp.Template] = {}
-    modules = []
+    modules: list[nn.Module] = []
     for index, (kind, layer) in enumerate(kinds):
         progress("lower layers", index, len(kinds))
+        vectors = segment_vectors(packed, kind, layer)
+        if native:
+            modules.append(LoweredSegment(tiled.delegate(packed, kind, layer, scratch), None, vectors))
+            continue
         if (structure := stamp.structure(packed, kind, layer)) not in templates:
             templates[structure] = stamp.lower(packed, kind, chunk, layer)
         template, matrices = templates[structure], stamp.segment_matrices(packed, kind, layer)
         shapes = stamp.output_shapes(config, kind, template.attention)
         lowered = stamp.stamp(template, shapes, matrices, scratch)
-        modules.append(StampedSegment(lowered, template.order, segment_vectors(packed, kind, layer)))
+        modules.append(LoweredSegment(lowered, template.order, vectors))
     progress("lower layers", len(kinds), len(kinds))
     return modules
 
@@ -278,6 +284,7 @@ def to_executorch(
         "version": version("executorch"),
         "program": path.name,
         "operators": operators_of(plans),
+        "packs": recipe.attention == "stock",  # XNNPACK packs weights when they are loaded
     }
     about |= experts
     return Written(about, activations, row * len(caches), back, kv_held)

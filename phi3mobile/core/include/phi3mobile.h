@@ -16,8 +16,8 @@ extern "C" {
 
 typedef struct p3m_model p3m_model;
 
-/* Where XNNPACK's packed weights are. */
-enum p3m_packed { P3M_PACKED_HEAP = 0, P3M_PACKED_CREATED = 1, P3M_PACKED_REUSED = 2 };
+/* Where XNNPACK's packed weights are; NONE: the program's weights are used as they lie in its file. */
+enum p3m_packed { P3M_PACKED_HEAP = 0, P3M_PACKED_CREATED = 1, P3M_PACKED_REUSED = 2, P3M_PACKED_NONE = 3 };
 
 /* Opens pte_path memory-mapped. packed_cache_path: file for the packed weights, or null; its folder must exist; at most 255
  * bytes. threads: see p3m_set_threads. On failure null and one line in error. */

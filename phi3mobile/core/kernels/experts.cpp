@@ -4,59 +4,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
-
-#include <executorch/runtime/kernel/thread_parallel_interface.h>
 
 namespace phi3mobile {
 namespace {
 
-constexpr int64_t kWorthThreads = 1 << 14;  // elements of an elementwise loop below which threads save nothing
-constexpr int64_t kWorthWaking = 1 << 18;   // multiply-adds of a product below which threads save nothing
-constexpr int64_t kLanes = 16;
 constexpr int64_t kRows = 16;  // rows that go through a tile of gate and up together
-
-template <class Work>
-void share(int64_t count, int64_t grain, const Work& work) {
-  if (count > grain) {
-    executorch::extension::parallel_for(0, count, grain, work);
-  } else if (count > 0) {
-    work(0, count);
-  }
-}
-
-// silu(gate) * up. exp is a polynomial on a reduced argument, so that the loop has no call and no branch; this file is compiled
-// without contraction, so a value does not depend on its place.
-P3M_CLONES void swiglu(const float* gate, const float* up, int64_t count, float* out) {
-  for (int64_t i = 0; i < count; ++i) {
-    const float x = std::min(std::max(-gate[i], -87.0f), 88.0f);
-    const int32_t n = int32_t(x * 1.44269504f + (x < 0 ? -0.5f : 0.5f));
-    const float r = (x - float(n) * 0.693359375f) + float(n) * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    const int32_t bits = (n + 127) << 23;
-    float power;
-    std::memcpy(&power, &bits, 4);
-    out[i] = gate[i] / (1.0f + p * power) * up[i];
-  }
-}
-
-P3M_CLONES float dot(const float* x, const float* y, int64_t count) {
-  float sums[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) sums[lane] += x[i + lane] * y[i + lane];
-  }
-  double total = 0;
-  for (const float sum : sums) total += sum;
-  for (; i < count; ++i) total += double(x[i]) * y[i];
-  return float(total);
-}
 
 P3M_CLONES void add_scaled(const float* x, float weight, int64_t count, float* to) {
   for (int64_t i = 0; i < count; ++i) to[i] += weight * x[i];
@@ -111,15 +63,6 @@ void router_logits(const float* x, const float* router, int64_t count, int64_t h
   });
 }
 
-void CodedRows::size(int64_t count, int64_t row_width) {
-  width = row_width;
-  rows.resize(size_t(count)), codes.resize(size_t(count * width)), sums.resize(size_t(count * (width / kCodes)));
-}
-
-void CodedRows::code(const float* x, int64_t row) {
-  rows[size_t(row)] = code_row(x + row * width, width, codes.data() + row * width, sums.data() + row * (width / kCodes));
-}
-
 std::unique_ptr<Experts> Experts::open(const std::string& path, uint64_t budget, int used, std::string* error) {
   std::unique_ptr<Experts> made(new Experts);
   made->file_ = ExpertFile::open(path, budget, used, error);
@@ -144,7 +87,8 @@ void Experts::over_tiles(const std::vector<int>& experts, int64_t tiles, int64_t
 // [gate and up] of each expert times its rows, and silu(gate) * up -> active_.
 std::string Experts::gate_and_up(const std::vector<int>& experts) {
   const ExpertHeader& h = file_->header();
-  const int64_t inner = h.inner, tiles = tiles_of(inner), step = tile_bytes(h.hidden, h.group13);
+  const TileForm form{h.hidden, h.group13};
+  const int64_t inner = h.inner, tiles = form.tiles(inner), step = form.bytes();
   std::vector<const uint8_t*> weights;
   for (const int expert : experts) {
     weights.push_back(static_cast<const uint8_t*>(file_->w13(expert)));
@@ -156,8 +100,8 @@ std::string Experts::gate_and_up(const std::vector<int>& experts) {
     const uint8_t* at = weights[expert] + tile * step;
     const int64_t column = tile * kTile, columns = std::min(kTile, inner - column);
     for (int64_t i = 0; i < count; ++i) rows[i] = coded_.rows[slots[i] / used_];
-    multiply_tile(at, h.hidden, h.group13, rows, count, gate);
-    multiply_tile(at + tiles * step, h.hidden, h.group13, rows, count, up);
+    multiply_tile(at, form, rows, count, gate);
+    multiply_tile(at + tiles * step, form, rows, count, up);
     for (int64_t i = 0; i < count; ++i) {
       swiglu(gate + i * kTile, up + i * kTile, columns, active_.data() + slots[i] * inner + column);
     }
@@ -168,7 +112,8 @@ std::string Experts::gate_and_up(const std::vector<int>& experts) {
 // down of each expert times its rows -> results_.
 std::string Experts::down(const std::vector<int>& experts) {
   const ExpertHeader& h = file_->header();
-  const int64_t hidden = h.hidden, tiles = tiles_of(hidden), step = tile_bytes(h.inner, h.group2);
+  const TileForm form{h.inner, h.group2};
+  const int64_t hidden = h.hidden, tiles = form.tiles(hidden), step = form.bytes();
   std::vector<const uint8_t*> weights;
   for (const int expert : experts) {
     weights.push_back(static_cast<const uint8_t*>(file_->w2(expert)));
@@ -179,7 +124,7 @@ std::string Experts::down(const std::vector<int>& experts) {
     float out[kRows * kTile];
     const int64_t column = tile * kTile, columns = std::min(kTile, hidden - column);
     for (int64_t i = 0; i < count; ++i) rows[i] = coded_active_.rows[slots[i]];
-    multiply_tile(weights[expert] + tile * step, h.inner, h.group2, rows, count, out);
+    multiply_tile(weights[expert] + tile * step, form, rows, count, out);
     for (int64_t i = 0; i < count; ++i) {
       std::memcpy(results_.data() + slots[i] * hidden + column, out + i * kTile, size_t(columns) * 4);
     }

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "expert_file.h"
-#include "tiles.h"
+#include "rows.h"
 
 #include <memory>
 #include <string>
@@ -21,17 +21,6 @@ bool route(const Routing& routing, const float* logits, int* chosen, float* weig
 
 // Logits of x [count, hidden] by router [experts, hidden]: every sum in one order, whatever the count.
 void router_logits(const float* x, const float* router, int64_t count, int64_t hidden, int64_t experts, float* logits);
-
-// Rows of floats as int8 codes.
-struct CodedRows {
-  std::vector<CodedRow> rows;
-  std::vector<int8_t> codes;
-  std::vector<int32_t> sums;
-  int64_t width = 0;
-
-  void size(int64_t count, int64_t row_width);
-  void code(const float* x, int64_t row);  // x: all rows
-};
 
 class Experts {
  public:

@@ -1,10 +1,14 @@
-// A matrix of 4-bit codes cut into tiles of 16 rows, and its product with rows of int8 codes: what an expert is computed with.
+// A matrix of 4- or 8-bit codes cut into tiles of 16 rows, and its product with rows of int8 codes.
 //
-// weight[n, k] = (code - 8) * scale of its group; the groups of a row have 32, 64, ... columns. A tile is, at multiples of 64:
-//   16 float32: the sums of a row's weights
-//   for each group 16 bfloat16: its scales, row after row; then padding
-//   for each 32 columns 256 bytes: byte 64 v + 4 n + i holds row n, column 4 v + i in its low half, column 16 + 4 v + i in its
-//   high half, so that one vector of 16 lanes has four columns of 16 rows, whatever multiplies it
+// 4 bit: weight[n, k] = (code - 8) * scale of its group; the groups of a row have 32, 64, ... columns. With offsets, + offset
+// of the group, which is an 8-bit code times the row's step. 8 bit: weight[n, k] = code * scale of the row. A tile is, at
+// multiples of 64:
+//   16 float32: the sums of a row's weights, without offsets
+//   4 bit: for each group 16 bfloat16: its scales, row after row; then padding. 8 bit: 16 float32, the rows' scales
+//   with offsets: 16 float32, the rows' steps; for each two groups 32 int8, row after row both codes; then padding
+//   4 bit: for each 32 columns 256 bytes: byte 64 v + 4 n + i holds row n, column 4 v + i in its low half, column 16 + 4 v + i
+//   in its high half, so that one vector of 16 lanes has four columns of 16 rows, whatever multiplies it 8 bit: for each 4
+//   columns 64 bytes: byte 4 n + i holds row n, column i
 // Rows past the last one are zeros. The same bytes serve every processor: a bundle's file is used as it lies.
 #pragma once
 
@@ -15,12 +19,33 @@ namespace phi3mobile {
 constexpr int64_t kTile = 16;   // rows
 constexpr int64_t kCodes = 32;  // columns that are multiplied in integers at once
 
-constexpr int64_t scales_bytes(int64_t width, int64_t group) { return (width / group * kTile * 2 + 63) / 64 * 64; }
-constexpr int64_t tile_bytes(int64_t width, int64_t group) {
-  return kTile * 4 + scales_bytes(width, group) + width / kCodes * kTile * kCodes / 2;
-}
-constexpr int64_t tiles_of(int64_t rows) { return (rows + kTile - 1) / kTile; }
-constexpr int64_t matrix_bytes(int64_t rows, int64_t width, int64_t group) { return tiles_of(rows) * tile_bytes(width, group); }
+constexpr int64_t kMostSummed = 128;  // columns of a group with offsets: the sum of 128 codes less their zero has 16 bits
+
+constexpr int64_t whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+struct TileForm {
+  int64_t width, group;  // 8 bit: group is width
+  int bits = 4;
+  bool offsets = false;
+
+  constexpr int64_t groups() const { return width / group; }
+  // Where the parts of a tile begin, in bytes.
+  constexpr int64_t scales_at() const { return kTile * 4; }
+  constexpr int64_t steps_at() const { return scales_at() + (bits == 8 ? kTile * 4 : whole_lines(groups() * kTile * 2)); }
+  constexpr int64_t offsets_at() const { return steps_at() + kTile * 4; }
+  constexpr int64_t codes_at() const {
+    return offsets ? offsets_at() + whole_lines((groups() + 1) / 2 * 2 * kTile) : steps_at();
+  }
+  constexpr int64_t bytes() const { return codes_at() + kTile * width * bits / 8; }
+  // Of a matrix of so many rows.
+  constexpr int64_t tiles(int64_t rows) const { return (rows + kTile - 1) / kTile; }
+  constexpr int64_t matrix_bytes(int64_t rows) const { return tiles(rows) * bytes(); }
+  // Whether a matrix can have it.
+  constexpr bool sensible() const {
+    const bool groups_fit = group > 0 && group % kCodes == 0 && width % group == 0 && width <= 1 << 20;
+    return groups_fit && (bits == 4 || (bits == 8 && group == width && !offsets)) && (!offsets || group <= kMostSummed);
+  }
+};
 
 // x [width] rounded: x[k] = (codes[k] - zero) * scale, and sums[b] = 8 * the sum of codes 32 b ... 32 b + 31.
 struct CodedRow {
@@ -34,7 +59,7 @@ struct CodedRow {
 CodedRow code_row(const float* x, int64_t width, int8_t* codes, int32_t* sums);
 
 // out [count, 16]: the rows times a tile. A result has the same bits whatever `count` is.
-void multiply_tile(const uint8_t* tile, int64_t width, int64_t group, const CodedRow* rows, int64_t count, float* out);
+void multiply_tile(const uint8_t* tile, const TileForm& form, const CodedRow* rows, int64_t count, float* out);
 
 // The best that the machine has up to an instruction set of attention.h's; null: up to any.
 void use_tiles(const char* isa);

@@ -63,11 +63,11 @@ std::string read_header(const std::string& path, int file, ExpertHeader* header,
   }
   ExpertHeader& h = *header;
   const auto fits = [](uint32_t x, uint32_t most) { return x >= 1 && x <= most; };
-  const auto divides = [](uint32_t group, uint32_t width) { return group > 0 && group % kCodes == 0 && width % group == 0; };
+  const TileForm form13{h.hidden, h.group13}, form2{h.inner, h.group2};
   const bool sensible = fits(h.layers, kMostLayers) && fits(h.experts, kMostExperts) && fits(h.hidden, kMostWidth) &&
-                        fits(h.inner, kMostWidth) && divides(h.group13, h.hidden) && divides(h.group2, h.inner) &&
-                        h.bytes13 == uint64_t(2 * matrix_bytes(h.inner, h.hidden, h.group13)) &&
-                        h.bytes2 == uint64_t(matrix_bytes(h.hidden, h.inner, h.group2));
+                        fits(h.inner, kMostWidth) && form13.sensible() && form2.sensible() &&
+                        h.bytes13 == uint64_t(2 * form13.matrix_bytes(h.inner)) &&
+                        h.bytes2 == uint64_t(form2.matrix_bytes(h.hidden));
   if (!sensible) return path + " is damaged: its header has impossible sizes";
   sums->resize(2 * size_t(h.layers) * h.experts);
   if (!read_all(file, sums->data(), sums->size() * 8, sizeof h)) return path + " is cut off in its checksums";

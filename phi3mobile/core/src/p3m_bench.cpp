@@ -227,7 +227,7 @@ int bench(int count, char** arguments) {
   const char* packed = option.count("packed") ? option["packed"].c_str() : nullptr;
   p3m_model* model = p3m_open(arguments[1], packed, int(whole("threads")), error, sizeof error);
   if (!model) return say("\"kind\": \"error\", \"step\": \"load\", \"reason\": " + quoted(error)), 1;
-  const char* states[] = {"heap", "created", "reused"};
+  const char* states[] = {"heap", "created", "reused", "none"};
   say("\"kind\": \"load\", \"seconds\": " + number(since(start)) + ", \"packed\": \"" + states[p3m_packed_state(model)] +
       "\", \"threads\": " + std::to_string(p3m_threads()) + ", \"runtime\": \"" + p3m_runtime_version() + "\"" + memory());
   int64_t vocab = 0, context = 0, back = -1;

@@ -119,7 +119,9 @@ std::unique_ptr<PteEngine> PteEngine::open(const Bundle& bundle, const Json& opt
   check_version(manifest["runtime"]["version"].string());
   check_operators(manifest["runtime"]["operators"]);
   check_memory(manifest);
-  const PackedFile packed(text_option(options, "cache"), bundle.program_hash());
+  const Json& packs = manifest["runtime"]["packs"];
+  const bool as_they_lie = packs.is_bool() && !packs.boolean();
+  const PackedFile packed(as_they_lie ? "" : text_option(options, "cache"), bundle.program_hash());
   char error[2000] = "";
   p3m_model* model =
       p3m_open(bundle.program().c_str(), packed.opened(), int(integer_option(options, "threads")), error, sizeof error);

@@ -193,16 +193,7 @@ void note_packed(p3m_model& model) {
   } else if (said(phi3mobile::packed_log::kCreated)) {
     model.packed = P3M_PACKED_CREATED;
   } else {
-    // Nothing said: another model of this process has the file open, and its cache is shared.
-    const bool packs = std::any_of(model.methods.begin(), model.methods.end(), [&](const Method& method) {
-      const auto meta = model.module->method_meta(method.name);
-      return meta.ok() && meta->uses_backend("XnnpackBackend");
-    });
-    if (packs) {
-      model.packed = P3M_PACKED_REUSED;
-    } else {
-      model.packed_reason = "the program has no weights to pack";
-    }
+    model.packed = P3M_PACKED_REUSED;  // another model of this process has the file open, and its cache is shared
   }
 }
 
@@ -220,7 +211,15 @@ int open_model(p3m_model& model, const char* pte_path, const char* packed_cache_
   if (error == Error::Ok) error = model.module->load(options);
   if (error != Error::Ok) return fail(model, "can't load the program", error);
   if (const int failed = load_methods(model)) return failed;
-  if (packed_cache_path) note_packed(model);
+  const bool packs = std::any_of(model.methods.begin(), model.methods.end(), [&](const Method& method) {
+    const auto meta = model.module->method_meta(method.name);
+    return meta.ok() && meta->uses_backend("XnnpackBackend");
+  });
+  if (!packs) {
+    model.packed = P3M_PACKED_NONE;
+  } else if (packed_cache_path) {
+    note_packed(model);
+  }
   return 0;
 }
 
