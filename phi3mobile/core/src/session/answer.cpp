@@ -1,6 +1,7 @@
 #include "session/answer.h"
 
 #include <algorithm>
+#include <iterator>
 
 namespace phi3mobile {
 
@@ -8,10 +9,30 @@ const float* Rows::forward(const int64_t* given, int64_t count, int64_t position
   tokens.resize(size_t(position));  // before the call: if it fails, these rows are unknown
   is_long = with_long;
   farthest = std::max(position ? farthest : 0, position + count);
-  const auto start = std::chrono::steady_clock::now();
-  const float* logits = engine.forward(given, count, position, with_long);
-  engine_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  // Text and pictures one after the other: an engine takes either.
+  const float* logits = nullptr;
+  for (int64_t done = 0; done < count;) {
+    const bool seen = given[done] < 0;
+    const auto* end = std::find_if(given + done, given + count, [&](int64_t token) { return (token < 0) != seen; });
+    const int64_t part = end - given - done;
+    logits = run(given + done, part, position + done);
+    if (part < count) {
+      joined_.resize(size_t(count * engine.info.vocab));
+      std::copy(logits, logits + part * engine.info.vocab, joined_.data() + done * engine.info.vocab);
+      logits = joined_.data();
+    }
+    done += part;
+  }
   tokens.insert(tokens.end(), given, given + count);
+  return logits;
+}
+
+// Tokens, or rows of pictures.
+const float* Rows::run(const int64_t* given, int64_t count, int64_t position) {
+  const float* rows = *given < 0 ? sight->rows(given, count) : nullptr;
+  const auto start = std::chrono::steady_clock::now();
+  const float* logits = rows ? engine.forward_rows(rows, count, position, is_long) : engine.forward(given, count, position, is_long);
+  engine_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return logits;
 }
 
@@ -111,11 +132,15 @@ Answer::Step Answer::prefill_chunk() {
   if (options_.cancelled()) return end("cancelled");
   const int64_t count = std::min(rows_.engine.info.max_chunk, int64_t(tokens_.size()) - position_);
   lap();
+  if (rows_.sight) {
+    const auto told = rows_.sight->look(tokens_.data() + position_, count);
+    prefilled_in(lap());
+    if (told && !told->empty()) notes.push_back({"picture", *told});
+    if (told) return notes.empty() ? Step::Prefilled : Step::Noted;
+  }
   const float* logits = rows_.forward(tokens_.data() + position_, count, position_, wants_long());
-  const double seconds = lap();
+  prefilled_in(lap());
   prefilled_tokens += count;
-  prefill_s += seconds;
-  if (!times.empty()) refill_s += seconds;
   position_ += count;
   progress.done += count;
   if (position_ == int64_t(tokens_.size())) {
@@ -128,12 +153,17 @@ Answer::Step Answer::prefill_chunk() {
   return Step::Prefilled;
 }
 
+void Answer::prefilled_in(double seconds) {
+  prefill_s += seconds;
+  if (!times.empty()) refill_s += seconds;
+}
+
 // The tokens that the repetition penalty counts.
 void Answer::counted() {
   counted_.clear();
   if (options_.sampling.repetition_penalty == 1) return;
   const auto start = options_.sampling.penalize_prompt ? tokens_.begin() : tokens_.end() - std::ptrdiff_t(generated_tokens);
-  counted_.assign(start, tokens_.end());
+  std::copy_if(start, tokens_.end(), std::back_inserter(counted_), [](int64_t token) { return token >= 0; });
 }
 
 // The row's token. Rows count as long as the draft was what is sampled.

@@ -17,6 +17,17 @@
 
 namespace phi3mobile {
 
+// What stands where tokens are below 0: rows of pictures.
+class Sight {
+ public:
+  virtual ~Sight() = default;
+  // One piece of the work that these tokens need before rows() can give theirs, and what to say of it, "" for nothing; none:
+  // it is all done.
+  virtual std::optional<std::string> look(const int64_t* tokens, int64_t count) = 0;
+  // Embeddings float32 [count, hidden] of tokens that are all below 0, valid until the next call.
+  virtual const float* rows(const int64_t* tokens, int64_t count) = 0;
+};
+
 // What the engine's KV cache holds: row i was computed from tokens[i]. True also after a failed or stopped run.
 struct Rows {
   explicit Rows(Engine& engine) : engine(engine) {}
@@ -28,15 +39,21 @@ struct Rows {
   void clear();
 
   Engine& engine;
+  Sight* sight = nullptr;  // null: the model sees no pictures
   std::vector<int64_t> tokens;
   bool is_long = false;
   int64_t farthest = 0;  // end of the farthest row written since row 0 was
   double engine_s = 0;   // seconds in forwards so far
+
+ private:
+  const float* run(const int64_t* given, int64_t count, int64_t position);
+
+  std::vector<float> joined_;
 };
 
 // Something to tell the user while an answer is made.
 struct Note {
-  const char* kind;  // "long_switch", "kv_back", "window", "repetition"
+  const char* kind;  // "long_switch", "kv_back", "window", "repetition", "picture"
   std::string message;
 };
 
@@ -91,6 +108,7 @@ class Answer {
   bool wants_long() const;
   int64_t draft_limit() const;
   void counted();
+  void prefilled_in(double seconds);
   double lap();
 
   Rows& rows_;

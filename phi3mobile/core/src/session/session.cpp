@@ -1,6 +1,7 @@
 #include "session/session.h"
 
 #include "base/error.h"
+#include "session/content.h"
 #include "text/chat.h"
 #include "text/unicode.h"
 
@@ -69,17 +70,20 @@ bool slides(const Json& request) {
   return slide;
 }
 
-// A content: a text, or a list of texts, which are joined.
-std::string content_of(const Json& content, const std::string& where) {
-  if (content.is_string()) return content.string();
+constexpr const char* kSeesNone = "a picture was given, and this model reads text only: export a model that sees, or leave it out";
+
+// A content: a text, or a list of texts, which are joined. One with images stays as it is.
+Json content_of(const Json& content, const std::string& where, bool sees) {
+  if (content.is_string()) return content;
+  if (has_image(content)) {
+    if (!sees) throw InputError(kSeesNone);
+    return content;
+  }
   std::string joined;
   bool ok = content.is_array() && !content.array().empty();
   if (ok) {
     for (const Json& part : content.array()) {
       const Json& type = part["type"];
-      if (type.is_string() && type.string() == "image") {
-        throw InputError("a picture was given, and this session reads text only: leave it out");
-      }
       ok &= type.is_string() && type.string() == "text" && part["text"].is_string();
       if (ok) joined += part["text"].string();
     }
@@ -88,7 +92,7 @@ std::string content_of(const Json& content, const std::string& where) {
   return joined;
 }
 
-Json::Array messages_of(const Json& given) {
+Json::Array messages_of(const Json& given, bool sees) {
   if (!given.is_array() || given.array().empty()) throw InputError("there are no messages; give at least one user message");
   Json::Array messages;
   for (const Json& message : given.array()) {
@@ -97,11 +101,12 @@ Json::Array messages_of(const Json& given) {
       throw InputError(where + " is " + message.dump().substr(0, 80) + "; it must have a role and a content");
     Json checked;
     checked.set("role", message["role"]);
-    checked.set("content", content_of(message["content"], where));
+    checked.set("content", content_of(message["content"], where, sees));
     if (message.has("name")) checked.set("name", message["name"]);
     messages.push_back(std::move(checked));
   }
-  if (messages.back()["role"].string() == "user" && stripped(messages.back()["content"].string()).empty()) {
+  const Json& last = messages.back()["content"];
+  if (messages.back()["role"].string() == "user" && last.is_string() && stripped(last.string()).empty()) {
     throw InputError("the prompt is empty: the last user message has no text; write one");
   }
   return messages;
@@ -117,8 +122,15 @@ double percentile(const std::vector<double>& sorted, double percent) {
 
 }  // namespace
 
-Session::Session(Parts parts, std::unique_ptr<Engine> engine)
-    : parts_(std::move(parts)), engine_(std::move(engine)), rows_(*engine_) {}
+Session::Session(Parts parts, std::unique_ptr<Engine> engine, std::unique_ptr<Pictures> pictures)
+    : parts_(std::move(parts)), engine_(std::move(engine)), pictures_(std::move(pictures)), rows_(*engine_) {
+  rows_.sight = pictures_.get();
+}
+
+int64_t Session::picture(const Pixels& pixels) {
+  if (!pictures_) throw InputError(kSeesNone);
+  return pictures_->add(pixels);
+}
 
 std::vector<int64_t> Session::encode(const Json::Array& messages, const Tools* tools) const {
   if (parts_.segments.is_null()) {
@@ -127,16 +139,27 @@ std::vector<int64_t> Session::encode(const Json::Array& messages, const Tools* t
             ? "this bundle's chat template is not regular enough for plain segments: render it elsewhere and give a prompt"
             : "this bundle has no chat template: it completes text only, give a prompt");
   }
-  if (!tools) return parts_.tokenizer->encode(spans(parts_.segments, messages));
+  const auto seen = [&](const Json::Array& all) {
+    return Seen(all).encode(parts_.segments, *parts_.tokenizer, [&](const Json& image) { return pictures_->ids(image.integer()); });
+  };
+  if (!tools) return pictures_ ? seen(messages) : parts_.tokenizer->encode(spans(parts_.segments, messages));
   const auto [told, mark] = tools->told(messages, !parts_.segments["system"].is_null(), Tools::known_to(*parts_.tokenizer));
+  if (pictures_ && mark.empty()) return seen(told);
   const auto parts = spans(parts_.segments, told);
   return parts_.tokenizer->encode(mark.empty() ? parts : marked_spans(parts, mark));
 }
 
-void Session::too_long(int64_t length, const std::string& what) const {
-  throw InputError(what + " " + std::to_string(length) + " tokens; the context holds " +
-                   std::to_string(engine_->info.max_context) +
-                   ", of which the answer needs at least 1: shorten it, drop older messages, or export with a larger context");
+void Session::too_long(int64_t length, const std::string& what, const std::vector<int64_t>& tokens) const {
+  const int64_t limit = engine_->info.max_context;
+  std::string todo = "shorten it, drop older messages, or export with a larger context";
+  const auto seen = std::count_if(tokens.begin(), tokens.end(), [](int64_t token) { return token < 0; });
+  if (seen) {
+    const auto fits = pictures_->smaller(tokens, limit - 1);
+    todo = std::to_string(seen) + " are of pictures, " +
+           (fits ? "num_crops " + std::to_string(*fits) + " would fit" : "show fewer of them");
+  }
+  throw InputError(what + " " + std::to_string(length) + " tokens; the context holds " + std::to_string(limit) +
+                   ", of which the answer needs at least 1: " + todo);
 }
 
 void Session::start(const Json& request) {
@@ -154,7 +177,7 @@ void Session::start(const Json& request) {
       throw InputError("the prompt is empty; write some text");
     options.prompt = parts_.tokenizer->encode(request["prompt"].string());
   } else {
-    auto messages = messages_of(request["messages"]);
+    auto messages = messages_of(request["messages"], pictures_ != nullptr);
     if (slide) {
       window = std::make_unique<Window>(
           std::move(messages), [this, known = tools.get()](const auto& kept) { return encode(kept, known); },
@@ -173,7 +196,9 @@ void Session::start(const Json& request) {
   options.repetition = flag(request, "repetition");
   const auto stop = stops(request);
   if (options.prompt.empty()) throw InputError("the prompt has no tokens; write some text");
-  if (int64_t(options.prompt.size()) >= engine_->info.max_context) too_long(int64_t(options.prompt.size()), "the prompt has");
+  if (int64_t(options.prompt.size()) >= engine_->info.max_context) {
+    too_long(int64_t(options.prompt.size()), "the prompt has", options.prompt);
+  }
   options.cancelled = [this] { return cancelled_.load(); };
   if (window) {
     options.slide = [this](const std::vector<int64_t>& answer) {

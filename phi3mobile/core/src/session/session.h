@@ -4,6 +4,7 @@
 #include "base/json.h"
 #include "session/answer.h"
 #include "session/engine.h"
+#include "session/pictures.h"
 #include "session/stop_gate.h"
 #include "session/tools.h"
 #include "session/window.h"
@@ -32,7 +33,12 @@ struct Event {
 
 class Session {
  public:
-  Session(Parts parts, std::unique_ptr<Engine> engine);
+  // pictures: null where the model, or its engine, sees none.
+  Session(Parts parts, std::unique_ptr<Engine> engine, std::unique_ptr<Pictures> pictures = nullptr);
+
+  // Takes a picture for messages of this session; gives the number that stands for it there: equal pixels have the same.
+  // InputError: the session sees none, or not this one.
+  int64_t picture(const Pixels& pixels);
 
   // Begins an answer, ending the one before. request: see p3m_session_start. InputError: what is wrong with it.
   void start(const Json& request);
@@ -46,7 +52,7 @@ class Session {
 
  private:
   std::vector<int64_t> encode(const Json::Array& messages, const Tools* tools) const;
-  [[noreturn]] void too_long(int64_t length, const std::string& what) const;
+  [[noreturn]] void too_long(int64_t length, const std::string& what, const std::vector<int64_t>& tokens = {}) const;
   void note_dropped();
   Event ended(std::string shown);
   std::string shown(std::string text) { return words_ ? words_->push(text) : std::move(text); }
@@ -55,6 +61,7 @@ class Session {
 
   Parts parts_;
   std::unique_ptr<Engine> engine_;
+  std::unique_ptr<Pictures> pictures_;
   Rows rows_;
   std::atomic<bool> cancelled_{false};
   std::unique_ptr<Window> window_;
