@@ -2,6 +2,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "p3m.h"
+#include "p3m_picture.h"
 #include "phi3mobile_session.h"
 #include "phi3mobile_text.h"
 
@@ -28,7 +29,7 @@ struct Close {
 using SessionHandle = std::unique_ptr<p3m_session, Close>;
 
 struct Arguments {
-  std::vector<std::string> plain;
+  std::vector<std::string> plain, images;
   Json request{Json::Object()}, options{Json::Object()};
   std::string system;
   bool raw = false, statistics = false;
@@ -44,7 +45,7 @@ struct Option {
 constexpr Option kOptions[] = {{"--temperature", Option::Number, "temperature"}, {"--top-k", Option::Integer, "top_k"},
     {"--top-p", Option::Number, "top_p"}, {"--min-p", Option::Number, "min_p"}, {"--seed", Option::Integer, "seed"},
     {"--repetition-penalty", Option::Number, "repetition_penalty"}, {"--lookup", Option::Flag, "lookup"},
-    {"--threads", Option::Integer, "threads", true}, {"--experts-memory", Option::Integer, "experts_memory", true}};
+    {"--num-crops", Option::Integer, "num_crops", true}, {"--threads", Option::Integer, "threads", true}, {"--experts-memory", Option::Integer, "experts_memory", true}};
 
 Json number_of(const std::string& option, const std::string& text, bool whole) {
   char* end = nullptr;
@@ -70,6 +71,8 @@ Arguments parsed(int count, char** given, size_t least, size_t most) {
       found.system = value();
     else if (name == "--stop")
       stop.emplace_back(value());
+    else if (name == "--image")
+      found.images.push_back(value());
     else if (name == "--cache")
       found.options.set("cache", value());
     else if (name == "--raw")
@@ -141,6 +144,34 @@ Json message(const char* role, const std::string& content) {
   return found;
 }
 
+// The number of a picture's file.
+int64_t shown(p3m_session* session, const std::string& path) {
+  const phi3mobile::PpmPicture picture = phi3mobile::read_ppm(path);
+  char error[1000] = "";
+  const int64_t number =
+      p3m_session_picture(session, picture.rgb.data(), picture.width, picture.height, 0, 3, 1, error, sizeof error);
+  if (number < 0) throw std::invalid_argument(path + ": " + error);
+  return number;
+}
+
+// The user's message: a text, below its images.
+Json question(const std::string& text, const std::vector<int64_t>& images) {
+  if (images.empty()) return message("user", text);
+  Json::Array parts;
+  const auto part = [&](const char* type, Json value) {
+    Json found{Json::Object()};
+    found.set("type", type);
+    found.set(type, std::move(value));
+    parts.push_back(std::move(found));
+  };
+  for (const int64_t number : images) part("image", number);
+  part("text", text);
+  Json found{Json::Object()};
+  found.set("role", "user");
+  found.set("content", std::move(parts));
+  return found;
+}
+
 // One verb: what was given wrong is told in a line and gives 2, what failed 1.
 template <class Work>
 int told(Work work) {
@@ -170,8 +201,10 @@ class Chat {
       save(text.substr(6));
     else if (text.rfind("/load ", 0) == 0)
       load(text.substr(6));
+    else if (text.rfind("/image ", 0) == 0)
+      attach(text.substr(7));
     else if (text.rfind("/", 0) == 0)
-      std::fprintf(stderr, "commands: /reset, /undo, /save FILE, /load FILE, /exit\n");
+      std::fprintf(stderr, "commands: /image FILE, /reset, /undo, /save FILE, /load FILE, /exit\n");
     else if (!text.empty())
       say(text);
     return true;
@@ -180,6 +213,7 @@ class Chat {
  private:
   void begin() {
     messages_.clear();
+    images_.clear();
     if (!arguments_.system.empty()) messages_.push_back(message("system", arguments_.system));
   }
 
@@ -188,13 +222,23 @@ class Chat {
     if (!messages_.empty() && messages_.back()["role"].string() == "user") messages_.pop_back();
   }
 
+  // A picture for the next message.
+  void attach(const std::string& path) {
+    try {
+      images_.push_back(shown(session_, path));
+    } catch (const std::exception& wrong) {
+      std::fprintf(stderr, "%s\n", wrong.what());
+    }
+  }
+
   void say(const std::string& text) {
     Json request = arguments_.request;
-    messages_.push_back(message("user", text));
+    messages_.push_back(question(text, images_));
     request.set("messages", messages_);
     std::string statistics;
     try {
       messages_.push_back(message("assistant", answer(session_, request, &statistics)));
+      images_.clear();
     } catch (const std::invalid_argument& wrong) {
       messages_.pop_back();
       std::fprintf(stderr, "%s\n", wrong.what());
@@ -220,6 +264,7 @@ class Chat {
   p3m_session* session_;
   const Arguments& arguments_;
   Json::Array messages_;
+  std::vector<int64_t> images_;  // of the next message
 };
 
 bool read_line(std::string* line) {
@@ -239,12 +284,16 @@ int run(int count, char** given) {
     const SessionHandle session = opened(arguments);
     std::signal(SIGINT, interrupt);
     Json request = arguments.request;
+    if (arguments.raw && !arguments.images.empty())
+      throw std::invalid_argument("--image is shown in a chat and --raw completes a text: leave one of them out");
     if (arguments.raw) {
       request.set("prompt", arguments.plain[1]);
     } else {
       Json::Array messages;
       if (!arguments.system.empty()) messages.push_back(message("system", arguments.system));
-      messages.push_back(message("user", arguments.plain[1]));
+      std::vector<int64_t> images;
+      for (const std::string& path : arguments.images) images.push_back(shown(session.get(), path));
+      messages.push_back(question(arguments.plain[1], images));
       request.set("messages", std::move(messages));
     }
     std::string statistics;
@@ -257,6 +306,7 @@ int run(int count, char** given) {
 int chat(int count, char** given) {
   return told([&] {
     const Arguments arguments = parsed(count, given, 1, 1);
+    if (!arguments.images.empty()) throw std::invalid_argument("--image is for p3m run; in a chat say /image FILE");
     const SessionHandle session = opened(arguments);
     std::signal(SIGINT, interrupt);
     Chat chat(session.get(), arguments);

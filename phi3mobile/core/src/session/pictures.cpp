@@ -109,13 +109,16 @@ const Pictures::Kept* Pictures::kept(int64_t index) {
   return &kept_.front();
 }
 
-// One view of the picture that is looked at; after the last its rows are kept.
+// One view of the picture that is looked at; after the last its rows, which are kept. What fails may be tried again.
 void Pictures::see() {
   const Picture& picture = pictures_[size_t(looking_.index)];
-  std::vector<float> shown(size_t(kViewValues), 0.0f);
-  view(picture.fitted, picture.plan, looking_.views, shown.data());
-  tower_->encode(shown.data(), looking_.features.data() + looking_.views * kPatches * tower_->info.width);
-  if (++looking_.views < picture.plan.views()) return;
+  if (looking_.views < picture.plan.views()) {
+    std::vector<float> shown(size_t(kViewValues), 0.0f);
+    view(picture.fitted, picture.plan, looking_.views, shown.data());
+    tower_->encode(shown.data(), looking_.features.data() + looking_.views * kPatches * tower_->info.width);
+    ++looking_.views;
+    return;
+  }
   kept_.push_front({looking_.index, projected(picture.plan)});
   looking_ = {};
   while (kept_.size() > room_) kept_.pop_back();
