@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as some
 from library import CoreError, core, core_session
-from scenarios import VOCAB, play
+from scenarios import VOCAB, play, write_bundle
 from seeing import HIDDEN, NUM_CROPS, PICTURES, WIDTH, DrawnTower, SeeingChain, drawn, seeing_scenario, shown, write_seeing_bundle
 from test_session_core import PythonPlayer
 
@@ -237,16 +237,15 @@ def test_bad_contents(folder, content, line):
 
 def test_who_sees_none_says_so(folder, tmp_path):
     engine = SeeingChain(VOCAB, max_context=3000, max_chunk=3000)
-    with core_session(folder, engine) as session:
-        with pytest.raises(CoreError, match="a picture was given, and this model reads text only"):
-            session.picture(PICTURES["D"])
-        with pytest.raises(CoreError, match="a picture was given, and this model reads text only"):
-            session.start({"messages": [says(1)]})
+    blind = write_bundle(tmp_path / "blind", engine)
+    for where, who in ((folder, "the application's engine"), (blind, "this model")):
+        with core_session(where, engine) as session:
+            with pytest.raises(CoreError, match=f"a picture was given, and {who} reads text only"):
+                session.picture(PICTURES["D"])
+            with pytest.raises(CoreError, match=f"a picture was given, and {who} reads text only"):
+                session.start({"messages": [says(1)]})
     with pytest.raises(CoreError, match="num_crops 5000: give 1 to 1024"):
         core_session(folder, engine, tower=DrawnTower(), num_crops=5000).__enter__()
-    from scenarios import write_bundle
-
-    blind = write_bundle(tmp_path / "blind", engine)
     with pytest.raises(CoreError, match="sees no pictures: open it without a tower"):
         core_session(blind, engine, tower=DrawnTower()).__enter__()
 

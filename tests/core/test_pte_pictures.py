@@ -45,7 +45,7 @@ def conversations(a: Any, b: Any) -> list[dict[str, Any]]:
         {"messages": [{"role": "user", "content": "the cat sat"}], "max_tokens": 6},
         {"messages": [first], "max_tokens": 8, "repetition": True},
         {"messages": [first, reply, {"role": "user", "content": "and its name?"}], "max_tokens": 6, "lookup": True},
-        {"messages": [first, reply, say("beside <|image_2|> what is <|image_1|>?", b)], "max_tokens": 6},  # past the switch
+        {"messages": [first, reply, say("what is beside <|image_2|>?", b)], "max_tokens": 6},  # past the switch
         {"messages": [first], "max_tokens": 6, "temperature": 0.8, "seed": 3},  # and back
         {"messages": [say(b, "what is this?"), reply, say(a, "and this?"), reply, say(b, "?")], "overflow": "slide", "max_tokens": 4},
     ]

@@ -70,15 +70,14 @@ bool slides(const Json& request) {
   return slide;
 }
 
-constexpr const char* kSeesNone = "a picture was given, and this model reads text only: export a model that sees, or leave it out";
+[[noreturn]] void sees_none(const EngineInfo& info) {
+  throw InputError(info.hidden ? "a picture was given, and the application's engine reads text only: give it a tower, or leave it out"
+                               : "a picture was given, and this model reads text only: export a model that sees, or leave it out");
+}
 
 // A content: a text, or a list of texts, which are joined. One with images stays as it is.
-Json content_of(const Json& content, const std::string& where, bool sees) {
-  if (content.is_string()) return content;
-  if (has_image(content)) {
-    if (!sees) throw InputError(kSeesNone);
-    return content;
-  }
+Json content_of(const Json& content, const std::string& where) {
+  if (content.is_string() || has_image(content)) return content;
   std::string joined;
   bool ok = content.is_array() && !content.array().empty();
   if (ok) {
@@ -92,7 +91,7 @@ Json content_of(const Json& content, const std::string& where, bool sees) {
   return joined;
 }
 
-Json::Array messages_of(const Json& given, bool sees) {
+Json::Array messages_of(const Json& given) {
   if (!given.is_array() || given.array().empty()) throw InputError("there are no messages; give at least one user message");
   Json::Array messages;
   for (const Json& message : given.array()) {
@@ -101,7 +100,7 @@ Json::Array messages_of(const Json& given, bool sees) {
       throw InputError(where + " is " + message.dump().substr(0, 80) + "; it must have a role and a content");
     Json checked;
     checked.set("role", message["role"]);
-    checked.set("content", content_of(message["content"], where, sees));
+    checked.set("content", content_of(message["content"], where));
     if (message.has("name")) checked.set("name", message["name"]);
     messages.push_back(std::move(checked));
   }
@@ -128,7 +127,7 @@ Session::Session(Parts parts, std::unique_ptr<Engine> engine, std::unique_ptr<Pi
 }
 
 int64_t Session::picture(const Pixels& pixels) {
-  if (!pictures_) throw InputError(kSeesNone);
+  if (!pictures_) sees_none(engine_->info);
   return pictures_->add(pixels);
 }
 
@@ -177,7 +176,9 @@ void Session::start(const Json& request) {
       throw InputError("the prompt is empty; write some text");
     options.prompt = parts_.tokenizer->encode(request["prompt"].string());
   } else {
-    auto messages = messages_of(request["messages"], pictures_ != nullptr);
+    auto messages = messages_of(request["messages"]);
+    const bool shown = std::any_of(messages.begin(), messages.end(), [](const Json& one) { return has_image(one["content"]); });
+    if (shown && !pictures_) sees_none(engine_->info);
     if (slide) {
       window = std::make_unique<Window>(
           std::move(messages), [this, known = tools.get()](const auto& kept) { return encode(kept, known); },

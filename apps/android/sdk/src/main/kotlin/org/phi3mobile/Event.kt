@@ -11,7 +11,7 @@ public sealed class Event {
     /** The context was full: the oldest turns were left out. */
     public data class WindowSlid(val message: String) : Event()
 
-    /** Another thing to know: [kind] is "kv_back", "repetition" or what a later library says. */
+    /** Another thing to know: [kind] is "kv_back", "repetition", "picture" (one is looked at) or what a later library says. */
     public data class Note(val kind: String, val message: String) : Event()
 
     /** Tokens of a prefill that takes several steps. */
@@ -69,11 +69,13 @@ public data class Statistics(
     }
 }
 
-/** A message of a conversation. [role] is "system", "user", "assistant" or "tool", a result of the function [name]. */
+/** A message of a conversation. [role] is "system", "user", "assistant" or "tool", a result of the function [name]. [pictures]: a
+ * user's; they go where the content says <|image_1|>, <|image_2|>, ... (numbers count through the conversation), else before it. */
 public data class Message @JvmOverloads constructor(
     val role: String,
     val content: String,
     val name: String? = null,
+    val pictures: List<Picture> = emptyList(),
 )
 
 /** How an answer is made. What is null is the bundle's own choice. */

@@ -2,6 +2,7 @@ package org.phi3mobile
 
 import java.io.File
 import java.security.MessageDigest
+import java.util.WeakHashMap
 import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.NonCancellable
 import kotlinx.coroutines.SupervisorJob
@@ -45,6 +46,7 @@ public class Phi3Model private constructor(public val folder: File, public val m
     // 0: not loaded. Written on the worker's thread, under the lock of itself: cancel comes from others.
     private val lock = Any()
     private var handle = 0L
+    private val numbers = WeakHashMap<Picture, Long>() // of pictures that the handle was given
     private var kept = false // the KV cache of an unloaded model lies in its file
 
     @Volatile
@@ -124,13 +126,12 @@ public class Phi3Model private constructor(public val folder: File, public val m
     }
 
     /** Runs one answer of a session, its events to [show]. */
-    internal suspend fun answer(session: Session, request: () -> String, show: suspend (Event) -> Unit) = turn.withLock {
+    internal suspend fun answer(session: Session, request: ((Picture) -> Long) -> String, show: suspend (Event) -> Unit) = turn.withLock {
         loaded()
         states.value = ModelState.ANSWERING
         try {
             holder = session
-            val given = request().toByteArray()
-            worker.run({ cancel() }) { Native.start(handle, given) }
+            worker.run({ cancel() }) { Native.start(handle, request(::number).toByteArray()) }
             if (session.stopping) cancel()
             do {
                 val event = event(worker.run({ cancel() }) { Native.next(handle) })
@@ -195,7 +196,12 @@ public class Phi3Model private constructor(public val folder: File, public val m
         return Native.open(path, Json.write(given).toByteArray())
     }
 
+    private fun number(picture: Picture): Long = numbers.getOrPut(picture) {
+        Native.picture(handle, picture.pixels, picture.width, picture.height, picture.channels, picture.orientation)
+    }
+
     private fun drop() {
+        numbers.clear()
         val old = synchronized(lock) { handle.also { handle = 0L } }
         if (old != 0L) Native.close(old)
     }
