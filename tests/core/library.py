@@ -28,9 +28,7 @@ FORWARD = ctypes.CFUNCTYPE(
     ctypes.c_size_t,
 )
 FLOATS = ctypes.POINTER(ctypes.c_float)
-FORWARD_ROWS = ctypes.CFUNCTYPE(
-    ctypes.c_int, POINTER, FLOATS, SIZE, SIZE, ctypes.c_int, FLOATS, POINTER, ctypes.c_size_t
-)
+FORWARD_ROWS = ctypes.CFUNCTYPE(ctypes.c_int, POINTER, FLOATS, SIZE, SIZE, ctypes.c_int, FLOATS, POINTER, ctypes.c_size_t)
 ENCODE = ctypes.CFUNCTYPE(ctypes.c_int, POINTER, FLOATS, FLOATS, POINTER, ctypes.c_size_t)
 PROJECT = ctypes.CFUNCTYPE(ctypes.c_int, POINTER, FLOATS, SIZE, FLOATS, POINTER, ctypes.c_size_t)
 HOOK = ctypes.CFUNCTYPE(None, POINTER)
@@ -46,12 +44,7 @@ class HostEngine(ctypes.Structure):
 
 
 class HostTower(ctypes.Structure):
-    _fields_ = (
-        ("num_crops", ctypes.c_int32),
-        ("forward_rows", FORWARD_ROWS),
-        ("encode", ENCODE),
-        ("project", PROJECT),
-    )
+    _fields_ = (("num_crops", ctypes.c_int32), ("forward_rows", FORWARD_ROWS), ("encode", ENCODE), ("project", PROJECT))
 
 
 def core() -> ctypes.CDLL:
@@ -148,9 +141,7 @@ class CoreSession:
     def _host_tower(self, engine: Any, tower: Any, num_crops: int) -> HostTower:
         width = len(tower.separators[0])
 
-        def rows(
-            user: Any, given: Any, count: int, position: int, is_long: int, logits: Any, error: Any, size: int
-        ) -> int:
+        def rows(user: Any, given: Any, count: int, position: int, is_long: int, logits: Any, error: Any, size: int) -> int:
             def work() -> None:
                 found = engine.forward_embeddings(
                     np.ctypeslib.as_array(given, (count, tower.hidden)).copy(), position, bool(is_long)

@@ -10,7 +10,7 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
-from scenarios import SPECIAL, VOCAB, ChainEngine, tokenizer_json, write_bundle
+from scenarios import SPECIAL, ChainEngine, tokenizer_json, write_bundle
 
 from phi3mobile.info import EngineInfo
 
@@ -84,7 +84,13 @@ def drawn(seed: int, width: int, height: int, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
 
 
-PICTURES = {"A": drawn(1, 40, 30), "B": drawn(2, 30, 50), "C": drawn(3, 9, 9), "D": drawn(4, 100, 20), "A again": drawn(1, 40, 30)}
+PICTURES = {
+    "A": drawn(1, 40, 30),
+    "B": drawn(2, 30, 50),
+    "C": drawn(3, 9, 9),
+    "D": drawn(4, 100, 20),
+    "A again": drawn(1, 40, 30),
+}
 
 
 def _content(rng: random.Random, before: int) -> tuple[str | list[dict[str, str]], int]:

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 from scenarios import VOCAB, ChainEngine, write_bundle
+from seeing import write_seeing_bundle
 
 SOURCES = Path(__file__).parents[2] / "phi3mobile" / "core" / "src"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")]
 
 
-@pytest.mark.parametrize(("mode", "sanitizer"), [("fuzz", "address,undefined"), ("threads", "thread")])
+@pytest.mark.parametrize(
+    ("mode", "sanitizer"), [("fuzz", "address,undefined"), ("pictures", "address,undefined"), ("threads", "thread")]
+)
 def test_core_check(mode, sanitizer, tmp_path):
     files = [path for room in ("base", "text", "session") for path in sorted((SOURCES / room).glob("*.cpp"))]
     files = [path for path in files if path.name != "api.cpp"]
@@ -21,6 +24,11 @@ def test_core_check(mode, sanitizer, tmp_path):
     program = tmp_path / "core_check"
     flags = ["-std=c++17", "-O1", "-g1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", f"-I{SOURCES}", "-pthread"]
     subprocess.run(["c++", *flags, *files, "-o", program], check=True)
-    bundle = write_bundle(tmp_path / "bundle", ChainEngine(VOCAB, max_context=90, original_context=50, back=20))
+    if mode == "pictures":
+        bundle = write_seeing_bundle(
+            tmp_path / "bundle", ChainEngine(VOCAB, max_context=1200, max_chunk=500, original_context=700)
+        )
+    else:
+        bundle = write_bundle(tmp_path / "bundle", ChainEngine(VOCAB, max_context=90, original_context=50, back=20))
     done = subprocess.run([program, mode, bundle, "20"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

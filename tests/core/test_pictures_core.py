@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as some
 from library import CoreError, core, core_session
 from scenarios import VOCAB, play, write_bundle
-from seeing import HIDDEN, NUM_CROPS, PICTURES, WIDTH, DrawnTower, SeeingChain, drawn, seeing_scenario, shown, write_seeing_bundle
+from seeing import BEGIN, PICTURES, DrawnTower, SeeingChain, drawn, seeing_scenario, shown, write_seeing_bundle
 from test_session_core import PythonPlayer
 
 from phi3mobile.bundle import open_bundle
@@ -21,10 +23,10 @@ from phi3mobile.pictures import open_picture
 from phi3mobile.session.session import Session
 
 pytestmark = pytest.mark.skipif(native_library() is None, reason="the native library is not built: make native")
-ASK = {"type": "text", "text": "the"}
+BYTE_LEVEL_FLAGS, ROBERTA_FLAGS = ("add_prefix_space", "trim_offsets", "use_regex"), ("trim_offsets", "add_prefix_space")
 
 
-def says(*numbers: int, text: str = "the") -> dict[str, Any]:
+def says(*numbers: int | str, text: str = "the") -> dict[str, Any]:
     return {"role": "user", "content": [*({"type": "image", "image": n} for n in numbers), {"type": "text", "text": text}]}
 
 
@@ -214,10 +216,19 @@ def test_bad_pictures(folder, width, height, stride, channels, orientation, line
     [
         ([{"type": "image", "image": 1}, {"type": "text", "text": "<|image_2|>"}], "message 0 says <|image_2|>, and the "),
         ([{"type": "image", "image": 1}, {"type": "text", "text": "<|image_0|><|image_1|>"}], "message 0 says <|image_0|>"),
-        ([{"type": "image", "image": 1}] * 2 + [{"type": "text", "text": "<|image_1|>"}], "2 images and never says <|image_2|>"),
-        ([{"type": "image", "image": 7}], "a message has the image 7; this session was given 1: p3m_session_picture gives each"),
+        (
+            [{"type": "image", "image": 1}] * 2 + [{"type": "text", "text": "<|image_1|>"}],
+            "2 images and never says <|image_2|>",
+        ),
+        (
+            [{"type": "image", "image": 7}],
+            "a message has the image 7; this session was given 1: p3m_session_picture gives each",
+        ),
         ([{"type": "image", "image": 0}], "a message has the image 0; this session was given 1"),
-        ([{"type": "image", "image": "photo.jpg"}], "message 0 has the part {'type': 'image', 'image': 'photo.jpg'}; allowed are"),
+        (
+            [{"type": "image", "image": "photo.jpg"}],
+            "message 0 has the part {'type': 'image', 'image': 'photo.jpg'}; allowed are",
+        ),
         ([{"type": "image"}], "message 0 has the part {'type': 'image'}"),
         ([{"type": "image", "image": 1}, {"type": "audio"}], "message 0 has the part {'type': 'audio'}"),
         ([{"type": "image", "image": 1}, 5], "message 0 has the part 5"),
@@ -250,6 +261,37 @@ def test_who_sees_none_says_so(folder, tmp_path):
         core_session(blind, engine, tower=DrawnTower()).__enter__()
 
 
+@pytest.mark.parametrize("config", [{}, {"add_bos_token": True}, {"add_bos_token": False}, {"add_eos_token": True}])
+@pytest.mark.parametrize("frames", ["template", "sequence", "roberta", "none"])
+def test_what_stands_before_each_piece_is_pythons(tmp_path, config, frames):
+    first, second = (SeeingChain(VOCAB, max_context=500, max_chunk=500) for _ in range(2))
+    folder = write_seeing_bundle(tmp_path / "bundle", first)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    template = tokenizer["post_processor"]
+    begin = template["special_tokens"][BEGIN]["ids"][0]
+    tokenizer["post_processor"] = {
+        "template": template,
+        "sequence": {
+            "type": "Sequence",
+            "processors": [{"type": "ByteLevel"} | dict.fromkeys(BYTE_LEVEL_FLAGS, True), template],
+        },
+        "roberta": {"type": "RobertaProcessing", "sep": [BEGIN, begin], "cls": [BEGIN, begin]}
+        | dict.fromkeys(ROBERTA_FLAGS, False),
+        "none": None,
+    }[frames]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": {"content": "<|user|>"}} | config), "utf-8")
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    manifest["files"]["tokenizer.json"]["bytes"] = (folder / "tokenizer.json").stat().st_size
+    manifest["files"]["tokenizer.json"]["sha256"] = sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    request = {"messages": [says("C")], "max_tokens": 1}
+    PythonSeer(folder, first).answer(dict(request), None)
+    with core_session(folder, second, tower=DrawnTower()) as session:
+        CoreSeer(session).answer(request, None)
+    assert first.calls == second.calls and len(first.calls) == 3
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
@@ -263,8 +305,6 @@ def test_who_sees_none_says_so(folder, tmp_path):
     ],
 )
 def test_damaged_bundles(tmp_path, change, line):
-    import json
-
     engine = SeeingChain(VOCAB)
     folder = write_seeing_bundle(tmp_path / "bundle", engine)
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -277,7 +317,3 @@ def test_damaged_bundles(tmp_path, change, line):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CoreError, match="vision"):
         core_session(folder, engine, tower=DrawnTower()).__enter__()
-
-
-def test_sizes_that_tests_rely_on():
-    assert (WIDTH, HIDDEN, NUM_CROPS) == (DrawnTower().encode(np.zeros((3, 336, 336), np.float32)).shape[1], 6, 2)

@@ -47,7 +47,11 @@ def conversations(a: Any, b: Any) -> list[dict[str, Any]]:
         {"messages": [first, reply, {"role": "user", "content": "and its name?"}], "max_tokens": 6, "lookup": True},
         {"messages": [first, reply, say("what is beside <|image_2|>?", b)], "max_tokens": 6},  # past the switch
         {"messages": [first], "max_tokens": 6, "temperature": 0.8, "seed": 3},  # and back
-        {"messages": [say(b, "what is this?"), reply, say(a, "and this?"), reply, say(b, "?")], "overflow": "slide", "max_tokens": 4},
+        {
+            "messages": [say(b, "what is this?"), reply, say(a, "and this?"), reply, say(b, "?")],
+            "overflow": "slide",
+            "max_tokens": 4,
+        },
     ]
 
 
@@ -109,7 +113,15 @@ def test_p3m_shows_pictures(bundle, tmp_path):
     found = p3m("run", bundle, "what is this?", "--image", a, *given)
     assert (found.returncode, found.stdout) == (0, one + "\n") and "looking at a picture (2 views)" in found.stderr
     assert p3m("run", bundle, "which?", "--image", a, "--image", b, *given).stdout == two + "\n"
-    lines = [f"/image {a}", "what is this?", "/reset", f"/image {tmp_path / 'none.ppm'}", f"/image {a}", f"/image {b}", "which?"]
+    lines = [
+        f"/image {a}",
+        "what is this?",
+        "/reset",
+        f"/image {tmp_path / 'none.ppm'}",
+        f"/image {a}",
+        f"/image {b}",
+        "which?",
+    ]
     found = p3m("chat", bundle, *given, given="\n".join(lines) + "\n")
     assert found.stdout == f"{one}\n{two}\n" and "none.ppm can't be read: give a picture's file" in found.stderr
 

@@ -59,8 +59,8 @@ typedef struct p3m_engine {
  * fails. Null: see error. */
 P3M_API p3m_session* p3m_session_open_with(const char* folder, const p3m_engine* engine, char* error, size_t error_size);
 
-/* What such an engine has for pictures; the functions get the engine's `user`, fail as its forward does, and may not be null. Sizes
- * are in the manifest's section "vision". */
+/* What such an engine has for pictures; the functions get the engine's `user`, fail as its forward does, and may not be null.
+ * Sizes are in the manifest's section "vision". */
 typedef struct p3m_tower {
   int32_t num_crops; /* of a picture at most; 0: the model's own number */
   /* As the engine's forward, of rows float32 [count, hidden] in the place of embedded tokens. */
@@ -78,22 +78,20 @@ P3M_API p3m_session* p3m_session_open_seeing(
 
 /* Takes a picture for the messages of this session: 8-bit pixels in rows, red first, of 3 bytes (RGB) or 4 (RGBA, alpha not
  * multiplied in; it lies over white). Decoding files is the platform's. stride: bytes from row to row; 0: no gaps. orientation:
- * EXIF's number, 1 (as it lies) to 8: BitmapFactory and CGImageSource do not apply it. The pixels are copied, resized; nothing is
- * computed yet. Gives the number that stands for it in "messages": equal pixels have the same. -1: see error. */
+ * EXIF's number, 1 (as it lies) to 8: BitmapFactory and CGImageSource do not apply it. The pixels are copied, resized; nothing
+ * is computed yet. Gives the number that stands for it in "messages": equal pixels have the same. -1: see error. */
 P3M_API int64_t p3m_session_picture(p3m_session* session, const uint8_t* pixels, int64_t width, int64_t height, int64_t stride,
     int channels, int orientation, char* error, size_t error_size);
 
 /* Begins an answer; one that runs is ended. request, JSON:
  *   "messages"  [{"role": "system" | "user" | "assistant", "content": text}], the last one the user's; or
  *               A content may also be a list of {"type": "text", "text"} and {"type": "image", "image": a number that
- *               p3m_session_picture gave}. Where a message's texts hold <|image_1|>, <|image_2|>, ... these say where its images
- *               go (numbers count through the conversation, from 1 without a gap); else each goes where it stands in the list
- *   "prompt"    a text that is continued as it is
- *   "max_tokens" 512; null: no limit       "stop" [texts that end the answer]
- *   "overflow"  "stop", or "slide": when the context is full keep the system message, drop the oldest turns, go on
- *   "lookup"    false; true: draft by quoting prompt and answer: same text, faster where it quotes
- *   "repetition" false: an answer that repeats itself is ended; true: it may
- *   "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed": default the bundle's, else greedy
+ *               p3m_session_picture gave}. Where a message's texts hold <|image_1|>, <|image_2|>, ... these say where its
+ * images go (numbers count through the conversation, from 1 without a gap); else each goes where it stands in the list "prompt"
+ * a text that is continued as it is "max_tokens" 512; null: no limit       "stop" [texts that end the answer] "overflow"
+ * "stop", or "slide": when the context is full keep the system message, drop the oldest turns, go on "lookup"    false; true:
+ * draft by quoting prompt and answer: same text, faster where it quotes "repetition" false: an answer that repeats itself is
+ * ended; true: it may "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed": default the bundle's, else greedy
  *   "tools"     [{"name", "description", "parameters": a JSON schema}]: functions that the answer may ask for
  * What a function gave is a message {"role": "tool", "name", "content"}. A call's name is one of the tools'; its arguments may
  * break the schema. Computes nothing but ids. 0, or -1 and the error; then what ran goes on. */

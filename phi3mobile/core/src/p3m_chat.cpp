@@ -45,7 +45,8 @@ struct Option {
 constexpr Option kOptions[] = {{"--temperature", Option::Number, "temperature"}, {"--top-k", Option::Integer, "top_k"},
     {"--top-p", Option::Number, "top_p"}, {"--min-p", Option::Number, "min_p"}, {"--seed", Option::Integer, "seed"},
     {"--repetition-penalty", Option::Number, "repetition_penalty"}, {"--lookup", Option::Flag, "lookup"},
-    {"--num-crops", Option::Integer, "num_crops", true}, {"--threads", Option::Integer, "threads", true}, {"--experts-memory", Option::Integer, "experts_memory", true}};
+    {"--num-crops", Option::Integer, "num_crops", true}, {"--threads", Option::Integer, "threads", true},
+    {"--experts-memory", Option::Integer, "experts_memory", true}};
 
 Json number_of(const std::string& option, const std::string& text, bool whole) {
   char* end = nullptr;

@@ -12,8 +12,8 @@
 
 namespace phi3mobile {
 
-// Made beside, and put in place when the model has opened, for XNNPACK takes any file whose index is consistent, also one that a
-// killed process left halfway.
+// Made beside, and put in place when the model has opened, for XNNPACK takes any file whose index is consistent, also one that
+// a killed process left halfway.
 class PackedFile {
  public:
   // folder: "" for none. InputError: it can't be made.

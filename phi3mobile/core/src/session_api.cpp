@@ -157,16 +157,13 @@ p3m_session* p3m_session_open(const char* folder, const char* options, char* err
 }
 
 p3m_session* p3m_session_open_with(const char* folder, const p3m_engine* engine, char* error, size_t error_size) {
-  return guarded<p3m_session*>(nullptr, error, error_size, [&] {
-    return open_with(folder, engine, nullptr);
-  });
+  return guarded<p3m_session*>(nullptr, error, error_size, [&] { return open_with(folder, engine, nullptr); });
 }
 
 p3m_session* p3m_session_open_seeing(
     const char* folder, const p3m_engine* engine, const p3m_tower* tower, char* error, size_t error_size) {
-  return guarded<p3m_session*>(nullptr, error, error_size, [&] {
-    return open_with(folder, engine, required(tower, "the tower"));
-  });
+  return guarded<p3m_session*>(
+      nullptr, error, error_size, [&] { return open_with(folder, engine, required(tower, "the tower")); });
 }
 
 int64_t p3m_session_picture(p3m_session* session, const uint8_t* pixels, int64_t width, int64_t height, int64_t stride,

@@ -31,7 +31,7 @@ def test_the_answers_are_pythons(check, seeing):
     upright = lying.transpose(1, 0, 2)[:, ::-1]  # EXIF's 6
     messages = ("What is this?", "And its name?", "Like <|image_1|> is <|image_2|>?")
     said, expected = [], []
-    with Session(seeing) as session:
+    with Session(seeing, num_crops=2) as session:
         for text, shown in zip(messages, ([wide], [], [upright]), strict=True):
             said.append(say(text, *shown))
             expected.append("".join(session.generate(said, max_tokens=6, repetition=True)))

@@ -31,7 +31,8 @@ const float* Rows::forward(const int64_t* given, int64_t count, int64_t position
 const float* Rows::run(const int64_t* given, int64_t count, int64_t position) {
   const float* rows = *given < 0 ? sight->rows(given, count) : nullptr;
   const auto start = std::chrono::steady_clock::now();
-  const float* logits = rows ? engine.forward_rows(rows, count, position, is_long) : engine.forward(given, count, position, is_long);
+  const float* logits =
+      rows ? engine.forward_rows(rows, count, position, is_long) : engine.forward(given, count, position, is_long);
   engine_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return logits;
 }

@@ -54,8 +54,8 @@ std::string cut(const std::string& text, size_t most) {
 }  // namespace
 
 bool has_image(const Json& content) {
-  return content.is_array() && std::any_of(content.array().begin(), content.array().end(),
-                                   [](const Json& part) { return is_type(part, "image"); });
+  return content.is_array() &&
+         std::any_of(content.array().begin(), content.array().end(), [](const Json& part) { return is_type(part, "image"); });
 }
 
 Seen::Seen(const Json::Array& messages) {
@@ -109,8 +109,8 @@ void Seen::check_numbers(size_t index, const std::vector<Part>& parts, size_t be
   }
   const std::string message = "message " + std::to_string(index), after = std::to_string(images_.size());
   if (!unknown.empty()) {
-    throw InputError(message + " says " + named(unknown) + ", and the conversation has " + after +
-                     " images up to it: number them from 1");
+    throw InputError(
+        message + " says " + named(unknown) + ", and the conversation has " + after + " images up to it: number them from 1");
   }
   if (!unused.empty()) {
     throw InputError(message + " gives " + std::to_string(images_.size() - before) + " images and never says " + named(unused) +

@@ -18,12 +18,12 @@ bool has_image(const Json& content);
 // A conversation with its pictures told apart.
 class Seen {
  public:
-  // Numbers the images of messages that have a role and a content. InputError: a part that is neither text nor image, placeholders
-  // that don't fit.
+  // Numbers the images of messages that have a role and a content. InputError: a part that is neither text nor image,
+  // placeholders that don't fit.
   explicit Seen(const Json::Array& messages);
 
-  // The prompt: ids of the texts between the pictures, each on its own with the bos that the tokenizer itself puts before a text,
-  // as the model was trained, and `ids_of` of each image between them.
+  // The prompt: ids of the texts between the pictures, each on its own with the bos that the tokenizer itself puts before a
+  // text, as the model was trained, and `ids_of` of each image between them.
   std::vector<int64_t> encode(const Json& segments, const Tokenizer& tokenizer,
       const std::function<std::vector<int64_t>(const Json& image)>& ids_of) const;
 

@@ -71,8 +71,9 @@ bool slides(const Json& request) {
 }
 
 [[noreturn]] void sees_none(const EngineInfo& info) {
-  throw InputError(info.hidden ? "a picture was given, and the application's engine reads text only: give it a tower, or leave it out"
-                               : "a picture was given, and this model reads text only: export a model that sees, or leave it out");
+  throw InputError(info.hidden
+                       ? "a picture was given, and the application's engine reads text only: give it a tower, or leave it out"
+                       : "a picture was given, and this model reads text only: export a model that sees, or leave it out");
 }
 
 // A content: a text, or a list of texts, which are joined. One with images stays as it is.
@@ -139,7 +140,8 @@ std::vector<int64_t> Session::encode(const Json::Array& messages, const Tools* t
             : "this bundle has no chat template: it completes text only, give a prompt");
   }
   const auto seen = [&](const Json::Array& all) {
-    return Seen(all).encode(parts_.segments, *parts_.tokenizer, [&](const Json& image) { return pictures_->ids(image.integer()); });
+    return Seen(all).encode(
+        parts_.segments, *parts_.tokenizer, [&](const Json& image) { return pictures_->ids(image.integer()); });
   };
   if (!tools) return pictures_ ? seen(messages) : parts_.tokenizer->encode(spans(parts_.segments, messages));
   const auto [told, mark] = tools->told(messages, !parts_.segments["system"].is_null(), Tools::known_to(*parts_.tokenizer));

@@ -16,8 +16,8 @@ namespace {
 
 constexpr double kMean[] = {0.48145466, 0.4578275, 0.40821073};  // CLIP's, of red, green, blue
 constexpr double kStd[] = {0.26862954, 0.26130258, 0.27577711};
-constexpr int64_t kMaxCrops = 1024;         // 148k tokens: more than any context
-constexpr int64_t kMaxPixels = 128000000;   // a phone's 108 megapixels pass
+constexpr int64_t kMaxCrops = 1024;          // 148k tokens: more than any context
+constexpr int64_t kMaxPixels = 128000000;    // a phone's 108 megapixels pass
 constexpr int64_t kTile = 12, kAcross = 24;  // tokens and patches of a view's side
 
 std::string sized(int64_t width, int64_t height) { return std::to_string(width) + " × " + std::to_string(height) + " pixels"; }
@@ -108,9 +108,7 @@ Pixels upright(const uint8_t* data, int64_t width, int64_t height, int64_t strid
   return seen;
 }
 
-int64_t CropPlan::tokens() const {
-  return kTile * grid[1] * (kTile * grid[0] + 1) + 1 + kTile * (kTile + 1);
-}
+int64_t CropPlan::tokens() const { return kTile * grid[1] * (kTile * grid[0] + 1) + 1 + kTile * (kTile + 1); }
 
 CropPlan plan_crops(int64_t width, int64_t height, int64_t num_crops) {
   if (num_crops < 1 || num_crops > kMaxCrops) {
@@ -127,8 +125,7 @@ CropPlan plan_crops(int64_t width, int64_t height, int64_t num_crops) {
   const int64_t length = kSide * across, narrow = int64_t(double(length) / ratio);
   if (narrow < 1) {
     throw InputError("a picture of " + sized(width, height) + " is too narrow: with num_crops " + std::to_string(num_crops) +
-                     " the long side may be " + std::to_string(kSide * num_crops) +
-                     " times the short one; cut it into parts");
+                     " the long side may be " + std::to_string(kSide * num_crops) + " times the short one; cut it into parts");
   }
   const int64_t down = (narrow + kSide - 1) / kSide;
   if (width < height) return {{narrow, length}, {kSide * down, length}, {down, across}};

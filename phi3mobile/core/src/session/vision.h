@@ -24,8 +24,8 @@ struct Pixels {
   Pixels turned() const { return {data, height, width, down, right, channels}; }  // its axes swapped
 };
 
-// stride: bytes from row to row; 0: rows have no gap. orientation: EXIF's, 1 (as it lies) to 8. InputError: null, zero or too many
-// pixels, rows that overlap, another number of channels or orientation.
+// stride: bytes from row to row; 0: rows have no gap. orientation: EXIF's, 1 (as it lies) to 8. InputError: null, zero or too
+// many pixels, rows that overlap, another number of channels or orientation.
 Pixels upright(const uint8_t* data, int64_t width, int64_t height, int64_t stride, int channels, int orientation);
 
 struct CropPlan {

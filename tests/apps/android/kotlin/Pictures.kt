@@ -1,7 +1,9 @@
 package tests
 
+import java.io.File
 import org.phi3mobile.Event
 import org.phi3mobile.Generation
+import org.phi3mobile.ModelOptions
 import org.phi3mobile.Phi3Model
 import org.phi3mobile.Picture
 
@@ -11,7 +13,8 @@ private fun colors(width: Int, height: Int) = IntArray(width * height) { 0xFF sh
 val pictures: Map<String, Check> = mapOf(
     // ARGUMENTS: three messages: about a picture, about nothing new, about that and another picture. Prints the texts.
     "pictures" to { given ->
-        Phi3Model.open(given.bundle, given.options()).use { model ->
+        val options = ModelOptions(threads = 2, cache = File(given.scratch, "cache"), numCrops = 2)
+        Phi3Model.open(given.bundle, options).use { model ->
             val session = model.session(generation = Generation(maxTokens = 6, repetition = true, slide = false))
             val wide = Picture.ofColors(colors(40, 30), 40, 30)
             val lying = Picture(ByteArray(3 * 20 * 60) { (it * 31).toByte() }, 20, 60, 6)
@@ -34,6 +37,7 @@ val pictures: Map<String, Check> = mapOf(
     },
 
     "blind" to { given ->
+        refused("num_crops is 4: this model sees no pictures") { Phi3Model.open(given.bundle, ModelOptions(numCrops = 4)) }
         Phi3Model.open(given.bundle, given.options()).use { model ->
             refused("reads text only") { model.session().send("What?", pictures = listOf(Picture(ByteArray(3), 1, 1))).collect {} }
         }

@@ -160,8 +160,8 @@ JNIEXPORT jlong JNICALL Java_org_phi3mobile_Native_openWith(
   return reinterpret_cast<jlong>(made);
 }
 
-JNIEXPORT jlong JNICALL Java_org_phi3mobile_Native_picture(JNIEnv* env, jclass, jlong handle, jbyteArray pixels, jint width,
-    jint height, jint channels, jint orientation) {
+JNIEXPORT jlong JNICALL Java_org_phi3mobile_Native_picture(
+    JNIEnv* env, jclass, jlong handle, jbyteArray pixels, jint width, jint height, jint channels, jint orientation) {
   jbyte* given = env->GetByteArrayElements(pixels, nullptr);
   if (!given) return -1;
   char error[kError] = "";

@@ -31,6 +31,9 @@ public class ModelOptions @JvmOverloads constructor(
     /** Makes a runtime of the app's own for this bundle; null: the library's, or ExecuTorch's package where it has what the library
      * lacks. Called again after [Phi3Model.unload]. */
     public val engine: ((Manifest, File) -> Engine)? = null,
+    /** Crops of a picture at most, for models that see: 4 is enough for most photos, 16 for small print, which takes four times as long.
+     * Null: the model's own number. */
+    public val numCrops: Int? = null,
 )
 
 /**
@@ -189,6 +192,7 @@ public class Phi3Model private constructor(public val folder: File, public val m
         val engine = options.engine?.invoke(manifest, folder) ?: EngineChoice.of(manifest, folder, threads)
         if (engine != null) return Native.openWith(path, engine, manifest.vocab)
         val given = linkedMapOf<String, Any?>("threads" to threads)
+        options.numCrops?.let { given["num_crops"] = it }
         options.cache?.let {
             it.mkdirs()
             given["cache"] = it.path
