@@ -2,7 +2,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "p3m.h"
-#include "p3m_picture.h"
+#include "p3m_messages.h"
 #include "phi3mobile_session.h"
 #include "phi3mobile_text.h"
 
@@ -20,6 +20,9 @@
 namespace {
 
 using phi3mobile::Json;
+using phi3mobile::message;
+using phi3mobile::question;
+using phi3mobile::shown;
 
 struct Close {
   void operator()(p3m_session* session) const { p3m_session_close(session); }
@@ -138,41 +141,6 @@ std::string answer(p3m_session* session, const Json& request, std::string* stati
   return all;
 }
 
-Json message(const char* role, const std::string& content) {
-  Json found{Json::Object()};
-  found.set("role", role);
-  found.set("content", content);
-  return found;
-}
-
-// The number of a picture's file.
-int64_t shown(p3m_session* session, const std::string& path) {
-  const phi3mobile::PpmPicture picture = phi3mobile::read_ppm(path);
-  char error[1000] = "";
-  const int64_t number =
-      p3m_session_picture(session, picture.rgb.data(), picture.width, picture.height, 0, 3, 1, error, sizeof error);
-  if (number < 0) throw std::invalid_argument(path + ": " + error);
-  return number;
-}
-
-// The user's message: a text, below its images.
-Json question(const std::string& text, const std::vector<int64_t>& images) {
-  if (images.empty()) return message("user", text);
-  Json::Array parts;
-  const auto part = [&](const char* type, Json value) {
-    Json found{Json::Object()};
-    found.set("type", type);
-    found.set(type, std::move(value));
-    parts.push_back(std::move(found));
-  };
-  for (const int64_t number : images) part("image", number);
-  part("text", text);
-  Json found{Json::Object()};
-  found.set("role", "user");
-  found.set("content", std::move(parts));
-  return found;
-}
-
 // One verb: what was given wrong is told in a line and gives 2, what failed 1.
 template <class Work>
 int told(Work work) {
@@ -205,7 +173,7 @@ class Chat {
     else if (text.rfind("/image ", 0) == 0)
       attach(text.substr(7));
     else if (text.rfind("/", 0) == 0)
-      std::fprintf(stderr, "commands: /image FILE, /reset, /undo, /save FILE, /load FILE, /exit\n");
+      std::fprintf(stderr, "commands: /reset, /undo, /image FILE, /save FILE, /load FILE, /exit\n");
     else if (!text.empty())
       say(text);
     return true;

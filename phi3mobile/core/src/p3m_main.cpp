@@ -8,7 +8,7 @@ namespace {
 
 constexpr const char* kUsage =
     "usage: p3m run BUNDLE PROMPT [option]...    one answer; statistics with --stats\n"
-    "       p3m chat BUNDLE [option]...          a conversation; /image FILE, /reset, /undo, /save FILE, /load FILE, /exit\n"
+    "       p3m chat BUNDLE [option]...          a conversation; /reset, /undo, /image FILE, /save FILE, /load FILE, /exit\n"
     "       p3m verify BUNDLE                    compares every file's SHA-256\n"
     "       p3m tokens BUNDLE [TEXT]             ids of a text; without one, of each line of stdin, a JSON string\n"
     "       p3m bench MODEL.pte [key=value]... STEP...\n"

@@ -4,6 +4,7 @@
 #include "base/utf8.h"
 #include "text/chat.h"
 #include "text/repr.h"
+#include "text/unicode.h"
 
 #include <algorithm>
 #include <optional>
@@ -51,11 +52,47 @@ std::string cut(const std::string& text, size_t most) {
   return text.substr(0, at);
 }
 
+// A content: a text, or a list of texts, which are joined. One with images stays as it is.
+Json content_of(const Json& content, const std::string& where) {
+  if (content.is_string() || has_image(content)) return content;
+  std::string joined;
+  bool ok = content.is_array() && !content.array().empty();
+  if (ok) {
+    for (const Json& part : content.array()) {
+      const Json& type = part["type"];
+      ok &= type.is_string() && type.string() == "text" && part["text"].is_string();
+      if (ok) joined += part["text"].string();
+    }
+  }
+  if (!ok) throw InputError(where + " has no text as its content; give {\"role\": \"user\", \"content\": \"...\"}");
+  return joined;
+}
+
 }  // namespace
 
 bool has_image(const Json& content) {
   return content.is_array() &&
          std::any_of(content.array().begin(), content.array().end(), [](const Json& part) { return is_type(part, "image"); });
+}
+
+Json::Array checked_messages(const Json& given) {
+  if (!given.is_array() || given.array().empty()) throw InputError("there are no messages; give at least one user message");
+  Json::Array messages;
+  for (const Json& message : given.array()) {
+    const std::string where = "message " + std::to_string(messages.size());
+    if (!message["role"].is_string())
+      throw InputError(where + " is " + message.dump().substr(0, 80) + "; it must have a role and a content");
+    Json checked;
+    checked.set("role", message["role"]);
+    checked.set("content", content_of(message["content"], where));
+    if (message.has("name")) checked.set("name", message["name"]);
+    messages.push_back(std::move(checked));
+  }
+  const Json& last = messages.back()["content"];
+  if (messages.back()["role"].string() == "user" && last.is_string() && stripped(last.string()).empty()) {
+    throw InputError("the prompt is empty: the last user message has no text; write one");
+  }
+  return messages;
 }
 
 Seen::Seen(const Json::Array& messages) {

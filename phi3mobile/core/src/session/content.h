@@ -15,10 +15,14 @@ namespace phi3mobile {
 // Whether a content is a list with an image.
 bool has_image(const Json& content);
 
+// Messages with a role and a content each: a text, or a list with images; other lists are joined. InputError: what they are
+// not.
+Json::Array checked_messages(const Json& given);
+
 // A conversation with its pictures told apart.
 class Seen {
  public:
-  // Numbers the images of messages that have a role and a content. InputError: a part that is neither text nor image,
+  // Numbers the images of checked messages. InputError: a part that is neither text nor image,
   // placeholders that don't fit.
   explicit Seen(const Json::Array& messages);
 

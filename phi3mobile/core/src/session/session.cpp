@@ -3,7 +3,6 @@
 #include "base/error.h"
 #include "session/content.h"
 #include "text/chat.h"
-#include "text/unicode.h"
 
 #include <algorithm>
 #include <cmath>
@@ -76,42 +75,6 @@ bool slides(const Json& request) {
                        : "a picture was given, and this model reads text only: export a model that sees, or leave it out");
 }
 
-// A content: a text, or a list of texts, which are joined. One with images stays as it is.
-Json content_of(const Json& content, const std::string& where) {
-  if (content.is_string() || has_image(content)) return content;
-  std::string joined;
-  bool ok = content.is_array() && !content.array().empty();
-  if (ok) {
-    for (const Json& part : content.array()) {
-      const Json& type = part["type"];
-      ok &= type.is_string() && type.string() == "text" && part["text"].is_string();
-      if (ok) joined += part["text"].string();
-    }
-  }
-  if (!ok) throw InputError(where + " has no text as its content; give {\"role\": \"user\", \"content\": \"...\"}");
-  return joined;
-}
-
-Json::Array messages_of(const Json& given) {
-  if (!given.is_array() || given.array().empty()) throw InputError("there are no messages; give at least one user message");
-  Json::Array messages;
-  for (const Json& message : given.array()) {
-    const std::string where = "message " + std::to_string(messages.size());
-    if (!message["role"].is_string())
-      throw InputError(where + " is " + message.dump().substr(0, 80) + "; it must have a role and a content");
-    Json checked;
-    checked.set("role", message["role"]);
-    checked.set("content", content_of(message["content"], where));
-    if (message.has("name")) checked.set("name", message["name"]);
-    messages.push_back(std::move(checked));
-  }
-  const Json& last = messages.back()["content"];
-  if (messages.back()["role"].string() == "user" && last.is_string() && stripped(last.string()).empty()) {
-    throw InputError("the prompt is empty: the last user message has no text; write one");
-  }
-  return messages;
-}
-
 // numpy's percentile with linear interpolation, of sorted values.
 double percentile(const std::vector<double>& sorted, double percent) {
   if (sorted.empty()) return 0;
@@ -178,7 +141,7 @@ void Session::start(const Json& request) {
       throw InputError("the prompt is empty; write some text");
     options.prompt = parts_.tokenizer->encode(request["prompt"].string());
   } else {
-    auto messages = messages_of(request["messages"]);
+    auto messages = checked_messages(request["messages"]);
     const bool shown = std::any_of(messages.begin(), messages.end(), [](const Json& one) { return has_image(one["content"]); });
     if (shown && !pictures_) sees_none(engine_->info);
     if (slide) {

@@ -1,4 +1,4 @@
-#include "p3m_picture.h"
+#include "p3m_messages.h"
 
 #include "base/error.h"
 
@@ -30,9 +30,12 @@ int64_t number(std::FILE* file) {
   return value;  // and one character after it is gone, as the format wants
 }
 
-}  // namespace
+struct Ppm {
+  int64_t width, height;
+  std::vector<uint8_t> rgb;
+};
 
-PpmPicture read_ppm(const std::string& path) {
+Ppm read_ppm(const std::string& path) {
   const std::unique_ptr<std::FILE, Close> file(std::fopen(path.c_str(), "rb"));
   if (!file) throw InputError(path + " can't be read: give a picture's file");
   const int first = std::fgetc(file.get()), kind = std::fgetc(file.get());
@@ -45,11 +48,46 @@ PpmPicture read_ppm(const std::string& path) {
                      std::to_string(most) + "; give at most 128 megapixels of 0 to 255");
   }
   const size_t channels = kind == '6' ? 3 : 1, count = size_t(width * height);
-  PpmPicture picture{width, height, std::vector<uint8_t>(3 * count)};
+  Ppm picture{width, height, std::vector<uint8_t>(3 * count)};
   uint8_t* to = picture.rgb.data();
   if (std::fread(to, channels, count, file.get()) != count) throw InputError(path + " is cut short: copy it again");
   for (size_t i = count; channels == 1 && i-- > 0;) to[3 * i] = to[3 * i + 1] = to[3 * i + 2] = to[i];
   return picture;
+}
+
+}  // namespace
+
+int64_t shown(p3m_session* session, const std::string& path) {
+  const Ppm picture = read_ppm(path);
+  char error[1000] = "";
+  const int64_t number =
+      p3m_session_picture(session, picture.rgb.data(), picture.width, picture.height, 0, 3, 1, error, sizeof error);
+  if (number < 0) throw InputError(path + ": " + error);
+  return number;
+}
+
+Json message(const char* role, const std::string& content) {
+  Json found{Json::Object()};
+  found.set("role", role);
+  found.set("content", content);
+  return found;
+}
+
+Json question(const std::string& text, const std::vector<int64_t>& images) {
+  if (images.empty()) return message("user", text);
+  Json::Array parts;
+  const auto part = [&](const char* type, Json value) {
+    Json found{Json::Object()};
+    found.set("type", type);
+    found.set(type, std::move(value));
+    parts.push_back(std::move(found));
+  };
+  for (const int64_t number : images) part("image", number);
+  part("text", text);
+  Json found{Json::Object()};
+  found.set("role", "user");
+  found.set("content", std::move(parts));
+  return found;
 }
 
 }  // namespace phi3mobile
