@@ -5,6 +5,7 @@
 #include "phi3mobile.h"
 #include "session/tower.h"
 
+#include <initializer_list>
 #include <string>
 
 namespace phi3mobile {
