@@ -67,15 +67,27 @@ P3M_API p3m_session* p3m_session_open_with(const char* folder, const p3m_engine*
  *   "repetition" false: an answer that repeats itself is ended; true: it may
  *   "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed": default the bundle's, else greedy
  *   "tools"     [{"name", "description", "parameters": a JSON schema}]: functions that the answer may ask for
- * What a function gave is a message {"role": "tool", "name", "content"}. A call's name is one of the tools'; its arguments may
- * break the schema. Computes nothing but ids. 0, or -1 and the error; then what ran goes on. */
+ *   "schema"    a JSON schema, an object or its text: the answer is valid under it; "additional_properties" false: objects that
+ *               declare names have no others where the schema does not say; true: they may
+ *   "regex"     a pattern (Rust's syntax, no lookaround) that the whole answer matches
+ *   "grammar"   a Lark grammar (llguidance's dialect) with a rule start
+ * At most one of the last three, and not with tools; such an answer is greedy where nobody says, and whole within max_tokens and
+ * the context: where these come near it is closed as shortly as it can be, and ends as "length". They need llguidance's library
+ * (p3m_guidance); without it they are refused, and the arguments of a tool's call may break its schema.
+ * What a function gave is a message {"role": "tool", "name", "content"}. Computes nothing but ids. 0, or -1 and the error; then
+ * what ran goes on. */
 P3M_API int p3m_session_start(p3m_session* session, const char* request, char* error, size_t error_size);
+
+/* Finds llguidance, which constrained output is made by: its name and version, valid for good. path: null for the default, the
+ * file libllguidance.so (macOS: .dylib) beside this library, then by the loader's rules; or a file, before it is first used; or
+ * "": none, until the next call. Null: there is none, see error. For the whole process; from any thread. */
+P3M_API const char* p3m_guidance(const char* path, char* error, size_t error_size);
 
 enum p3m_event {
   P3M_EVENT_ERROR = -1,   /* the answer ended by an error: the text is its line */
   P3M_EVENT_DONE = 0,     /* the answer ended: statistics as JSON; again with every further call */
   P3M_EVENT_TEXT = 1,     /* a piece of the answer, whole characters */
-  P3M_EVENT_NOTE = 2,     /* JSON {"kind", "message"}: "long_switch", "window", "kv_back", "repetition" */
+  P3M_EVENT_NOTE = 2,     /* JSON {"kind", "message"}: "long_switch", "window", "kv_back", "repetition", "closed" */
   P3M_EVENT_PROGRESS = 3, /* JSON {"done", "total"}: tokens of a prefill that takes several forwards */
   P3M_EVENT_TOOL_CALL = 4 /* JSON {"name", "arguments"}: the answer asks for a function; such an answer has no text */
 };

@@ -4,6 +4,7 @@
 #include "base/border.h"
 #include "base/error.h"
 #include "bundle.h"
+#include "guide/llguidance.h"
 #include "pte_engine.h"
 #include "session/session.h"
 #include "state.h"
@@ -165,6 +166,13 @@ int p3m_session_start(p3m_session* session, const char* request, char* error, si
   return guarded(-1, error, error_size, [&] {
     required(session, "the session")->session.start(Json::parse(required(request, "the request"), "the request"));
     return 0;
+  });
+}
+
+const char* p3m_guidance(const char* path, char* error, size_t error_size) {
+  return guarded<const char*>(nullptr, error, error_size, [&] {
+    phi3mobile::use_llguidance(path);
+    return phi3mobile::llguidance_version();
   });
 }
 

@@ -1,5 +1,7 @@
 #include "session/answer.h"
 
+#include "base/error.h"
+
 #include <algorithm>
 
 namespace phi3mobile {
@@ -78,6 +80,18 @@ Answer::Step Answer::end(const char* reason) {
   return notes.empty() ? Step::End : Step::Noted;
 }
 
+// The answer is whole; where the guide had to close it, the limit ended it.
+Answer::Step Answer::end_whole() { return end(options_.guide && options_.guide->closing() ? "length" : "stop"); }
+
+// A limit ends the answer. InputError: before the guide calls it complete.
+Answer::Step Answer::cut(const char* reason) {
+  if (options_.guide && !options_.guide->complete()) {
+    throw InputError("the answer did not fit " + std::to_string(generated_tokens) +
+                     " tokens and is incomplete; raise max_tokens (--max-tokens), shorten the prompt or use a larger context");
+  }
+  return end(reason);
+}
+
 bool Answer::wants_long() const {
   const auto& limit = rows_.engine.info.original_context;
   return limit && int64_t(tokens_.size()) > *limit;
@@ -136,11 +150,28 @@ void Answer::counted() {
   counted_.assign(start, tokens_.end());
 }
 
+// Makes the sampled token the one that the guide takes for it. False: it ends the answer.
+bool Answer::guided() {
+  Guide& guide = *options_.guide;
+  const bool was_closing = guide.closing();
+  const auto taken = guide.push(token);
+  if (guide.closing() && !was_closing) {
+    notes.push_back({"closed",
+        "the answer is closed after " + std::to_string(generated_tokens) + " tokens: no more would fit the limit"});
+  }
+  if (taken) token = *taken;
+  return taken.has_value();
+}
+
 // The row's token. Rows count as long as the draft was what is sampled.
 Answer::Step Answer::sample() {
   counted();
-  token = sampler_.next(logits_ + int64_t(row_) * rows_.engine.info.vocab, counted_);
-  if (options_.eos.count(token)) return end("stop");
+  const int64_t vocab = rows_.engine.info.vocab;
+  const float* row = logits_ + int64_t(row_) * vocab;
+  if (options_.guide) row = options_.guide->mask(row, vocab, options_.eos);
+  token = sampler_.next(row, counted_);
+  const bool goes_on = options_.eos.count(token) || !options_.guide || guided();
+  if (!goes_on || options_.eos.count(token)) return end_whole();
   right_ = matched_ < proposed_.size() && token == proposed_[matched_];
   matched_ += right_;
   accepted += right_;
@@ -158,6 +189,7 @@ Answer::Step Answer::sample() {
 // After the consumer took a token. Token: there is nothing to show yet.
 Answer::Step Answer::after_token() {
   if (options_.cancelled()) return end("cancelled");
+  if (options_.guide && options_.guide->finished()) return end_whole();
   if (!options_.repetition && repetition_.push(token)) {
     notes.push_back(
         {"repetition", "the answer repeats itself and is ended after " + std::to_string(generated_tokens) + " tokens"});
@@ -173,12 +205,12 @@ Answer::Step Answer::after_token() {
 // The rows are used up: the next forward.
 Answer::Step Answer::advance() {
   const int64_t length = int64_t(tokens_.size());
-  if (options_.max_tokens && generated_tokens == *options_.max_tokens) return end("length");
+  if (options_.max_tokens && generated_tokens == *options_.max_tokens) return cut("length");
   if (lookup_) lookup_->feedback(proposed_.size(), matched_);
   proposed_.clear();
   if (length >= rows_.engine.info.max_context) {
     auto window = options_.slide({tokens_.end() - std::ptrdiff_t(generated_tokens), tokens_.end()});
-    if (!window) return end("context_full");
+    if (!window) return cut("context_full");
     tokens_ = std::move(*window);  // the draft still knows, and may quote, what was dropped
     state_ = State::StartPrefill;
     lap();
@@ -188,7 +220,7 @@ Answer::Step Answer::advance() {
     state_ = State::StartPrefill;
     return Step::Token;
   }
-  if (lookup_) proposed_ = lookup_->propose(draft_limit());
+  if (lookup_) propose();
   ++forwards;
   drafted += int64_t(proposed_.size());
   std::vector<int64_t> given{tokens_.back()};
@@ -198,6 +230,15 @@ Answer::Step Answer::advance() {
   row_count_ = given.size();
   state_ = State::Sample;
   return Step::Token;
+}
+
+// A draft for the next forward: what the guide forces, else what the lookup finds, as far as the guide allows.
+void Answer::propose() {
+  const int64_t limit = draft_limit();
+  if (options_.guide) proposed_ = options_.guide->forced();
+  if (int64_t(proposed_.size()) > limit) proposed_.resize(size_t(std::max<int64_t>(limit, 0)));
+  if (proposed_.empty()) proposed_ = lookup_->propose(limit);
+  if (options_.guide) proposed_.resize(options_.guide->accepts(proposed_));
 }
 
 // Most draft tokens: all rows of a forward have one LongRoPE regime, and no token is sampled past a limit.

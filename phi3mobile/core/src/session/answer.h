@@ -2,6 +2,7 @@
 // verified drafts. Knows no text.
 #pragma once
 
+#include "guide/guide.h"
 #include "session/engine.h"
 #include "session/lookup.h"
 #include "session/repetition.h"
@@ -10,6 +11,7 @@
 #include <chrono>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <unordered_set>
@@ -36,7 +38,7 @@ struct Rows {
 
 // Something to tell the user while an answer is made.
 struct Note {
-  const char* kind;  // "long_switch", "kv_back", "window", "repetition"
+  const char* kind;  // "long_switch", "kv_back", "window", "repetition", "closed"
   std::string message;
 };
 
@@ -46,7 +48,8 @@ struct AnswerOptions {
   Sampling sampling;
   std::optional<int64_t> max_tokens;
   bool lookup = false;
-  bool repetition = false;  // an answer may repeat one block for ever
+  bool repetition = false;       // an answer may repeat one block for ever
+  std::unique_ptr<Guide> guide;  // started; it never knows more than what was given out
   std::function<bool()> cancelled = [] { return false; };
   // Given the answer so far, a shorter prompt and that answer; none: there is none. Called when the context is full.
   std::function<std::optional<std::vector<int64_t>>(const std::vector<int64_t>&)> slide = [](const auto&) {
@@ -88,6 +91,10 @@ class Answer {
   Step after_token();
   Step advance();
   Step end(const char* reason);
+  Step end_whole();
+  Step cut(const char* reason);
+  bool guided();
+  void propose();
   bool wants_long() const;
   int64_t draft_limit() const;
   void counted();

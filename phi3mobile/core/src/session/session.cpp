@@ -1,7 +1,9 @@
 #include "session/session.h"
 
 #include "base/error.h"
+#include "guide/lines.h"
 #include "text/chat.h"
+#include "text/repr.h"
 #include "text/unicode.h"
 
 #include <algorithm>
@@ -14,7 +16,7 @@ namespace {
 constexpr int64_t kMaxTokens = 512;  // of an answer, where nobody says
 
 constexpr const char* kKeys[] = {"messages", "prompt", "max_tokens", "stop", "overflow", "lookup", "repetition", "temperature",
-    "top_k", "top_p", "min_p", "repetition_penalty", "seed", "tools"};
+    "top_k", "top_p", "min_p", "repetition_penalty", "seed", "tools", "schema", "regex", "grammar", "additional_properties"};
 
 void check_keys(const Json& request) {
   if (!request.is_object()) throw InputError("the request is no JSON object; give one with messages or a prompt");
@@ -107,6 +109,27 @@ Json::Array messages_of(const Json& given) {
   return messages;
 }
 
+// What a request lets the answer be, as llguidance's grammar; null: anything.
+Json grammar_asked(const Json& request) {
+  const Json &schema = request["schema"], &regex = request["regex"], &grammar = request["grammar"];
+  const int given = !schema.is_null() + !regex.is_null() + !grammar.is_null();
+  const bool additional = flag(request, "additional_properties");
+  if (given > 1) throw InputError("schema, regex and grammar each say what the answer may be: give one of them");
+  if (additional && schema.is_null()) throw InputError("additional_properties was given without a schema: leave it out");
+  if (given && !request["tools"].is_null()) {
+    throw InputError("tools and a guide both say what the answer may be: give one of them");
+  }
+  if (!given) return Json();
+  llguidance_version();  // this build has it
+  if (!schema.is_null()) return json_grammar(schema, additional);
+  const char* what = regex.is_null() ? "grammar" : "regex";
+  const Json& text = request[what];
+  if (!text.is_string()) {
+    throw InputError("the " + std::string(what) + " is " + cut(repr(text), 80) + "; it must be a text that is not empty");
+  }
+  return regex.is_null() ? lark_grammar(text.string()) : regex_grammar(text.string());
+}
+
 // numpy's percentile with linear interpolation, of sorted values.
 double percentile(const std::vector<double>& sorted, double percent) {
   if (sorted.empty()) return 0;
@@ -142,6 +165,7 @@ void Session::too_long(int64_t length, const std::string& what) const {
 void Session::start(const Json& request) {
   check_keys(request);
   const bool slide = slides(request), raw = !request["prompt"].is_null();
+  const Json grammar = grammar_asked(request);
   std::unique_ptr<Window> window;
   std::unique_ptr<Tools> tools;
   if (!request["tools"].is_null()) {
@@ -166,7 +190,8 @@ void Session::start(const Json& request) {
       options.prompt = encode(messages, tools.get());
     }
   }
-  options.sampling = chosen_sampling(request, parts_.sampling);
+  auto guide = grammar.is_null() ? nullptr : guide_of(grammar);
+  options.sampling = chosen_sampling(request, guide ? Sampling() : parts_.sampling);
   options.max_tokens = max_tokens(request);
   options.eos = parts_.eos;
   options.lookup = flag(request, "lookup");
@@ -174,6 +199,15 @@ void Session::start(const Json& request) {
   const auto stop = stops(request);
   if (options.prompt.empty()) throw InputError("the prompt has no tokens; write some text");
   if (int64_t(options.prompt.size()) >= engine_->info.max_context) too_long(int64_t(options.prompt.size()), "the prompt has");
+  options.repetition |= guide != nullptr;  // where a guide knows the answer's end, a repeated block may be what was asked for
+  if (tools && has_llguidance()) guide = guide_of(tools->grammar());
+  if (guide) {
+    // A slid window keeps the last turn and the answer: the answer has all the other room.
+    const size_t kept = window ? window->smallest().size() : options.prompt.size();
+    const int64_t room = engine_->info.max_context - int64_t(kept);
+    guide->start(std::min(room, options.max_tokens.value_or(room)), !raw);
+    options.guide = std::move(guide);
+  }
   options.cancelled = [this] { return cancelled_.load(); };
   if (window) {
     options.slide = [this](const std::vector<int64_t>& answer) {
@@ -193,6 +227,11 @@ void Session::start(const Json& request) {
   gate_ = std::make_unique<StopGate>(stop);
   text_ = std::make_unique<TextStream>(parts_.tokenizer->stream(!raw));
   finished_ = false;
+}
+
+std::unique_ptr<Guide> Session::guide_of(const Json& grammar) {
+  if (!vocabulary_) vocabulary_ = std::make_shared<const Words>(parts_.tokenizer);
+  return std::make_unique<Guide>(grammar, vocabulary_);
 }
 
 void Session::note_dropped() {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/json.h"
+#include "guide/guide.h"
 #include "session/answer.h"
 #include "session/engine.h"
 #include "session/stop_gate.h"
@@ -46,6 +47,7 @@ class Session {
 
  private:
   std::vector<int64_t> encode(const Json::Array& messages, const Tools* tools) const;
+  std::unique_ptr<Guide> guide_of(const Json& grammar);
   [[noreturn]] void too_long(int64_t length, const std::string& what) const;
   void note_dropped();
   Event ended(std::string shown);
@@ -56,6 +58,7 @@ class Session {
   Parts parts_;
   std::unique_ptr<Engine> engine_;
   Rows rows_;
+  std::shared_ptr<const Words> vocabulary_;  // made for the first guide
   std::atomic<bool> cancelled_{false};
   std::unique_ptr<Window> window_;
   std::unique_ptr<Answer> answer_;
