@@ -54,6 +54,7 @@ def core() -> ctypes.CDLL:
         ("p3m_session_open", POINTER, [TEXT_P, TEXT_P, *failing]),
         ("p3m_session_open_with", POINTER, [TEXT_P, ctypes.POINTER(HostEngine), *failing]),
         ("p3m_session_start", ctypes.c_int, [POINTER, TEXT_P, *failing]),
+        ("p3m_guidance", TEXT_P, [TEXT_P, *failing]),
         ("p3m_session_next", ctypes.c_int, [POINTER, ctypes.POINTER(POINTER), ctypes.POINTER(ctypes.c_size_t)]),
         ("p3m_session_cancel", None, [POINTER]),
         ("p3m_session_reset", None, [POINTER]),

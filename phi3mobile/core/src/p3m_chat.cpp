@@ -1,5 +1,6 @@
 // p3m run, p3m chat, p3m verify and p3m tokens: nothing but the public C functions.
 #include "base/error.h"
+#include "base/files.h"
 #include "base/json.h"
 #include "p3m.h"
 #include "phi3mobile_session.h"
@@ -44,6 +45,7 @@ struct Option {
 constexpr Option kOptions[] = {{"--temperature", Option::Number, "temperature"}, {"--top-k", Option::Integer, "top_k"},
     {"--top-p", Option::Number, "top_p"}, {"--min-p", Option::Number, "min_p"}, {"--seed", Option::Integer, "seed"},
     {"--repetition-penalty", Option::Number, "repetition_penalty"}, {"--lookup", Option::Flag, "lookup"},
+    {"--additional-properties", Option::Flag, "additional_properties"},
     {"--threads", Option::Integer, "threads", true}, {"--experts-memory", Option::Integer, "experts_memory", true}};
 
 Json number_of(const std::string& option, const std::string& text, bool whole) {
@@ -70,6 +72,10 @@ Arguments parsed(int count, char** given, size_t least, size_t most) {
       found.system = value();
     else if (name == "--stop")
       stop.emplace_back(value());
+    else if (name == "--json-schema" || name == "--schema" || name == "--grammar")
+      found.request.set(name == "--grammar" ? "grammar" : "schema", phi3mobile::read_file(value()));
+    else if (name == "--regex")
+      found.request.set("regex", value());
     else if (name == "--cache")
       found.options.set("cache", value());
     else if (name == "--raw")

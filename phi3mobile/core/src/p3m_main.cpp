@@ -14,7 +14,9 @@ constexpr const char* kUsage =
     "       p3m bench MODEL.pte [key=value]... STEP...\n"
     "options: --system TEXT  --max-tokens N (0: no limit)  --temperature X  --top-k N  --top-p X  --min-p X  --seed N\n"
     "         --repetition-penalty X  --stop TEXT  --lookup  --raw (no chat template)  --slide  --threads N  --cache FOLDER\n"
-    "         --experts-memory BYTES (of a mixture)\n";
+    "         --experts-memory BYTES (of a mixture)\n"
+    "one of these says what the answer may be: --json-schema FILE  --regex PATTERN  --grammar FILE (Lark)\n"
+    "         --additional-properties: JSON objects may have names that the schema does not declare\n";
 
 struct Verb {
   const char* name;
