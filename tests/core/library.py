@@ -67,6 +67,13 @@ def core() -> ctypes.CDLL:
     return library
 
 
+def has_guidance() -> bool:
+    """Whether this build has constrained output."""
+    if native_library() is None:
+        return False
+    return core().p3m_guidance(None, None, 0) is not None
+
+
 def asked(call: Callable[..., Any], *arguments: Any) -> Any:
     """What a call that may fail gives. CoreError: null, or less than 0."""
     error = ctypes.create_string_buffer(2000)

@@ -45,8 +45,8 @@ struct Option {
 constexpr Option kOptions[] = {{"--temperature", Option::Number, "temperature"}, {"--top-k", Option::Integer, "top_k"},
     {"--top-p", Option::Number, "top_p"}, {"--min-p", Option::Number, "min_p"}, {"--seed", Option::Integer, "seed"},
     {"--repetition-penalty", Option::Number, "repetition_penalty"}, {"--lookup", Option::Flag, "lookup"},
-    {"--additional-properties", Option::Flag, "additional_properties"},
-    {"--threads", Option::Integer, "threads", true}, {"--experts-memory", Option::Integer, "experts_memory", true}};
+    {"--additional-properties", Option::Flag, "additional_properties"}, {"--threads", Option::Integer, "threads", true},
+    {"--experts-memory", Option::Integer, "experts_memory", true}};
 
 Json number_of(const std::string& option, const std::string& text, bool whole) {
   char* end = nullptr;

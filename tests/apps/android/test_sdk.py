@@ -13,7 +13,9 @@ import pytest
 from conftest import FOLDER, built
 
 from phi3mobile.bundle import open_bundle
+from phi3mobile.session.guidance import Guide
 from phi3mobile.session.session import Session
+from tests.core.library import has_guidance
 
 MESSAGES = ("What is a tree?", "Und auf Deutsch: süße Äpfel 😀?", "Count to ten")
 
@@ -92,6 +94,20 @@ def test_functions_are_called(check, roomy):
     call = '{"name": "weather", "arguments": {"town": "Köln"}}'
     (said,) = texts(check("tools", roomy, *scripted(roomy, call, "Yes, take one.")))
     assert said == "Yes, take one."
+
+
+def test_guided_answers_are_pythons(check, bundle):
+    if not has_guidance():
+        pytest.skip("this build has no constrained output")
+    city = {"city": {"type": "string"}, "size": {"type": "integer"}}
+    schema = {"type": "object", "properties": city, "required": list(city)}
+    session = Session(bundle)
+    asked = ((Guide.json_schema, schema, "A city?"), (Guide.regex, "(yes|no)", "Yes or no?"))
+    expected = [
+        "".join(session.generate([{"role": "user", "content": text}], guide=make(what, session.parts.tokenizer), max_tokens=40))
+        for make, what, text in asked
+    ]
+    assert texts(check("guided", bundle)) == [*expected, "ab"]
 
 
 def test_calls_that_fail_and_never_end(check, roomy):

@@ -17,9 +17,9 @@ struct Url {
   explicit Url(std::string_view text, std::string inherited) : scheme(std::move(inherited)) {
     const auto letter = [](char c) { return (c | 32) >= 'a' && (c | 32) <= 'z'; };
     const size_t colon = text.find(':');
-    if (colon != text.npos && colon && letter(text[0]) && std::all_of(text.begin(), text.begin() + std::ptrdiff_t(colon), [&](char c) {
-          return letter(c) || (c >= '0' && c <= '9') || c == '+' || c == '-' || c == '.';
-        })) {
+    if (colon != text.npos && colon && letter(text[0]) &&
+        std::all_of(text.begin(), text.begin() + std::ptrdiff_t(colon),
+            [&](char c) { return letter(c) || (c >= '0' && c <= '9') || c == '+' || c == '-' || c == '.'; })) {
       scheme = text.substr(0, colon);
       for (char& c : scheme) c = char(c >= 'A' && c <= 'Z' ? c | 32 : c);
       text.remove_prefix(colon + 1);
@@ -88,7 +88,9 @@ std::string merged(const std::string& base, const std::string& path) {
 }
 
 std::string unquoted(std::string_view text) {
-  const auto digit = [](char c) { return c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1; };
+  const auto digit = [](char c) {
+    return c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
+  };
   std::string bytes;
   for (size_t i = 0; i < text.size(); ++i) {
     if (text[i] == '%' && i + 2 < text.size() && digit(text[i + 1]) >= 0 && digit(text[i + 2]) >= 0) {
@@ -134,7 +136,8 @@ std::string joined_address(const std::string& base, const std::string& reference
 namespace {
 
 std::string address_of(const std::string& base, const std::string& reference) {
-  return !reference.empty() && reference[0] == '#' ? base.substr(0, base.find('#')) + reference : joined_address(base, reference);
+  return !reference.empty() && reference[0] == '#' ? base.substr(0, base.find('#')) + reference
+                                                   : joined_address(base, reference);
 }
 
 }  // namespace

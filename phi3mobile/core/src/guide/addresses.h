@@ -11,7 +11,8 @@
 
 namespace phi3mobile {
 
-// Of a JSON document, which stays where it is. An object is known by its place: `find` wants the one that the reference stands in.
+// Of a JSON document, which stays where it is. An object is known by its place: `find` wants the one that the reference stands
+// in.
 class Addresses {
  public:
   explicit Addresses(const Json& document);

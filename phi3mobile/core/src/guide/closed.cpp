@@ -71,7 +71,8 @@ Closing closing(const Json& node, const Addresses& addresses) {
   if (least > int64_t(found.names.size()) && found.patterns.empty()) return {};
   found.closes = true;
   const auto without = [](std::vector<std::string>& names, const Json& own) {
-    names.erase(std::remove_if(names.begin(), names.end(), [&](const std::string& name) { return own.has(name); }), names.end());
+    names.erase(
+        std::remove_if(names.begin(), names.end(), [&](const std::string& name) { return own.has(name); }), names.end());
   };
   without(found.names, node["properties"]);
   without(found.patterns, node["patternProperties"]);

@@ -39,8 +39,8 @@ class Reader {
       to_.definitions.push_back(schema(*next.node, next.path, 1, next.closed));
     }
     if (const int levels = deepest(edges_); levels > kLevels) {
-      throw wrong_schema("its references go " + std::to_string(levels) + " levels deep; " + std::to_string(kLevels) +
-                         " can be followed");
+      throw wrong_schema(
+          "its references go " + std::to_string(levels) + " levels deep; " + std::to_string(kLevels) + " can be followed");
     }
   }
 

@@ -22,7 +22,16 @@ struct Bound {
 };
 
 // Kinds of values, as bits: a number is an integer or has a fraction.
-enum Kind : unsigned { kNull = 1, kBoolean = 2, kString = 4, kArray = 8, kObject = 16, kInteger = 32, kFraction = 64, kAny = 127 };
+enum Kind : unsigned {
+  kNull = 1,
+  kBoolean = 2,
+  kString = 4,
+  kArray = 8,
+  kObject = 16,
+  kInteger = 32,
+  kFraction = 64,
+  kAny = 127
+};
 constexpr unsigned kNumbers = kInteger | kFraction;
 
 unsigned kinds(const Nodes& plain);  // that are left
@@ -38,8 +47,8 @@ std::vector<std::string> declared(const Nodes& plain);
 std::vector<std::string> patterns(const Nodes& plain);
 // The greatest of a count; 0 where nobody says.
 int64_t most(const Nodes& plain, const char* key);
-Nodes further(const Nodes& plain);                            // of a property that is neither declared nor matched by a pattern
-Nodes named(const Nodes& plain, const std::string& name);      // of the property `name`
+Nodes further(const Nodes& plain);                         // of a property that is neither declared nor matched by a pattern
+Nodes named(const Nodes& plain, const std::string& name);  // of the property `name`
 Nodes matched(const Nodes& plain, const std::string& pattern);  // of an undeclared property that `pattern` matches
 
 // The places of an object's or array's values: those that it has in any case, and the others.

@@ -23,7 +23,8 @@ constexpr std::array<const char*, 13> kLacks{"not", "if", "then", "else", "conta
     "divisibleBy", "disallow", "extends", "x-guidance", "minContains", "maxContains"};
 constexpr std::array<const char*, 3> kDependent{"dependentRequired", "dependentSchemas", "dependencies"};
 constexpr std::array<const char*, 3> kUnevaluated{"unevaluatedProperties", "unevaluatedItems", "propertyNames"};
-constexpr std::array<const char*, 6> kCounts{"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"};
+constexpr std::array<const char*, 6> kCounts{
+    "minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"};
 constexpr std::array<const char*, 16> kPlain{"type", "properties", "patternProperties", "additionalProperties", "required",
     "items", "prefixItems", "additionalItems", "pattern", "format", "minimum", "maximum", "exclusiveMinimum",
     "exclusiveMaximum", "multipleOf", ""};
@@ -76,9 +77,8 @@ void check_keywords(const Json& node, const std::string& path) {
   if (draft.is_string()) {
     std::string_view text = draft.string();
     while (!text.empty() && text.back() == '#') text.remove_suffix(1);
-    known = std::any_of(kDrafts.begin(), kDrafts.end(), [&](std::string_view end) {
-      return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
-    });
+    known = std::any_of(kDrafts.begin(), kDrafts.end(),
+        [&](std::string_view end) { return text.size() >= end.size() && text.substr(text.size() - end.size()) == end; });
   }
   if (!known) throw wrong_schema("$schema " + cut(repr(draft), 80) + " is not known; draft-04 to 2020-12 are", path);
 }
@@ -194,7 +194,8 @@ std::string checked_pattern(const Json& value, const std::string& path) {
 
 void add_bounds(const Json& node, const std::string& path, Json& out) {
   for (const int sign : {-1, 1}) {
-    const std::string inclusive = sign < 0 ? "minimum" : "maximum", exclusive = sign < 0 ? "exclusiveMinimum" : "exclusiveMaximum";
+    const std::string inclusive = sign < 0 ? "minimum" : "maximum",
+                      exclusive = sign < 0 ? "exclusiveMinimum" : "exclusiveMaximum";
     Json low, high;  // of the inclusive and the exclusive bound; null: none
     for (const bool open : {false, true}) {
       const std::string& key = open ? exclusive : inclusive;
@@ -219,7 +220,8 @@ void add_bounds(const Json& node, const std::string& path, Json& out) {
   }
   if (!node.has("multipleOf")) return;
   const Json& step = number_of(node["multipleOf"], path + "/multipleOf");
-  if (compared(step, 0) <= 0 || compared(step, kExact) > 0) throw wrong_schema("multipleOf must be above 0 and at most 2^53", path);
+  if (compared(step, 0) <= 0 || compared(step, kExact) > 0)
+    throw wrong_schema("multipleOf must be above 0 and at most 2^53", path);
   out.set("multipleOf", step);
 }
 

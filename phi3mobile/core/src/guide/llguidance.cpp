@@ -35,23 +35,23 @@ struct ConstraintInit {
 };
 
 // The functions used, X(result, name, arguments).
-#define P3M_LLGUIDANCE_CALLS(X)                                                                    \
-  X(const char*, llg_get_version, (void))                                                          \
-  X(void*, llg_new_tokenizer_v2, (const TokenizerInit*, char*, size_t))                            \
-  X(void, llg_free_tokenizer, (void*))                                                             \
-  X(void, llg_constraint_init_set_defaults, (ConstraintInit*, const void*))                        \
-  X(void*, llg_new_matcher, (const ConstraintInit*, const char*, const char*))                     \
+#define P3M_LLGUIDANCE_CALLS(X)                                                                      \
+  X(const char*, llg_get_version, (void))                                                            \
+  X(void*, llg_new_tokenizer_v2, (const TokenizerInit*, char*, size_t))                              \
+  X(void, llg_free_tokenizer, (void*))                                                               \
+  X(void, llg_constraint_init_set_defaults, (ConstraintInit*, const void*))                          \
+  X(void*, llg_new_matcher, (const ConstraintInit*, const char*, const char*))                       \
   X(int32_t, llg_validate_grammar, (const ConstraintInit*, const char*, const char*, char*, size_t)) \
-  X(int32_t, llg_matcher_compute_mask_into, (void*, uint32_t*, size_t))                            \
-  X(int32_t, llg_matcher_consume_tokens, (void*, const uint32_t*, size_t))                         \
-  X(int32_t, llg_matcher_validate_tokens, (void*, const uint32_t*, size_t))                        \
-  X(int32_t, llg_matcher_compute_ff_tokens, (void*, uint32_t*, size_t))                            \
-  X(const char*, llg_matcher_get_error, (void*))                                                   \
-  X(size_t, llg_matcher_get_mask_byte_size, (const void*))                                         \
-  X(bool, llg_matcher_is_accepting, (void*))                                                       \
-  X(bool, llg_matcher_is_stopped, (const void*))                                                   \
-  X(bool, llg_matcher_is_error, (const void*))                                                     \
-  X(void*, llg_clone_matcher, (const void*))                                                       \
+  X(int32_t, llg_matcher_compute_mask_into, (void*, uint32_t*, size_t))                              \
+  X(int32_t, llg_matcher_consume_tokens, (void*, const uint32_t*, size_t))                           \
+  X(int32_t, llg_matcher_validate_tokens, (void*, const uint32_t*, size_t))                          \
+  X(int32_t, llg_matcher_compute_ff_tokens, (void*, uint32_t*, size_t))                              \
+  X(const char*, llg_matcher_get_error, (void*))                                                     \
+  X(size_t, llg_matcher_get_mask_byte_size, (const void*))                                           \
+  X(bool, llg_matcher_is_accepting, (void*))                                                         \
+  X(bool, llg_matcher_is_stopped, (const void*))                                                     \
+  X(bool, llg_matcher_is_error, (const void*))                                                       \
+  X(void*, llg_clone_matcher, (const void*))                                                         \
   X(void, llg_free_matcher, (void*))
 
 struct Calls {
@@ -81,7 +81,7 @@ constexpr const char* kFile =
 constexpr size_t kMostForced = 1 << 14;
 std::mutex lock;
 std::atomic<const Calls*> loaded{nullptr};  // once there, it stays
-std::string chosen;  // by use_llguidance
+std::string chosen;                         // by use_llguidance
 bool is_chosen = false;
 
 std::string beside() {
@@ -104,7 +104,7 @@ const Calls* calls_of(void* library, const std::string& file) {
   (void)library, (void)file;
 #define P3M_TAKE(result, name, arguments) calls->name = &::phi3mobile::name;
 #else
-#define P3M_TAKE(result, name, arguments)                              \
+#define P3M_TAKE(result, name, arguments)                                     \
   calls->name = reinterpret_cast<result(*) arguments>(dlsym(library, #name)); \
   if (!calls->name) missing(file + " lacks " #name);
 #endif
@@ -237,7 +237,8 @@ Matcher::~Matcher() {
 const std::vector<uint32_t>& Matcher::allowed() {
   const size_t size = made().llg_matcher_get_mask_byte_size(handle_);
   bits_.assign(size / 4, 0);
-  if (!is_error() && made().llg_matcher_compute_mask_into(handle_, bits_.data(), size)) std::fill(bits_.begin(), bits_.end(), 0);
+  if (!is_error() && made().llg_matcher_compute_mask_into(handle_, bits_.data(), size))
+    std::fill(bits_.begin(), bits_.end(), 0);
   bits_[vocabulary_ / 32] &= ~(uint32_t(1) << vocabulary_ % 32);  // its own end
   return bits_;
 }

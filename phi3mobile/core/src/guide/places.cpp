@@ -66,7 +66,8 @@ void check_object(const Nodes& plain, const std::string& path) {
     allowed.set(pattern, may);
   }
   if (most(plain, "minProperties") - int64_t(asked.size()) > 1 && any) {
-    throw wrong_schema("minProperties asks for more than one name beside the required ones, and could be met by one twice", path);
+    throw wrong_schema(
+        "minProperties asks for more than one name beside the required ones, and could be met by one twice", path);
   }
   if (some.empty()) return;
   Json one{Json::Object()}, properties{Json::Object()}, schema{Json::Object()};
@@ -176,7 +177,7 @@ class Places {
     const Json::Array* branches;
     Names through;
   };
-  struct Branch {  // one way to choose, as far as it is gone
+  struct Branch {            // one way to choose, as far as it is gone
     std::vector<Todo> todo;  // the next one last
     Nodes plain;
     std::vector<Choice> choices;  // the next one first
@@ -290,8 +291,8 @@ class Places {
     if (common != kObject || depth >= kDepth) return false;
     auto names = required(one);
     for (const std::string& name : required(other)) names.push_back(name);
-    return std::any_of(
-        names.begin(), names.end(), [&](const std::string& name) { return apart(named(one, name), named(other, name), depth + 1); });
+    return std::any_of(names.begin(), names.end(),
+        [&](const std::string& name) { return apart(named(one, name), named(other, name), depth + 1); });
   }
 
   const Schemas& schemas_;

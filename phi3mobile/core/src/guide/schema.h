@@ -9,8 +9,8 @@
 namespace phi3mobile {
 
 // The schema (an object or its JSON text) for llguidance: the same answers, or a few less. additional: false adds
-// "additionalProperties": false where a schema declares names and is silent on others. InputError: no JSON, no object, a keyword
-// or value that can't be followed, a place that nothing can fill.
+// "additionalProperties": false where a schema declares names and is silent on others. InputError: no JSON, no object, a
+// keyword or value that can't be followed, a place that nothing can fill.
 Json followed(const Json& schema, bool additional = false);
 
 }  // namespace phi3mobile

@@ -94,7 +94,8 @@ std::vector<int64_t> Words::ranks(std::string_view first) const {
   for (size_t id = 0; id < tokens_.size(); ++id) {
     const std::string_view token = tokens_[id];
     // Of those that start alike, what only closes; then the longest of the plain ones: often a whole name.
-    keys.emplace_back(token.empty() ? 256 : place[uint8_t(token[0])], !only(token, kClosing), !only(token, pleasant), -int64_t(token.size()), id);
+    keys.emplace_back(token.empty() ? 256 : place[uint8_t(token[0])], !only(token, kClosing), !only(token, pleasant),
+        -int64_t(token.size()), id);
   }
   std::sort(keys.begin(), keys.end());
   std::vector<int64_t> found(tokens_.size());
@@ -158,7 +159,8 @@ std::optional<Ids> Words::ending(Matcher& matcher, size_t room, const Ids& known
 // `straight`, none has, which finds long endings.
 std::optional<Ids> Words::search(Matcher& start, size_t room, const Ids& known, int steps, bool straight) const {
   std::vector<Ids> rests{{}};
-  for (size_t i = 0; i < std::min(known.size(), kRests); ++i) rests.emplace_back(known.begin() + std::ptrdiff_t(i), known.end());
+  for (size_t i = 0; i < std::min(known.size(), kRests); ++i)
+    rests.emplace_back(known.begin() + std::ptrdiff_t(i), known.end());
   const auto fresh = [] { return std::make_shared<std::set<Mark>>(); };
   int64_t count = 0;
   std::priority_queue<Waiting> queue;

@@ -55,6 +55,9 @@ Answer::Step Answer::next() {
         return prefill_chunk();
       case State::Sample:
         return sample();
+      case State::Told:
+        state_ = State::Rejoin;
+        return Step::Token;
       case State::Rejoin: {
         if (const Step step = after_token(); step != Step::Token) return step;
         break;
@@ -156,8 +159,8 @@ bool Answer::guided() {
   const bool was_closing = guide.closing();
   const auto taken = guide.push(token);
   if (guide.closing() && !was_closing) {
-    notes.push_back({"closed",
-        "the answer is closed after " + std::to_string(generated_tokens) + " tokens: no more would fit the limit"});
+    notes.push_back(
+        {"closed", "the answer is closed after " + std::to_string(generated_tokens) + " tokens: no more would fit the limit"});
   }
   if (taken) token = *taken;
   return taken.has_value();
@@ -182,8 +185,8 @@ Answer::Step Answer::sample() {
   lap();
   times.push_back(worked_);
   worked_ = 0;
-  state_ = State::Rejoin;
-  return Step::Token;
+  state_ = notes.empty() ? State::Rejoin : State::Told;
+  return notes.empty() ? Step::Token : Step::Noted;
 }
 
 // After the consumer took a token. Token: there is nothing to show yet.

@@ -83,7 +83,7 @@ class Answer {
 
  private:
   using Clock = std::chrono::steady_clock;
-  enum class State { StartPrefill, Prefill, Sample, Rejoin, Done };
+  enum class State { StartPrefill, Prefill, Sample, Told, Rejoin, Done };  // Told: a note comes before the token
 
   Step start_prefill();
   Step prefill_chunk();

@@ -15,7 +15,7 @@ namespace phi3mobile {
 namespace {
 
 constexpr std::string_view kSpace = " \t\r\n", kMarked = "functools";
-constexpr int kMost = 8;  // calls of one answer
+constexpr int kMost = 8;                                       // calls of one answer
 constexpr const char* kControl[] = {"<|tool|>", "<|/tool|>"};  // phi-4-mini's, around the list of tools
 
 std::string told_in_words(const std::string& tools) {
@@ -168,7 +168,8 @@ Json Tools::grammar() const {
   // A schema's definitions belong to its root.
   const Json definitions = one.take("$defs");
   Json::Object& members = one.object();
-  members.erase(std::remove_if(members.begin(), members.end(), [](const auto& member) { return member.first == "$defs"; }), members.end());
+  members.erase(std::remove_if(members.begin(), members.end(), [](const auto& member) { return member.first == "$defs"; }),
+      members.end());
   several.set("type", "array");
   several.set("items", one);
   several.set("minItems", 1);
