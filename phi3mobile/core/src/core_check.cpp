@@ -1,10 +1,13 @@
 // Sessions, bundles and states under the sanitizers, without the runtime:
 //   core_check fuzz FOLDER SECONDS   damaged manifests, tokenizers, states and requests: an InputError, or an answer
+//   core_check guided FOLDER SECONDS LIBRARY   damaged schemas, regexes and grammars; LIBRARY: llguidance's
 //   core_check threads FOLDER SECONDS   two sessions in two threads, each cancelled all the time from a third
 // FOLDER: a bundle; its program is not run. It is copied before it is damaged.
 #include "base/error.h"
 #include "base/files.h"
+#include "base/utf8.h"
 #include "bundle.h"
+#include "guide/llguidance.h"
 #include "session/session.h"
 #include "state.h"
 
@@ -163,6 +166,36 @@ int fuzz(const std::string& given, double seconds) {
   return wrong == 0;  // nothing refused: nothing was tried
 }
 
+const std::vector<std::string> kSchemas = {
+    R"({"type": "object", "properties": {"a": {"$ref": "#/$defs/b"}, "é": {"enum": [1, 2.5, null, {"k": [true]}]}}, "required":)"
+    R"( ["a"], "patternProperties": {"^x-[^\"\\0]{2,3}$": {"minimum": 0.5}}, "$defs": {"b": {"oneOf": [{"const": "c"},)"
+    R"( {"type": "array", "items": {"$ref": "#"}, "maxItems": 2}]}}})",
+    R"({"$id": "https://a.b/c?d", "allOf": [{"$ref": "c?d#/properties/p~1%41"}, {"$anchor": "x", "minProperties": 1}],)"
+    R"( "properties": {"p/A": {"type": ["string", "null"], "pattern": "^(\\u{41}|[a\\-z])+?$"}}, "anyOf": [true, {"items": false}]})",
+};
+const std::vector<std::string> kTexts = {
+    "(a|[^b-d]{2,3}\\x41)+?", "start: \"a\" x | /b+/ & ~/bb/\nx: %json {\"type\": \"null\"}\n"};
+
+// What the core reads is damaged; llguidance, which is not built for the sanitizer, may refuse it.
+int guided(const std::string& folder, double seconds) {
+  const auto session = opened(folder);
+  std::mt19937_64 rng(1);
+  long tried = 0, wrong = 0;
+  for (const auto start = Clock::now(); std::chrono::duration<double>(Clock::now() - start).count() < seconds; ++tried) {
+    const bool text = rng() % 4 == 0;
+    std::string what = damaged(text ? kTexts[rng() % kTexts.size()] : kSchemas[rng() % kSchemas.size()], rng);
+    if (invalid_utf8(what) != what.size()) what = replaced_utf8(what);
+    Json request{Json::Object()};
+    request.set("prompt", "the end");
+    request.set("max_tokens", 12);
+    request.set("lookup", rng() % 2 == 0);
+    request.set(!text ? "schema" : rng() % 2 ? "regex" : "grammar", what);
+    wrong += refused([&] { answer(*session, request.dump()); });
+  }
+  std::printf("%ld rounds, %ld refusals\n", tried, wrong);
+  return wrong == 0 || wrong == tried;
+}
+
 int threads(const std::string& folder, double seconds) {
   const std::string expected = answer(*opened(folder), kRequests[0]);
   std::atomic<bool> stop{false}, same{true};
@@ -195,7 +228,11 @@ int threads(const std::string& folder, double seconds) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count != 4) return std::fprintf(stderr, "usage: core_check fuzz|threads BUNDLE SECONDS\n"), 2;
+  if (count < 4) return std::fprintf(stderr, "usage: core_check fuzz|guided|threads BUNDLE SECONDS [LIBRARY]\n"), 2;
   const double seconds = std::atof(arguments[3]);
-  return std::string(arguments[1]) == "fuzz" ? fuzz(arguments[2], seconds) : threads(arguments[2], seconds);
+  const std::string mode = arguments[1];
+  if (count > 4) use_llguidance(arguments[4]);
+  return mode == "fuzz"     ? fuzz(arguments[2], seconds)
+         : mode == "guided" ? guided(arguments[2], seconds)
+                            : threads(arguments[2], seconds);
 }

@@ -65,10 +65,13 @@ def test_an_engine_of_the_apps(check, bundle):
     assert said == opened.tokenizer.decode([token] * 5)
 
 
-def test_the_shared_vectors(check, bundle):
+@pytest.mark.parametrize("name", ["sessions.json", "guided.json"])
+def test_the_shared_vectors(check, bundle, name):
     """Forty conversations that every binding must give: texts, notes, counts and each forward."""
-    (line,) = check("vectors", bundle, str(Path(__file__).parents[2] / "vectors" / "sessions.json"))
-    assert int(line.split()[1]) >= 100
+    if name == "guided.json" and not has_guidance():
+        pytest.skip("this build has no constrained output")
+    (line,) = check("vectors", bundle, str(Path(__file__).parents[2] / "vectors" / name))
+    assert int(line.split()[1]) >= (100 if name == "sessions.json" else 60)
 
 
 @pytest.fixture
