@@ -84,6 +84,8 @@ std::atomic<const Calls*> loaded{nullptr};  // once there, it stays
 std::string chosen;                         // by use_llguidance
 bool is_chosen = false;
 
+#ifndef P3M_LLGUIDANCE_STATIC
+// The folder of this library.
 std::string beside() {
   Dl_info here;
   if (!dladdr(reinterpret_cast<const void*>(&use_llguidance), &here) || !here.dli_fname) return "";
@@ -91,6 +93,7 @@ std::string beside() {
   const size_t folder = file.rfind('/');
   return folder == std::string::npos ? "" : file.substr(0, folder + 1);
 }
+#endif
 
 [[noreturn]] void missing(const std::string& why) {
   throw InputError("this build has no constrained output: " + why + "; put " + kFile +
