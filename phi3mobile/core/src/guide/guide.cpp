@@ -99,7 +99,9 @@ Guide::Guide(const Json& grammar, std::shared_ptr<const Words> words) : words_(s
 }
 
 void Guide::start(std::optional<int64_t> room, bool at_start) {
-  matcher_ = at_start ? *at_start_ : *within_;
+  begun_ = at_start ? &*at_start_ : &*within_;
+  matcher_ = *begun_;
+  pushed_.clear();
   room_ = room;
   closing_ = false;
   ending_.reset();
@@ -118,24 +120,32 @@ void Guide::start(std::optional<int64_t> room, bool at_start) {
 }
 
 const float* Guide::mask(const float* logits, int64_t vocab, const std::unordered_set<int64_t>& eos) {
-  masked_.assign(size_t(vocab), -std::numeric_limits<float>::infinity());
-  bool any = false;
-  const auto allow = [&](int64_t id) {
-    if (id < 0 || id >= vocab) return;
-    masked_[size_t(id)] = logits[id];
-    any = true;
+  constexpr float kNever = -std::numeric_limits<float>::infinity();
+  allowed_.assign((size_t(std::max(vocab, int64_t(words_->size()))) + 32) / 32, 0);
+  const auto set = [&](int64_t id, bool may) {
+    const uint32_t bit = uint32_t(1) << id % 32;
+    (may ? allowed_[size_t(id) / 32] |= bit : allowed_[size_t(id) / 32] &= ~bit);
   };
-  if (closing_) {
-    if (ending_ && !ending_->empty() && !eos.count(ending_->front())) allow(ending_->front());
-  } else {
+  if (!closing_) {
     const auto& bits = matcher_->allowed();
-    const int64_t known = std::min(vocab, int64_t(words_->size()));
-    for (int64_t id = 0; id < known; ++id) {
-      if (is_in(bits, id) && !eos.count(id)) allow(id);
-    }
+    std::copy(bits.begin(), bits.begin() + std::ptrdiff_t(std::min(bits.size(), allowed_.size())), allowed_.begin());
+  } else if (ending_ && !ending_->empty()) {
+    set(ending_->front(), true);
   }
-  if (complete()) {
-    for (const int64_t id : eos) allow(id);
+  const bool whole = complete();
+  for (const int64_t id : eos) {
+    if (id >= 0 && id < vocab) set(id, whole);
+  }
+  bool any = false;
+  masked_.assign(size_t(vocab), kNever);
+  for (int64_t first = 0; first < vocab; first += 32) {
+    const uint32_t word = allowed_[size_t(first) / 32];
+    if (!word) continue;
+    for (int64_t id = first; id < std::min(vocab, first + 32); ++id) {
+      if (!(word >> (id - first) & 1)) continue;
+      masked_[size_t(id)] = logits[id];
+      any = true;
+    }
   }
   if (!any) throw stuck(line(matcher_->error()));
   return masked_.data();
@@ -143,18 +153,19 @@ const float* Guide::mask(const float* logits, int64_t vocab, const std::unordere
 
 std::optional<int64_t> Guide::push(int64_t token) {
   if (!closing_) {
-    Matcher after = *matcher_;
-    const bool taken = after.consume({token});
-    auto ending = taken ? ending_after(after, token) : std::nullopt;
+    const bool taken = matcher_->consume({token});
+    auto ending = taken ? ending_after(*matcher_, token) : std::nullopt;
     const bool ample = room_ && ending_ && *room_ - int64_t(ending_->size()) > kAmple;
     if (taken && (ending || !ending_ || ample)) {
-      matcher_ = std::move(after);
+      pushed_.push_back(token);
       ending_ = std::move(ending);
       if (room_) --*room_;
       return token;
     }
-    if (!ending_) throw stuck(line(after.error()));
+    if (!ending_) throw stuck(line(matcher_->error()));
     closing_ = true;
+    matcher_ = *begun_;  // as if the token had not been
+    matcher_->consume(pushed_);
   }
   if (!ending_ || ending_->empty()) return std::nullopt;
   token = ending_->front();
@@ -163,17 +174,9 @@ std::optional<int64_t> Guide::push(int64_t token) {
   return token;
 }
 
-size_t Guide::accepts(const Ids& draft) {
-  if (draft.empty()) return 0;
-  Matcher ahead = *matcher_;
-  return ahead.validate(draft);
-}
+size_t Guide::accepts(const Ids& draft) { return draft.empty() ? 0 : matcher_->validate(draft); }
 
-Ids Guide::forced() {
-  if (closing_) return ending_.value_or(Ids());
-  Matcher ahead = *matcher_;
-  return ahead.forced();
-}
+Ids Guide::forced() { return closing_ ? ending_.value_or(Ids()) : matcher_->forced(); }
 
 // An ending from `after`, which `token` led to, that fits the room; none: unknown.
 std::optional<Ids> Guide::ending_after(Matcher& after, int64_t token) {

@@ -45,10 +45,13 @@ class Guide {
 
   std::shared_ptr<const Words> words_;
   std::optional<Matcher> at_start_, within_;  // before the first token; at_start_: where a space is dropped
+  const Matcher* begun_ = nullptr;            // the one that `start` chose
   std::optional<Matcher> matcher_;
+  Ids pushed_;  // until it closes
   std::optional<int64_t> room_;
   std::optional<Ids> ending_;  // tokens that complete the answer, as far as known; at most room_
   bool closing_ = false;
+  std::vector<uint32_t> allowed_;
   std::vector<float> masked_;
 };
 

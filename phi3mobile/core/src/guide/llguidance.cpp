@@ -251,8 +251,9 @@ bool Matcher::consume(const std::vector<int64_t>& tokens) {
   return !made().llg_matcher_consume_tokens(handle_, ids.data(), ids.size());
 }
 
-size_t Matcher::validate(const std::vector<int64_t>& tokens) {
-  const auto ids = small(tokens);
+size_t Matcher::validate(const std::vector<int64_t>& tokens, bool then_end) {
+  auto ids = small(tokens);
+  if (then_end) ids.push_back(uint32_t(vocabulary_));
   return size_t(std::max(0, made().llg_matcher_validate_tokens(handle_, ids.data(), ids.size())));
 }
 

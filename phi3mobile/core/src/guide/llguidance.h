@@ -57,10 +57,11 @@ class Matcher {
   // One bit for each id, those of an allowed token set, in words of 32; none where it failed.
   const std::vector<uint32_t>& allowed();
   bool consume(const std::vector<int64_t>& tokens);
-  size_t validate(const std::vector<int64_t>& tokens);  // how many of them may follow
-  std::vector<int64_t> forced();                        // what must follow
-  bool accepting();                                     // the text is whole
-  bool stopped() const;                                 // nothing may follow
+  // How many of the tokens may follow, and the end after them where `then_end`; changes nothing.
+  size_t validate(const std::vector<int64_t>& tokens, bool then_end = false);
+  std::vector<int64_t> forced();  // what must follow
+  bool accepting();               // the text is whole
+  bool stopped() const;           // nothing may follow
   bool is_error() const;
   std::string error();
 

@@ -48,8 +48,7 @@ struct Waiting {
 
 bool completes(Matcher& matcher, const Ids& tokens) {
   if (tokens.empty()) return matcher.accepting();
-  Matcher after = matcher;
-  return after.validate(tokens) == tokens.size() && after.consume(tokens) && after.accepting();
+  return matcher.validate(tokens, true) == tokens.size() + 1;
 }
 
 Words::Words(std::shared_ptr<const Tokenizer> tokenizer) : tokenizer_(std::move(tokenizer)) {
