@@ -15,6 +15,7 @@ from library import CoreError, core_session, has_guidance
 from scenarios import VOCAB, ChainEngine, write_bundle
 from test_session_core import PythonPlayer, compare
 
+from phi3mobile.engines.native import native_library
 from phi3mobile.errors import InputError
 from tests.session.test_schema import CLOSED, HEALTH, LACKING, RIGHT, WHOLE, WRONG
 
@@ -141,6 +142,31 @@ def test_wrong_guides_are_one_line(pair, request_, says):
 def test_a_guide_and_tools_exclude_each_other(pair):
     with pytest.raises(CoreError, match="tools and a guide both say"):
         pair.core.answer({"messages": [{"role": "user", "content": "a"}], "tools": [{"name": "now"}], "regex": "a"})
+
+
+def test_p3m_takes_them(bundle_of, tmp_path):
+    bundle = bundle_of("tiny-gqa", "host")
+    (tmp_path / "city.json").write_text(json.dumps(CITY))
+    (tmp_path / "ab.lark").write_text('start: "a" "b"')
+    p3m = Path(native_library() or "").with_name("p3m")
+
+    def run(*flags: str | Path) -> tuple[int, str, str]:
+        done = subprocess.run([p3m, "run", bundle, "A city?", "--max-tokens", "30", *flags], capture_output=True, text=True)
+        return done.returncode, done.stdout.removesuffix("\n"), done.stderr
+
+    with core_session(bundle) as session:
+        messages = [{"role": "user", "content": "A city?"}]
+        expected = session.answer({"messages": messages, "schema": CITY, "max_tokens": 30}).text
+    assert run("--json-schema", tmp_path / "city.json")[:2] == run("--schema", tmp_path / "city.json")[:2] == (0, expected)
+    assert run("--regex", "(yes|no)")[1] in ("yes", "no") and run("--grammar", tmp_path / "ab.lark")[1] == "ab"
+    for flags, says in (
+        (("--json-schema", tmp_path / "none"), "none"),
+        (("--regex", "a("), "the regex can't be used"),
+        (("--regex", "a", "--grammar", tmp_path / "ab.lark"), "give one of them"),
+        (("--additional-properties",), "without a schema"),
+    ):
+        code, text, error = run(*flags)
+        assert code == 2 and text == "" and error.startswith("p3m: ") and says in error and error.count("\n") == 1
 
 
 def test_without_the_library_it_is_refused_by_name(tmp_path):
