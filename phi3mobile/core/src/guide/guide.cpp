@@ -85,7 +85,7 @@ Json regex_grammar(const std::string& pattern) {
 
 Json lark_grammar(const std::string& text) { return checked(nullptr, some(text, "grammar"), "grammar"); }
 
-Guide::Guide(const Json& grammar, std::shared_ptr<const Words> words) : words_(std::move(words)) {
+Guide::Guide(const Json& grammar, std::shared_ptr<const GuideWords> words) : words_(std::move(words)) {
   const auto usable = [&](Matcher made) {
     Matcher first = made;
     if (made.is_error() || !allows_any(first)) {
@@ -106,7 +106,7 @@ void Guide::start(std::optional<int64_t> room, bool at_start) {
   closing_ = false;
   ending_.reset();
   if (!room) return;
-  auto ending = words_->ending(*matcher_, kFirst, {}, Words::kStepsAtStart);
+  auto ending = words_->ending(*matcher_, kFirst, {}, GuideWords::kStepsAtStart);
   if (ending && int64_t(ending->size()) > *room) {
     auto shorter = words_->ending(*matcher_, size_t(*room));
     if (!shorter) {

@@ -23,7 +23,7 @@ Json lark_grammar(const std::string& text);              // its dialect, with a 
 class Guide {
  public:
   // InputError: nothing is allowed, or it is too much.
-  Guide(const Json& grammar, std::shared_ptr<const Words> words);
+  Guide(const Json& grammar, std::shared_ptr<const GuideWords> words);
 
   // Begins an answer of at most `room` tokens, end not counted. InputError: none is known to be so short. at_start: the answer
   // is a text of its own, whose first space a sentencepiece vocabulary drops; else it continues one.
@@ -43,7 +43,7 @@ class Guide {
  private:
   std::optional<Ids> ending_after(Matcher& after, int64_t token);
 
-  std::shared_ptr<const Words> words_;
+  std::shared_ptr<const GuideWords> words_;
   std::optional<Matcher> at_start_, within_;  // before the first token; at_start_: where a space is dropped
   const Matcher* begun_ = nullptr;            // the one that `start` chose
   std::optional<Matcher> matcher_;

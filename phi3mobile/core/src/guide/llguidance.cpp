@@ -140,7 +140,7 @@ const Calls& calls() {
 // Of what was made: it is loaded.
 const Calls& made() { return *loaded.load(); }
 
-ConstraintInit init_of(const Vocabulary& vocabulary) {
+ConstraintInit init_of(const GuideTokens& vocabulary) {
   ConstraintInit init{};
   calls().llg_constraint_init_set_defaults(&init, vocabulary.handle());
   init.log_buffer_level = init.log_stderr_level = 0;
@@ -168,7 +168,7 @@ bool has_llguidance() {
   }
 }
 
-Vocabulary::Vocabulary(const std::vector<std::string>& tokens, Spell spell) : spell_(std::move(spell)), size_(tokens.size()) {
+GuideTokens::GuideTokens(const std::vector<std::string>& tokens, Spell spell) : spell_(std::move(spell)), size_(tokens.size()) {
   std::vector<uint32_t> lengths;
   std::string bytes;
   for (const std::string& token : tokens) {
@@ -198,15 +198,15 @@ Vocabulary::Vocabulary(const std::vector<std::string>& tokens, Spell spell) : sp
   if (!handle_) throw InputError("this vocabulary can't be guided: " + std::string(error));
 }
 
-Vocabulary::~Vocabulary() {
+GuideTokens::~GuideTokens() {
   if (handle_) made().llg_free_tokenizer(handle_);
 }
 
-const Vocabulary& bytes_vocabulary() {
-  static const Vocabulary* found = [] {
+const GuideTokens& bytes_vocabulary() {
+  static const GuideTokens* found = [] {
     std::vector<std::string> tokens;
     for (int byte = 0; byte < 256; ++byte) tokens.emplace_back(1, char(byte));
-    return new Vocabulary(tokens, [](std::string_view text) {
+    return new GuideTokens(tokens, [](std::string_view text) {
       std::vector<uint32_t> ids;
       for (const char byte : text) ids.push_back(uint8_t(byte));
       return ids;
@@ -215,7 +215,7 @@ const Vocabulary& bytes_vocabulary() {
   return *found;
 }
 
-Matcher::Matcher(const Vocabulary& vocabulary, const Json& grammar) : vocabulary_(vocabulary.size()) {
+Matcher::Matcher(const GuideTokens& vocabulary, const Json& grammar) : vocabulary_(vocabulary.size()) {
   const ConstraintInit init = init_of(vocabulary);
   handle_ = calls().llg_new_matcher(&init, "guidance", grammar.dump().c_str());
 }

@@ -25,12 +25,12 @@ bool has_llguidance();
 using Spell = std::function<std::vector<uint32_t>(std::string_view)>;
 
 // The tokens of a vocabulary, by id; one without bytes is never allowed. Its end token is one more id than it has.
-class Vocabulary {
+class GuideTokens {
  public:
-  Vocabulary(const std::vector<std::string>& tokens, Spell spell);
-  ~Vocabulary();
-  Vocabulary(const Vocabulary&) = delete;
-  Vocabulary& operator=(const Vocabulary&) = delete;
+  GuideTokens(const std::vector<std::string>& tokens, Spell spell);
+  ~GuideTokens();
+  GuideTokens(const GuideTokens&) = delete;
+  GuideTokens& operator=(const GuideTokens&) = delete;
 
   size_t size() const { return size_; }
   const void* handle() const { return handle_; }
@@ -42,13 +42,13 @@ class Vocabulary {
 };
 
 // The 256 bytes, each a token of its own.
-const Vocabulary& bytes_vocabulary();
+const GuideTokens& bytes_vocabulary();
 
 // Follows a text, token by token. A failed one allows nothing more (is_error).
 class Matcher {
  public:
   // grammar: {"grammars": [{"json_schema" or "lark_grammar"}, ...]}.
-  Matcher(const Vocabulary& vocabulary, const Json& grammar);
+  Matcher(const GuideTokens& vocabulary, const Json& grammar);
   Matcher(const Matcher& other);  // a copy that goes on by itself
   Matcher(Matcher&& other) noexcept;
   Matcher& operator=(Matcher other) noexcept;

@@ -51,7 +51,7 @@ bool completes(Matcher& matcher, const Ids& tokens) {
   return matcher.validate(tokens, true) == tokens.size() + 1;
 }
 
-Words::Words(std::shared_ptr<const Tokenizer> tokenizer) : tokenizer_(std::move(tokenizer)) {
+GuideWords::GuideWords(std::shared_ptr<const Tokenizer> tokenizer) : tokenizer_(std::move(tokenizer)) {
   for (int64_t id = 0; id < tokenizer_->vocab_size(); ++id) {
     tokens_.emplace_back(tokenizer_->is_control(id) ? "" : tokenizer_->token_bytes(id));
   }
@@ -69,14 +69,14 @@ Words::Words(std::shared_ptr<const Tokenizer> tokenizer) : tokenizer_(std::move(
     if (!token.empty() && (token.size() == 1 || only(token, kClosing) || token == run)) tried_.push_back(int64_t(id));
   }
   ranks_ = {ranks(kBetween), ranks(kInText)};
-  vocabulary_ = std::make_unique<Vocabulary>(tokens_, [this](std::string_view text) {
+  vocabulary_ = std::make_unique<GuideTokens>(tokens_, [this](std::string_view text) {
     const Ids ids = spell(text);
     return std::vector<uint32_t>(ids.begin(), ids.end());
   });
 }
 
 // Place of each token in the order of preference; `first` are the best bytes to start with.
-std::vector<int64_t> Words::ranks(std::string_view first) const {
+std::vector<int64_t> GuideWords::ranks(std::string_view first) const {
   std::string order(first);
   order += kPlain;
   for (int byte = 33; byte < 127; ++byte) order += char(byte);
@@ -102,14 +102,14 @@ std::vector<int64_t> Words::ranks(std::string_view first) const {
   return found;
 }
 
-std::string Words::joined(const Ids& ids) const {
+std::string GuideWords::joined(const Ids& ids) const {
   std::string text;
   for (const int64_t id : ids) text += tokens_[size_t(id)];
   return text;
 }
 
 // The ids that spell `text` exactly, as the tokenizer would in the middle of an answer.
-Ids Words::spell(std::string_view text) const {
+Ids GuideWords::spell(std::string_view text) const {
   if (invalid_utf8(text) == text.size()) {
     for (const char* before : {"", "\n"}) {  // a sentencepiece tokenizer puts a space before what it takes for a beginning
       try {
@@ -132,7 +132,7 @@ Ids Words::spell(std::string_view text) const {
   return ids;
 }
 
-Matcher Words::matcher(const Json& grammar, bool drops_space) const {
+Matcher GuideWords::matcher(const Json& grammar, bool drops_space) const {
   if (!drops_space) return Matcher(*vocabulary_, grammar);
   Json shown{Json::Object()}, inner = grammar["grammars"].array()[0], both{Json::Object()};
   shown.set("name", "shown");
@@ -142,21 +142,21 @@ Matcher Words::matcher(const Json& grammar, bool drops_space) const {
   return Matcher(*vocabulary_, both);
 }
 
-bool Words::drops_space() const {
+bool GuideWords::drops_space() const {
   for (size_t id = 0; id < tokens_.size(); ++id) {
     if (tokens_[id].substr(0, 1) == " ") return tokenizer_->decode({int64_t(id)}).substr(0, 1) != " ";
   }
   return false;
 }
 
-std::optional<Ids> Words::ending(Matcher& matcher, size_t room, const Ids& known, int steps) const {
+std::optional<Ids> GuideWords::ending(Matcher& matcher, size_t room, const Ids& known, int steps) const {
   auto found = search(matcher, room, known, steps, false);
   return found ? found : search(matcher, room, known, steps, true);
 }
 
 // Best first: the fewest deviations from the preferred tokens. Every token has a cost too, which leads out of a recursion; or,
 // `straight`, none has, which finds long endings.
-std::optional<Ids> Words::search(Matcher& start, size_t room, const Ids& known, int steps, bool straight) const {
+std::optional<Ids> GuideWords::search(Matcher& start, size_t room, const Ids& known, int steps, bool straight) const {
   std::vector<Ids> rests{{}};
   for (size_t i = 0; i < std::min(known.size(), kRests); ++i)
     rests.emplace_back(known.begin() + std::ptrdiff_t(i), known.end());
@@ -196,7 +196,7 @@ std::optional<Ids> Words::search(Matcher& start, size_t room, const Ids& known, 
 }
 
 // Costs and ids of the allowed tokens worth a try; what ends something soon is cheapest.
-std::vector<std::pair<double, int64_t>> Words::preferred(const std::vector<uint32_t>& allowed) const {
+std::vector<std::pair<double, int64_t>> GuideWords::preferred(const std::vector<uint32_t>& allowed) const {
   Ids ids;
   for (size_t id = 0; id < tokens_.size(); ++id) {
     if (is_in(allowed, int64_t(id))) ids.push_back(int64_t(id));

@@ -20,11 +20,11 @@ using Ids = std::vector<int64_t>;
 // Whether the answer is complete with `tokens` from the matcher's state on.
 bool completes(Matcher& matcher, const Ids& tokens);
 
-class Words {
+class GuideWords {
  public:
   static constexpr int kSteps = 400, kStepsAtStart = 4000;  // states that a search looks at, about 0.1 ms each
 
-  explicit Words(std::shared_ptr<const Tokenizer> tokenizer);
+  explicit GuideWords(std::shared_ptr<const Tokenizer> tokenizer);
 
   // Of an answer; is_error() if it can't be used. drops_space: its first one is not shown.
   Matcher matcher(const Json& grammar, bool drops_space) const;
@@ -48,7 +48,7 @@ class Words {
   size_t longest_ = 0;
   Ids tried_, letters_;
   std::array<std::vector<int64_t>, 2> ranks_;
-  std::unique_ptr<Vocabulary> vocabulary_;
+  std::unique_ptr<GuideTokens> vocabulary_;
 };
 
 inline bool is_in(const std::vector<uint32_t>& bits, int64_t id) { return bits[size_t(id) / 32] >> id % 32 & 1; }

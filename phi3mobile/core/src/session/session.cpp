@@ -230,7 +230,7 @@ void Session::start(const Json& request) {
 }
 
 std::unique_ptr<Guide> Session::guide_of(const Json& grammar) {
-  if (!vocabulary_) vocabulary_ = std::make_shared<const Words>(parts_.tokenizer);
+  if (!vocabulary_) vocabulary_ = std::make_shared<const GuideWords>(parts_.tokenizer);
   return std::make_unique<Guide>(grammar, vocabulary_);
 }
 

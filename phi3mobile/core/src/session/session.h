@@ -58,7 +58,7 @@ class Session {
   Parts parts_;
   std::unique_ptr<Engine> engine_;
   Rows rows_;
-  std::shared_ptr<const Words> vocabulary_;  // made for the first guide
+  std::shared_ptr<const GuideWords> vocabulary_;  // made for the first guide
   std::atomic<bool> cancelled_{false};
   std::unique_ptr<Window> window_;
   std::unique_ptr<Answer> answer_;
