@@ -35,10 +35,10 @@ P3M_API void p3m_bundle_close(p3m_bundle* bundle);
 
 /* Opens a session over a bundle's own program. options: null, or JSON:
  *   "threads"   size of the process's thread pool; 0 (default): every physical core
- *   "cache"     folder for packed weights of bundles that XNNPACK computes, about as large as the program; default: none, they are
- *               packed at every start. Our recipes' weights (host-*) are used as they lie
- *   "experts_memory"   bytes for a mixture's experts; default: what the bundle says, else all of them
- * Null: see error. XNNPACK's bundles take seconds the first time, while weights are packed. */
+ *   "cache"     folder for packed weights of bundles that XNNPACK computes, about as large as the program; default: none, they
+ * are packed at every start. Our recipes' weights (host-*) are used as they lie "experts_memory"   bytes for a mixture's
+ * experts; default: what the bundle says, else all of them Null: see error. XNNPACK's bundles take seconds the first time,
+ * while weights are packed. */
 P3M_API p3m_session* p3m_session_open(const char* folder, const char* options, char* error, size_t error_size);
 
 /* An engine of the host application: a Core ML, LiteRT or other model behind functions. */
