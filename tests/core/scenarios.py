@@ -63,6 +63,9 @@ class ChainEngine:
         self.reset()
 
     def forward(self, tokens: np.ndarray, position: int, long: bool = False) -> np.ndarray:
+        return self._run(tokens.tolist(), position, long)
+
+    def _run(self, tokens: list[int], position: int, long: bool) -> np.ndarray:
         end = position + len(tokens)
         assert 1 <= len(tokens) <= self.max_chunk and position >= 0 and end <= self.max_context
         assert position <= self._known, "reads rows that were never written"
@@ -70,9 +73,9 @@ class ChainEngine:
         assert self.back is None or self._farthest - position <= self.back, "rows before it were evicted"
         self._farthest, self._known = max(self._farthest, end), end
         long = long or (self.original_context is not None and end > self.original_context)
-        self.calls.append((position, tuple(tokens.tolist()), long))
+        self.calls.append((position, tuple(tokens), long))
         logits = np.empty((len(tokens), self.vocab), np.float32)
-        for row, token in enumerate(tokens.tolist()):
+        for row, token in enumerate(tokens):
             at = position + row
             before = self._states[at - 1] if at else 0
             fed = token * 0x9E3779B97F4A7C15 + at * 0xC2B2AE3D27D4EB4F + long * 0x165667B19E3779F9 + self.seed

@@ -8,19 +8,33 @@ from pathlib import Path
 
 import pytest
 from scenarios import VOCAB, ChainEngine, write_bundle
+from seeing import write_seeing_bundle
+
+from phi3mobile.engines.native import native_library
 
 SOURCES = Path(__file__).parents[2] / "phi3mobile" / "core" / "src"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")]
 
 
-@pytest.mark.parametrize(("mode", "sanitizer"), [("fuzz", "address,undefined"), ("threads", "thread")])
+@pytest.mark.parametrize(
+    ("mode", "sanitizer"),
+    [("fuzz", "address,undefined"), ("pictures", "address,undefined"), ("guided", "address,undefined"), ("threads", "thread")],
+)
 def test_core_check(mode, sanitizer, tmp_path):
-    files = [path for room in ("base", "text", "session") for path in sorted((SOURCES / room).glob("*.cpp"))]
+    files = [path for room in ("base", "text", "session", "guide") for path in sorted((SOURCES / room).glob("*.cpp"))]
     files = [path for path in files if path.name != "api.cpp"]
     files += [SOURCES / name for name in ("bundle.cpp", "state.cpp", "core_check.cpp")]
     program = tmp_path / "core_check"
     flags = ["-std=c++17", "-O1", "-g1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", f"-I{SOURCES}", "-pthread"]
     subprocess.run(["c++", *flags, *files, "-o", program], check=True)
-    bundle = write_bundle(tmp_path / "bundle", ChainEngine(VOCAB, max_context=90, original_context=50, back=20))
-    done = subprocess.run([program, mode, bundle, "20"], capture_output=True, text=True)
+    if mode == "pictures":
+        bundle = write_seeing_bundle(
+            tmp_path / "bundle", ChainEngine(VOCAB, max_context=1200, max_chunk=500, original_context=700)
+        )
+    else:
+        bundle = write_bundle(tmp_path / "bundle", ChainEngine(VOCAB, max_context=90, original_context=50, back=20))
+    library = native_library().with_name("libllguidance.so") if native_library() else None
+    if mode == "guided" and not (library and library.is_file()):
+        pytest.skip("this build has no constrained output")
+    done = subprocess.run([program, mode, bundle, "20", *([library] if library else [])], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

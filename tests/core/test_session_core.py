@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from scenarios import VOCAB, ChainEngine, play, scenario, write_bundle
 from phi3mobile.bundle import open_bundle
 from phi3mobile.engines.native import native_library
 from phi3mobile.errors import InputError
+from phi3mobile.session.guidance import Guide
 from phi3mobile.session.session import Session
 
 pytestmark = pytest.mark.skipif(native_library() is None, reason="the native library is not built: make native")
@@ -27,6 +29,16 @@ class Found:
     statistics: dict[str, Any] = field(default_factory=dict)
 
 
+def guide_of(given: dict[str, Any], tokenizer: Any) -> Guide | None:
+    """What the request lets the answer be; its keys are taken out."""
+    additional = given.pop("additional_properties", False)
+    if (schema := given.pop("schema", None)) is not None:
+        return Guide.json_schema(schema, tokenizer, additional_properties=additional)
+    if (regex := given.pop("regex", None)) is not None:
+        return Guide.regex(regex, tokenizer)
+    return Guide.grammar(given.pop("grammar"), tokenizer) if "grammar" in given else None
+
+
 class PythonPlayer:
     def __init__(self, folder: Path, engine: Any = None) -> None:
         self.notes: list[str] = []
@@ -36,6 +48,8 @@ class PythonPlayer:
         given, found = dict(request), Found()
         self.notes.clear()
         call = self.session.complete if "prompt" in given else self.session.generate
+        if guide := guide_of(given, self.session.parts.tokenizer):
+            given["guide"] = guide
         for piece in call(given.pop("prompt", None) or given.pop("messages"), **given):
             found.pieces.append(piece)
             if len(found.pieces) == cancel_after:
@@ -48,8 +62,7 @@ class PythonPlayer:
         self.session.reset()
 
 
-def both(number: int, folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    about = scenario(number)
+def both(about: dict[str, Any], folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     first, second = (ChainEngine(VOCAB, **about["engine"]) for _ in range(2))
     write_bundle(folder, first)
     expected = list(play(about, PythonPlayer(folder, first), first, InputError))
@@ -57,11 +70,11 @@ def both(number: int, folder: Path) -> tuple[list[dict[str, Any]], list[dict[str
         return expected, list(play(about, session, second, CoreError))
 
 
-def compare(numbers: range, folder: Path) -> dict[str, int]:
+def compare(numbers: range, folder: Path, made: Callable[[int], dict[str, Any]] = scenario) -> dict[str, int]:
     """How often each reason ended an answer. Asserts that both sessions gave the same."""
     seen: dict[str, int] = {}
     for number in numbers:
-        expected, given = both(number, folder / str(number))
+        expected, given = both(made(number), folder / str(number))
         for step, (one, other) in enumerate(zip(expected, given, strict=True)):
             assert one == other, f"scenario {number}, answer {step}"
             reason = one["statistics"]["finish_reason"] if "statistics" in one else "refused"

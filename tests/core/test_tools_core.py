@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from library import DONE, TEXT, TOOL_CALL, CoreError, core_session
+from library import DONE, TEXT, TOOL_CALL, CoreError, asked, core, core_session, has_guidance
 from scenarios import VOCAB, ChainEngine, write_bundle
 from wrong_tools import WRONG_TOOLS
 
@@ -95,25 +95,64 @@ def test_calls_are_events(saying, text, calls):
         assert session.next() == events[-1]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "It rains.",
-        "fun",
-        "functional",
-        '{"name": "other", "arguments": {}}',
-        '{"name": "now", "arguments": []}',
-        "[1",
-        "{}",
-        " ",
-        "[]",
-    ],
-)
-def test_what_is_no_call_is_text(saying, text):
+@pytest.fixture
+def unguided():
+    """As in a build that has no llguidance."""
+    with pytest.raises(CoreError, match="no constrained output"):
+        asked(core().p3m_guidance, b"")
+    yield
+    core().p3m_guidance(None, None, 0)
+
+
+NO_CALLS = [
+    "It rains.",
+    "fun",
+    "functional",
+    '{"name": "other", "arguments": {}}',
+    '{"name": "now", "arguments": []}',
+    "[1",
+    "{}",
+    " ",
+    "[]",
+]
+
+
+@pytest.mark.parametrize("text", NO_CALLS)
+def test_what_is_no_call_is_text(saying, text, unguided):
     folder, engine, _ = saying(text, ASKED, TOOLS)
     with core_session(folder, engine) as session:
         answer = session.answer({"messages": ASKED, "tools": TOOLS})
         assert (answer.text, answer.statistics["finish_reason"]) == (text, "stop")
+
+
+@pytest.mark.skipif(not has_guidance(), reason="this build has no constrained output")
+@pytest.mark.parametrize("text", [*NO_CALLS, '{"name": "weather", "arguments": {"town": 3, "share": 200}}'])
+def test_a_guided_call_is_pythons(saying, text):
+    """What begins as a call and is none is not said."""
+    folder, engine, _ = saying(text, ASKED, TOOLS)
+    request = {"tools": TOOLS, "max_tokens": 150}
+    with core_session(folder, engine) as session:
+        session.start({"messages": ASKED, **request})
+        events = []
+        while not events or events[-1][0] != DONE:
+            events.append(session.next())
+    engine.reset()
+    python = Session(open_bundle(folder), engine)
+    assert "".join(python.generate(ASKED, **request)) == "".join(text for kind, text in events if kind == TEXT)
+    calls = [{"name": call.name, "arguments": call.arguments} for call in python.calls]
+    assert [json.loads(said) for kind, said in events if kind == TOOL_CALL] == calls
+    statistics = json.loads(events[-1][1])
+    assert statistics["finish_reason"] == python.statistics.finish_reason
+    assert statistics["generated_tokens"] == python.statistics.generated_tokens
+    assert calls or not text.strip(" ").startswith(("{", "[")) or statistics["finish_reason"] == "repetition"
+
+
+@pytest.mark.skipif(not has_guidance(), reason="this build has no constrained output")
+def test_a_tools_schema_that_can_not_be_followed_is_refused(saying):
+    folder, engine, _ = saying("x", ASKED, TOOLS)
+    tools = [{"name": "now", "parameters": {"type": "object", "not": {}}}]
+    with core_session(folder, engine) as session, pytest.raises(CoreError, match="not is not supported"):
+        session.answer({"messages": ASKED, "tools": tools})
 
 
 @pytest.mark.parametrize(("tools", "says"), WRONG_TOOLS)

@@ -1,6 +1,6 @@
-"""tests/vectors/sessions.json: conversations with what they must give, for bindings in other languages.
+"""tests/vectors: conversations with what they must give, for bindings in other languages; guided.json: with constrained output.
 
-    python tests/core/vectors.py     # writes it anew, from Python's session
+    python tests/core/vectors.py     # writes them anew, from Python's session
 
 {"files": name -> text of a bundle's files, "scenarios": [{"engine", "manifest", "steps", "answers"}]}: write the files and
 manifest.json into a folder, open it with the engine that scenarios.ChainEngine describes, play the steps, compare the answers.
@@ -14,11 +14,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-FILE = Path(__file__).parents[1] / "vectors" / "sessions.json"
+FOLDER = Path(__file__).parents[1] / "vectors"
+FILES = ("sessions.json", "guided.json")
 NUMBERS = range(40)
 
 
-def made() -> dict[str, Any]:
+def made(name: str) -> dict[str, Any]:
+    """What the file of a name must hold."""
+    from guided import guided_scenario
     from scenarios import VOCAB, ChainEngine, play, scenario, write_bundle
     from test_session_core import PythonPlayer
 
@@ -28,7 +31,7 @@ def made() -> dict[str, Any]:
     scenarios = []
     with TemporaryDirectory() as scratch:
         for number in NUMBERS:
-            about = scenario(number)
+            about = (guided_scenario if name == "guided.json" else scenario)(number)
             engine = ChainEngine(VOCAB, **about["engine"])
             folder = write_bundle(Path(scratch) / str(number), engine)
             files = {path.name: path.read_text("utf-8") for path in sorted(folder.iterdir()) if path.name != "manifest.json"}
@@ -42,5 +45,6 @@ def made() -> dict[str, Any]:
 
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    FILE.parent.mkdir(exist_ok=True)
-    FILE.write_text(json.dumps(made(), ensure_ascii=False, separators=(",", ":")) + "\n", "utf-8")
+    FOLDER.mkdir(exist_ok=True)
+    for name in FILES:
+        (FOLDER / name).write_text(json.dumps(made(name), ensure_ascii=False, separators=(",", ":")) + "\n", "utf-8")

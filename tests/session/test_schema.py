@@ -146,6 +146,7 @@ WRONG = {
     "unknown type": ({"type": "any"}, "any"),
     "no schema": ({"items": 5}, "5"),
     "no schemas": ({"anyOf": []}, "anyOf"),
+    "no list of schemas": ({"allOf": 3}, "allOf is a list of schemas"),
     "no values": ({"enum": []}, "enum"),
     "no number": ({"type": "string", "minimum": "3"}, "minimum"),
     "no count": ({"maxItems": -1}, "maxItems"),

@@ -35,9 +35,10 @@ P3M_API void p3m_bundle_close(p3m_bundle* bundle);
 
 /* Opens a session over a bundle's own program. options: null, or JSON:
  *   "threads"   size of the process's thread pool; 0 (default): every physical core
- *   "cache"     folder for packed weights of bundles that XNNPACK computes, about as large as the program; default: none, they are
- *               packed at every start. Our recipes' weights (host-*) are used as they lie
+ *   "cache"     folder for packed weights of programs that XNNPACK computes, about as large as these; default: none, they
+ *               are packed at every start. Weights of our recipes (host-*) are used as they lie
  *   "experts_memory"   bytes for a mixture's experts; default: what the bundle says, else all of them
+ *   "num_crops" crops of a picture at most; default: the model's own number
  * Null: see error. XNNPACK's bundles take seconds the first time, while weights are packed. */
 P3M_API p3m_session* p3m_session_open(const char* folder, const char* options, char* error, size_t error_size);
 
@@ -58,24 +59,61 @@ typedef struct p3m_engine {
  * fails. Null: see error. */
 P3M_API p3m_session* p3m_session_open_with(const char* folder, const p3m_engine* engine, char* error, size_t error_size);
 
+/* What such an engine has for pictures; the functions get the engine's `user`, fail as its forward does, and may not be null.
+ * Sizes are in the manifest's section "vision". */
+typedef struct p3m_tower {
+  int32_t num_crops; /* of a picture at most; 0: the model's own number */
+  /* As the engine's forward, of rows float32 [count, hidden] in the place of embedded tokens. */
+  int (*forward_rows)(void* user, const float* rows, int64_t count, int64_t position, int is_long, float* logits, char* error,
+      size_t error_size);
+  /* Patches float32 [576, width] of a view float32 [3, 336, 336]. */
+  int (*encode)(void* user, const float* view, float* patches, char* error, size_t error_size);
+  /* Embeddings float32 [count, hidden] of rows float32 [count, 4 * width], count at most the manifest's "rows". */
+  int (*project)(void* user, const float* rows, int64_t count, float* embedded, char* error, size_t error_size);
+} p3m_tower;
+
+/* p3m_session_open_with for a bundle that sees pictures; the tower is copied, too. Without one pictures are refused. */
+P3M_API p3m_session* p3m_session_open_seeing(
+    const char* folder, const p3m_engine* engine, const p3m_tower* tower, char* error, size_t error_size);
+
+/* Takes a picture for the messages of this session: 8-bit pixels in rows, red first, of 3 bytes (RGB) or 4 (RGBA, alpha not
+ * multiplied in; it lies over white). Decoding files is the platform's. stride: bytes from row to row; 0: no gaps. orientation:
+ * EXIF's number, 1 (as it lies) to 8: BitmapFactory and CGImageSource do not apply it. The pixels are copied, resized; nothing
+ * is computed yet. Gives the number that stands for it in "messages": equal pixels have the same. -1: see error. */
+P3M_API int64_t p3m_session_picture(p3m_session* session, const uint8_t* pixels, int64_t width, int64_t height, int64_t stride,
+    int channels, int orientation, char* error, size_t error_size);
+
 /* Begins an answer; one that runs is ended. request, JSON:
  *   "messages"  [{"role": "system" | "user" | "assistant", "content": text}], the last one the user's; or
- *   "prompt"    a text that is continued as it is
- *   "max_tokens" 512; null: no limit       "stop" [texts that end the answer]
- *   "overflow"  "stop", or "slide": when the context is full keep the system message, drop the oldest turns, go on
- *   "lookup"    false; true: draft by quoting prompt and answer: same text, faster where it quotes
- *   "repetition" false: an answer that repeats itself is ended; true: it may
- *   "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed": default the bundle's, else greedy
+ *               A content may also be a list of {"type": "text", "text"} and {"type": "image", "image": a number that
+ *               p3m_session_picture gave}. Where a message's texts hold <|image_1|>, <|image_2|>, ... these say where its
+ * images go (numbers count through the conversation, from 1 without a gap); else each goes where it stands in the list "prompt"
+ * a text that is continued as it is "max_tokens" 512; null: no limit       "stop" [texts that end the answer] "overflow"
+ * "stop", or "slide": when the context is full keep the system message, drop the oldest turns, go on "lookup"    false; true:
+ * draft by quoting prompt and answer: same text, faster where it quotes "repetition" false: an answer that repeats itself is
+ * ended; true: it may "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed": default the bundle's, else greedy
  *   "tools"     [{"name", "description", "parameters": a JSON schema}]: functions that the answer may ask for
- * What a function gave is a message {"role": "tool", "name", "content"}. A call's name is one of the tools'; its arguments may
- * break the schema. Computes nothing but ids. 0, or -1 and the error; then what ran goes on. */
+ *   "schema"    a JSON schema, an object or its text: the answer is valid under it; "additional_properties" false: objects that
+ *               declare names have no others where the schema does not say; true: they may
+ *   "regex"     a pattern (Rust's syntax, no lookaround) that the whole answer matches
+ *   "grammar"   a Lark grammar (llguidance's dialect) with a rule start
+ * At most one of the last three, and not with tools; such an answer is greedy where nobody says, and whole within max_tokens
+ * and the context: where these come near it is closed as shortly as it can be, and ends as "length". They need llguidance's
+ * library (p3m_guidance); without it they are refused, and the arguments of a tool's call may break its schema. What a function
+ * gave is a message {"role": "tool", "name", "content"}. Computes nothing but ids. 0, or -1 and the error; then what ran goes
+ * on. */
 P3M_API int p3m_session_start(p3m_session* session, const char* request, char* error, size_t error_size);
+
+/* Finds llguidance, which constrained output is made by: its name and version, valid for good. path: null for the default, the
+ * file libllguidance.so (macOS: .dylib) beside this library, then by the loader's rules; or a file, before it is first used; or
+ * "": none, until the next call. Null: there is none, see error. For the whole process; from any thread. */
+P3M_API const char* p3m_guidance(const char* path, char* error, size_t error_size);
 
 enum p3m_event {
   P3M_EVENT_ERROR = -1,   /* the answer ended by an error: the text is its line */
   P3M_EVENT_DONE = 0,     /* the answer ended: statistics as JSON; again with every further call */
   P3M_EVENT_TEXT = 1,     /* a piece of the answer, whole characters */
-  P3M_EVENT_NOTE = 2,     /* JSON {"kind", "message"}: "long_switch", "window", "kv_back", "repetition" */
+  P3M_EVENT_NOTE = 2,     /* JSON {"kind", "message"}: "long_switch", "window", "kv_back", "repetition", "picture", "closed" */
   P3M_EVENT_PROGRESS = 3, /* JSON {"done", "total"}: tokens of a prefill that takes several forwards */
   P3M_EVENT_TOOL_CALL = 4 /* JSON {"name", "arguments"}: the answer asks for a function; such an answer has no text */
 };

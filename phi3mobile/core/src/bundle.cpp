@@ -115,6 +115,13 @@ constexpr Field kFields[] = {
     {"provenance", "tool", text},
     {nullptr, "license", or_null<text>},
     {nullptr, "generation", object, false},
+    {"vision", "program", path_inside, false},
+    {"vision", "separators", path_inside, false},
+    {"vision", "hidden", positive, false},
+    {"vision", "width", positive, false},
+    {"vision", "rows", positive, false},
+    {"vision", "bits", positive, false},
+    {"vision", "num_crops", positive, false},
 };
 
 std::string spelled(const Field& field) { return (field.section ? std::string(field.section) + "." : "") + field.name; }
@@ -134,6 +141,28 @@ Json upgraded(Json manifest) {
   manifest.set("programs", programs);
   manifest.set("runtime", named);
   return manifest;
+}
+
+// InputError: a section `vision` that lacks something or names files that are not there.
+void check_vision(const std::string& path, const Json& manifest) {
+  const Json& vision = manifest["vision"];
+  if (vision.is_null()) return;
+  std::string lacking, missing;
+  for (const Field& field : kFields) {
+    if (!field.section || std::string(field.section) != "vision" || vision.has(field.name)) continue;
+    lacking += (lacking.empty() ? "" : ", ") + std::string(field.name);
+  }
+  if (!lacking.empty()) throw InputError(path + ": vision lacks " + lacking + kAgain);
+  for (const char* part : {"program", "separators"}) {
+    const std::string& name = vision[part].string();
+    if (!manifest["files"].has(name)) missing += (missing.empty() ? "" : ", ") + name;
+  }
+  if (!missing.empty()) throw InputError(path + ": vision names " + missing + ", no file of the bundle" + kAgain);
+  const int64_t hidden = vision["hidden"].integer(), model = manifest["model"]["hidden"].integer();
+  if (hidden != model) {
+    throw InputError(
+        path + ": vision.hidden is " + std::to_string(hidden) + ", model.hidden " + std::to_string(model) + kAgain);
+  }
 }
 
 Json read_manifest(const std::string& folder) {
@@ -159,6 +188,7 @@ Json read_manifest(const std::string& folder) {
       throw InputError(path + ": " + spelled(field) + " can't be " + in[field.name].dump().substr(0, 80) + kAgain);
     }
   }
+  check_vision(path, manifest);
   const auto among_files = [&](const std::string& program) {
     const auto& all = manifest["files"].object();
     return std::any_of(all.begin(), all.end(),
@@ -219,6 +249,7 @@ EngineInfo Bundle::info() const {
   info.max_context = model["context"].integer();
   info.max_chunk = model["chunk"].integer();
   if (model["original_context"].is_integer()) info.original_context = model["original_context"].integer();
+  if (!vision().is_null()) info.hidden = model["hidden"].integer();
   if (model["back"].is_integer()) info.back = model["back"].integer();
   return info;
 }
@@ -231,6 +262,21 @@ Parts Bundle::parts() const {
   for (const Json& id : manifest_["tokens"]["eos"].array()) parts.eos.insert(id.integer());
   parts.sampling = default_sampling(manifest_["generation"], manifest_["model"]["parameters"].integer());
   return parts;
+}
+
+std::optional<TowerInfo> Bundle::tower() const {
+  if (vision().is_null()) return std::nullopt;
+  const auto number = [&](const char* name) { return vision()[name].integer(); };
+  const std::string file = path(vision()["separators"].string());
+  // Widths are a manifest's word: the file's size is looked at before anything is made of them.
+  const int64_t bytes = file_size(file), width = number("width");
+  if (width > bytes || bytes != 8 * width * int64_t(sizeof(float))) {
+    throw InputError(file + " has " + std::to_string(bytes / int64_t(sizeof(float))) + " values, 8 times " +
+                     std::to_string(width) + " were expected" + kAgain);
+  }
+  TowerInfo info{number("num_crops"), number("hidden"), width, number("rows"), std::vector<float>(size_t(8 * width))};
+  InputFile(file).exactly(info.separators.data(), size_t(bytes));
+  return info;
 }
 
 }  // namespace phi3mobile

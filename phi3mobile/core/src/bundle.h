@@ -4,9 +4,11 @@
 #include "base/json.h"
 #include "session/engine.h"
 #include "session/session.h"
+#include "session/tower.h"
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 namespace phi3mobile {
@@ -30,6 +32,10 @@ class Bundle {
   std::string path(const std::string& name) const { return folder_ + "/" + name; }
   // What a session needs of it; reads the tokenizer.
   Parts parts() const;
+  // The manifest's section of a model that sees pictures; null: it sees none.
+  const Json& vision() const { return manifest_["vision"]; }
+  // What it says of the tower; reads the separators. None: there is none. InputError: separators of another size.
+  std::optional<TowerInfo> tower() const;
 
  private:
   std::string folder_;

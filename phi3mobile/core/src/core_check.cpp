@@ -1,10 +1,14 @@
 // Sessions, bundles and states under the sanitizers, without the runtime:
 //   core_check fuzz FOLDER SECONDS   damaged manifests, tokenizers, states and requests: an InputError, or an answer
+//   core_check pictures FOLDER SECONDS   pictures of any size and requests about them, damaged; FOLDER's model sees
+//   core_check guided FOLDER SECONDS LIBRARY   damaged schemas, regexes and grammars; LIBRARY: llguidance's
 //   core_check threads FOLDER SECONDS   two sessions in two threads, each cancelled all the time from a third
 // FOLDER: a bundle; its program is not run. It is copied before it is damaged.
 #include "base/error.h"
 #include "base/files.h"
+#include "base/utf8.h"
 #include "bundle.h"
+#include "guide/llguidance.h"
 #include "session/session.h"
 #include "state.h"
 
@@ -28,6 +32,12 @@ namespace {
 class ChainEngine : public Engine {
  public:
   explicit ChainEngine(const EngineInfo& info) : Engine(info), states_(size_t(info.max_context)) {}
+
+  const float* forward_rows(const float* rows, int64_t count, int64_t position, bool is_long) override {
+    std::vector<int64_t> tokens(static_cast<size_t>(count));
+    for (int64_t i = 0; i < count; ++i) tokens[size_t(i)] = int64_t(rows[i * info.hidden] * 1e6f + 1e8f);
+    return forward(tokens.data(), count, position, is_long);
+  }
 
   const float* forward(const int64_t* tokens, int64_t count, int64_t position, bool is_long) override {
     logits_.assign(size_t(count * info.vocab), 0);
@@ -56,13 +66,29 @@ class ChainEngine : public Engine {
   std::vector<float> logits_;
 };
 
+// Patches are pixels, rows are sums.
+class ChainTower : public Tower {
+ public:
+  using Tower::Tower;
+  void encode(const float* view, float* patches) override {
+    for (int64_t i = 0; i < kPatches * info.width; ++i) patches[i] = view[i * 7 % kViewValues];
+  }
+  void project(const float* merged, int64_t count, float* embedded) override {
+    for (int64_t i = 0; i < count * info.hidden; ++i) embedded[i] = merged[i % (4 * info.width * count)];
+  }
+};
+
 using Clock = std::chrono::steady_clock;
 
 std::unique_ptr<Session> opened(const std::string& folder) {
   const Bundle bundle(folder);
   const EngineInfo info = bundle.info();
   if (info.vocab > 1 << 20 || info.max_context > 1 << 20 || info.max_chunk > 1 << 20) throw InputError("too large to be tried");
-  return std::make_unique<Session>(bundle.parts(), std::make_unique<ChainEngine>(info));
+  auto tower = bundle.tower();
+  std::unique_ptr<Pictures> pictures;
+  if (tower && tower->hidden * tower->rows > 1 << 20) throw InputError("too large to be tried");
+  if (tower) pictures = std::make_unique<Pictures>(std::make_unique<ChainTower>(*std::move(tower)), std::nullopt);
+  return std::make_unique<Session>(bundle.parts(), std::make_unique<ChainEngine>(info), std::move(pictures));
 }
 
 // Takes the whole answer; gives its text.
@@ -163,6 +189,59 @@ int fuzz(const std::string& given, double seconds) {
   return wrong == 0;  // nothing refused: nothing was tried
 }
 
+int pictures(const std::string& folder, double seconds) {
+  static const std::string request =
+      R"({"messages": [{"role": "user", "content": [{"type": "image", "image": 1}, {"type": "text", "text": "the <|image_1|> é"},)"
+      R"( {"type": "text", "text": "and <|image_2|>"}, {"type": "image", "image": 2}]}], "max_tokens": 4, "lookup": true})";
+  std::mt19937_64 rng(1);
+  long tried = 0, wrong = 0, answered = 0;
+  std::unique_ptr<Session> session;
+  for (const auto start = Clock::now(); std::chrono::duration<double>(Clock::now() - start).count() < seconds; ++tried) {
+    if (tried % 10 == 0) session = opened(folder);
+    const auto size = [&] { return int64_t(1) << rng() % 10 | int64_t(rng() % 64); };
+    const int64_t width = size(), height = size(), gap = rng() % 3 ? 0 : int64_t(rng() % 9);
+    const int channels = rng() % 2 ? 3 : 4;
+    // No byte more than the picture has.
+    std::vector<uint8_t> pixels(size_t((height - 1) * (channels * width + gap) + channels * width));
+    for (uint8_t& value : pixels) value = uint8_t(rng());
+    wrong += refused(
+        [&] { session->picture(upright(pixels.data(), width, height, channels * width + gap, channels, int(rng() % 10))); });
+    wrong += refused([&] { answer(*session, rng() % 2 ? request : damaged(request, rng)), ++answered; });
+  }
+  std::printf("%ld rounds, %ld refusals, %ld answers\n", tried, wrong, answered);
+  return wrong == 0 || answered == 0;
+}
+
+const std::vector<std::string> kSchemas = {
+    R"({"type": "object", "properties": {"a": {"$ref": "#/$defs/b"}, "é": {"enum": [1, 2.5, null, {"k": [true]}]}}, "required":)"
+    R"( ["a"], "patternProperties": {"^x-[^\"\\0]{2,3}$": {"minimum": 0.5}}, "$defs": {"b": {"oneOf": [{"const": "c"},)"
+    R"( {"type": "array", "items": {"$ref": "#"}, "maxItems": 2}]}}})",
+    R"({"$id": "https://a.b/c?d", "allOf": [{"$ref": "c?d#/properties/p~1%41"}, {"$anchor": "x", "minProperties": 1}],)"
+    R"( "properties": {"p/A": {"type": ["string", "null"], "pattern": "^(\\u{41}|[a\\-z])+?$"}}, "anyOf": [true, {"items": false}]})",
+};
+const std::vector<std::string> kTexts = {
+    "(a|[^b-d]{2,3}\\x41)+?", "start: \"a\" x | /b+/ & ~/bb/\nx: %json {\"type\": \"null\"}\n"};
+
+// What the core reads is damaged; llguidance, which is not built for the sanitizer, may refuse it.
+int guided(const std::string& folder, double seconds) {
+  const auto session = opened(folder);
+  std::mt19937_64 rng(1);
+  long tried = 0, wrong = 0;
+  for (const auto start = Clock::now(); std::chrono::duration<double>(Clock::now() - start).count() < seconds; ++tried) {
+    const bool text = rng() % 4 == 0;
+    std::string what = damaged(text ? kTexts[rng() % kTexts.size()] : kSchemas[rng() % kSchemas.size()], rng);
+    if (invalid_utf8(what) != what.size()) what = replaced_utf8(what);
+    Json request{Json::Object()};
+    request.set("prompt", "the end");
+    request.set("max_tokens", 12);
+    request.set("lookup", rng() % 2 == 0);
+    request.set(!text ? "schema" : rng() % 2 ? "regex" : "grammar", what);
+    wrong += refused([&] { answer(*session, request.dump()); });
+  }
+  std::printf("%ld rounds, %ld refusals\n", tried, wrong);
+  return wrong == 0 || wrong == tried;
+}
+
 int threads(const std::string& folder, double seconds) {
   const std::string expected = answer(*opened(folder), kRequests[0]);
   std::atomic<bool> stop{false}, same{true};
@@ -195,7 +274,12 @@ int threads(const std::string& folder, double seconds) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count != 4) return std::fprintf(stderr, "usage: core_check fuzz|threads BUNDLE SECONDS\n"), 2;
+  if (count < 4) return std::fprintf(stderr, "usage: core_check fuzz|pictures|guided|threads BUNDLE SECONDS [LIBRARY]\n"), 2;
   const double seconds = std::atof(arguments[3]);
-  return std::string(arguments[1]) == "fuzz" ? fuzz(arguments[2], seconds) : threads(arguments[2], seconds);
+  const std::string mode = arguments[1];
+  if (count > 4) use_llguidance(arguments[4]);
+  return mode == "fuzz"       ? fuzz(arguments[2], seconds)
+         : mode == "pictures" ? pictures(arguments[2], seconds)
+         : mode == "guided"   ? guided(arguments[2], seconds)
+                              : threads(arguments[2], seconds);
 }

@@ -1,7 +1,9 @@
 // p3m run, p3m chat, p3m verify and p3m tokens: nothing but the public C functions.
 #include "base/error.h"
+#include "base/files.h"
 #include "base/json.h"
 #include "p3m.h"
+#include "p3m_messages.h"
 #include "phi3mobile_session.h"
 #include "phi3mobile_text.h"
 
@@ -19,6 +21,9 @@
 namespace {
 
 using phi3mobile::Json;
+using phi3mobile::message;
+using phi3mobile::question;
+using phi3mobile::shown;
 
 struct Close {
   void operator()(p3m_session* session) const { p3m_session_close(session); }
@@ -28,7 +33,7 @@ struct Close {
 using SessionHandle = std::unique_ptr<p3m_session, Close>;
 
 struct Arguments {
-  std::vector<std::string> plain;
+  std::vector<std::string> plain, images;
   Json request{Json::Object()}, options{Json::Object()};
   std::string system;
   bool raw = false, statistics = false;
@@ -44,6 +49,7 @@ struct Option {
 constexpr Option kOptions[] = {{"--temperature", Option::Number, "temperature"}, {"--top-k", Option::Integer, "top_k"},
     {"--top-p", Option::Number, "top_p"}, {"--min-p", Option::Number, "min_p"}, {"--seed", Option::Integer, "seed"},
     {"--repetition-penalty", Option::Number, "repetition_penalty"}, {"--lookup", Option::Flag, "lookup"},
+    {"--num-crops", Option::Integer, "num_crops", true}, {"--additional-properties", Option::Flag, "additional_properties"},
     {"--threads", Option::Integer, "threads", true}, {"--experts-memory", Option::Integer, "experts_memory", true}};
 
 Json number_of(const std::string& option, const std::string& text, bool whole) {
@@ -70,6 +76,12 @@ Arguments parsed(int count, char** given, size_t least, size_t most) {
       found.system = value();
     else if (name == "--stop")
       stop.emplace_back(value());
+    else if (name == "--image")
+      found.images.push_back(value());
+    else if (name == "--json-schema" || name == "--schema" || name == "--grammar")
+      found.request.set(name == "--grammar" ? "grammar" : "schema", phi3mobile::read_file(value()));
+    else if (name == "--regex")
+      found.request.set("regex", value());
     else if (name == "--cache")
       found.options.set("cache", value());
     else if (name == "--raw")
@@ -134,13 +146,6 @@ std::string answer(p3m_session* session, const Json& request, std::string* stati
   return all;
 }
 
-Json message(const char* role, const std::string& content) {
-  Json found{Json::Object()};
-  found.set("role", role);
-  found.set("content", content);
-  return found;
-}
-
 // One verb: what was given wrong is told in a line and gives 2, what failed 1.
 template <class Work>
 int told(Work work) {
@@ -170,8 +175,10 @@ class Chat {
       save(text.substr(6));
     else if (text.rfind("/load ", 0) == 0)
       load(text.substr(6));
+    else if (text.rfind("/image ", 0) == 0)
+      attach(text.substr(7));
     else if (text.rfind("/", 0) == 0)
-      std::fprintf(stderr, "commands: /reset, /undo, /save FILE, /load FILE, /exit\n");
+      std::fprintf(stderr, "commands: /reset, /undo, /image FILE, /save FILE, /load FILE, /exit\n");
     else if (!text.empty())
       say(text);
     return true;
@@ -180,6 +187,7 @@ class Chat {
  private:
   void begin() {
     messages_.clear();
+    images_.clear();
     if (!arguments_.system.empty()) messages_.push_back(message("system", arguments_.system));
   }
 
@@ -188,13 +196,23 @@ class Chat {
     if (!messages_.empty() && messages_.back()["role"].string() == "user") messages_.pop_back();
   }
 
+  // A picture for the next message.
+  void attach(const std::string& path) {
+    try {
+      images_.push_back(shown(session_, path));
+    } catch (const std::exception& wrong) {
+      std::fprintf(stderr, "%s\n", wrong.what());
+    }
+  }
+
   void say(const std::string& text) {
     Json request = arguments_.request;
-    messages_.push_back(message("user", text));
+    messages_.push_back(question(text, images_));
     request.set("messages", messages_);
     std::string statistics;
     try {
       messages_.push_back(message("assistant", answer(session_, request, &statistics)));
+      images_.clear();
     } catch (const std::invalid_argument& wrong) {
       messages_.pop_back();
       std::fprintf(stderr, "%s\n", wrong.what());
@@ -220,6 +238,7 @@ class Chat {
   p3m_session* session_;
   const Arguments& arguments_;
   Json::Array messages_;
+  std::vector<int64_t> images_;  // of the next message
 };
 
 bool read_line(std::string* line) {
@@ -239,12 +258,16 @@ int run(int count, char** given) {
     const SessionHandle session = opened(arguments);
     std::signal(SIGINT, interrupt);
     Json request = arguments.request;
+    if (arguments.raw && !arguments.images.empty())
+      throw std::invalid_argument("--image is shown in a chat and --raw completes a text: leave one of them out");
     if (arguments.raw) {
       request.set("prompt", arguments.plain[1]);
     } else {
       Json::Array messages;
       if (!arguments.system.empty()) messages.push_back(message("system", arguments.system));
-      messages.push_back(message("user", arguments.plain[1]));
+      std::vector<int64_t> images;
+      for (const std::string& path : arguments.images) images.push_back(shown(session.get(), path));
+      messages.push_back(question(arguments.plain[1], images));
       request.set("messages", std::move(messages));
     }
     std::string statistics;
@@ -257,6 +280,7 @@ int run(int count, char** given) {
 int chat(int count, char** given) {
   return told([&] {
     const Arguments arguments = parsed(count, given, 1, 1);
+    if (!arguments.images.empty()) throw std::invalid_argument("--image is for p3m run; in a chat say /image FILE");
     const SessionHandle session = opened(arguments);
     std::signal(SIGINT, interrupt);
     Chat chat(session.get(), arguments);

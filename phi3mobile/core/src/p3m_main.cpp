@@ -8,13 +8,15 @@ namespace {
 
 constexpr const char* kUsage =
     "usage: p3m run BUNDLE PROMPT [option]...    one answer; statistics with --stats\n"
-    "       p3m chat BUNDLE [option]...          a conversation; /reset, /undo, /save FILE, /load FILE, /exit\n"
+    "       p3m chat BUNDLE [option]...          a conversation; /reset, /undo, /image FILE, /save FILE, /load FILE, /exit\n"
     "       p3m verify BUNDLE                    compares every file's SHA-256\n"
     "       p3m tokens BUNDLE [TEXT]             ids of a text; without one, of each line of stdin, a JSON string\n"
     "       p3m bench MODEL.pte [key=value]... STEP...\n"
     "options: --system TEXT  --max-tokens N (0: no limit)  --temperature X  --top-k N  --top-p X  --min-p X  --seed N\n"
     "         --repetition-penalty X  --stop TEXT  --lookup  --raw (no chat template)  --slide  --threads N  --cache FOLDER\n"
-    "         --experts-memory BYTES (of a mixture)\n";
+    "         --experts-memory BYTES (of a mixture)  --image FILE.ppm (repeatable)  --num-crops N (of a picture at most)\n"
+    "one of these says what the answer may be: --json-schema FILE  --regex PATTERN  --grammar FILE (Lark)\n"
+    "         --additional-properties: JSON objects may have names that the schema does not declare\n";
 
 struct Verb {
   const char* name;

@@ -1,12 +1,10 @@
 #include "pte_engine.h"
 
 #include "base/error.h"
-#include "base/files.h"
+#include "packed_file.h"
 
 #include <cstdio>
 #include <stdexcept>
-
-#include <sys/stat.h>
 
 namespace phi3mobile {
 
@@ -69,6 +67,30 @@ void check_memory(const Json& manifest) {
                    " are free; close programs or export with a smaller --context");
 }
 
+void check_options(const Json& options) {
+  if (options.is_null()) return;
+  if (!options.is_object()) throw InputError("the options are no JSON object; give one, or none");
+  for (const auto& [name, value] : options.object()) {
+    if (name != "threads" && name != "cache" && name != "experts_memory" && name != "num_crops") {
+      throw InputError("the option " + quoted(name) + " is unknown; allowed are threads, cache, experts_memory and num_crops");
+    }
+  }
+}
+
+void open_experts(p3m_model* model, const Bundle& bundle, const Json& options) {
+  const Json& about = bundle.manifest()["runtime"]["experts"];
+  if (about.is_null()) return;
+  int64_t memory = integer_option(options, "experts_memory");
+  if (memory == 0 && about["memory"].is_integer()) memory = about["memory"].integer();
+  const std::string path = bundle.path(about["file"].string());
+  char error[512] = "";
+  if (p3m_open_experts(model, path.c_str(), uint64_t(memory), int(about["used"].integer()), error, sizeof error)) {
+    throw InputError(error);
+  }
+}
+
+}  // namespace
+
 int64_t integer_option(const Json& options, const char* name) {
   const Json& value = options[name];
   if (value.is_null()) return 0;
@@ -84,51 +106,6 @@ std::string text_option(const Json& options, const char* name) {
   if (!value.is_string()) throw InputError(std::string("the option ") + name + " is " + value.dump() + "; it must be a path");
   return value.string();
 }
-
-void check_options(const Json& options) {
-  if (options.is_null()) return;
-  if (!options.is_object()) throw InputError("the options are no JSON object; give one, or none");
-  for (const auto& [name, value] : options.object()) {
-    if (name != "threads" && name != "cache" && name != "experts_memory") {
-      throw InputError("the option " + quoted(name) + " is unknown; allowed are threads, cache and experts_memory");
-    }
-  }
-}
-
-// Packed weights of a program: made beside, and put in place when the model has opened, for XNNPACK takes any file whose index
-// is consistent, also one that a killed process left halfway.
-class PackedFile {
- public:
-  PackedFile(const std::string& folder, const std::string& program_hash) {
-    if (folder.empty()) return;
-    ::mkdir(folder.c_str(), 0755);  // its parent must exist
-    if (!is_folder(folder)) throw InputError("the folder " + folder + " can't be made: give one whose parent exists");
-    path_ = folder + "/" + program_hash.substr(0, 32) + "-" + p3m_runtime_version() + "-" + p3m_isa() + ".packed";
-    made_ = is_file(path_) ? path_ : path_ + ".partial";
-    if (made_ != path_) std::remove(made_.c_str());
-  }
-  const char* opened() const { return path_.empty() ? nullptr : made_.c_str(); }
-  void keep() const {
-    if (!path_.empty() && made_ != path_) std::rename(made_.c_str(), path_.c_str());
-  }
-
- private:
-  std::string path_, made_;
-};
-
-void open_experts(p3m_model* model, const Bundle& bundle, const Json& options) {
-  const Json& about = bundle.manifest()["runtime"]["experts"];
-  if (about.is_null()) return;
-  int64_t memory = integer_option(options, "experts_memory");
-  if (memory == 0 && about["memory"].is_integer()) memory = about["memory"].integer();
-  const std::string path = bundle.path(about["file"].string());
-  char error[512] = "";
-  if (p3m_open_experts(model, path.c_str(), uint64_t(memory), int(about["used"].integer()), error, sizeof error)) {
-    throw InputError(error);
-  }
-}
-
-}  // namespace
 
 std::unique_ptr<PteEngine> PteEngine::open(const Bundle& bundle, const Json& options) {
   const Json& manifest = bundle.manifest();
@@ -156,9 +133,19 @@ std::unique_ptr<PteEngine> PteEngine::open(const Bundle& bundle, const Json& opt
 }
 
 const float* PteEngine::forward(const int64_t* tokens, int64_t count, int64_t position, bool is_long) {
-  if (p3m_forward(model_, tokens, count, all_long(position, count, is_long) ? position + kLongRegime : position, nullptr)) {
-    throw std::runtime_error(p3m_error(model_));
-  }
+  return logits(count, p3m_forward(model_, tokens, count, marked(position, count, is_long), nullptr));
+}
+
+const float* PteEngine::forward_rows(const float* rows, int64_t count, int64_t position, bool is_long) {
+  return logits(count, p3m_forward_embeddings(model_, rows, count, info.hidden, marked(position, count, is_long), nullptr));
+}
+
+int64_t PteEngine::marked(int64_t position, int64_t count, bool is_long) const {
+  return all_long(position, count, is_long) ? position + kLongRegime : position;
+}
+
+const float* PteEngine::logits(int64_t count, int failed) const {
+  if (failed) throw std::runtime_error(p3m_error(model_));
   int64_t rows = 0, vocab = 0;
   const float* logits = p3m_logits(model_, &rows, &vocab);
   if (rows != count || vocab != info.vocab) {

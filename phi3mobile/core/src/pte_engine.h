@@ -11,6 +11,10 @@
 
 namespace phi3mobile {
 
+// Of the options of p3m_session_open; 0 and "" where they are not there. InputError: of another kind.
+int64_t integer_option(const Json& options, const char* name);
+std::string text_option(const Json& options, const char* name);
+
 class PteEngine : public Engine {
  public:
   // options: see p3m_session_open. InputError: the runtime can't run the bundle, or this machine lacks the memory.
@@ -18,10 +22,13 @@ class PteEngine : public Engine {
   ~PteEngine() override { p3m_close(model_); }
 
   const float* forward(const int64_t* tokens, int64_t count, int64_t position, bool is_long) override;
+  const float* forward_rows(const float* rows, int64_t count, int64_t position, bool is_long) override;
   p3m_model* model() const { return model_; }
 
  private:
   PteEngine(const EngineInfo& info, p3m_model* model) : Engine(info), model_(model) {}
+  int64_t marked(int64_t position, int64_t count, bool is_long) const;
+  const float* logits(int64_t count, int failed) const;
 
   p3m_model* model_;
 };

@@ -4,13 +4,16 @@
 #include "base/border.h"
 #include "base/error.h"
 #include "bundle.h"
+#include "guide/llguidance.h"
+#include "host_engine.h"
 #include "pte_engine.h"
+#include "pte_tower.h"
 #include "session/session.h"
 #include "state.h"
 
-#include <cstdio>
-#include <cstring>
+#include <algorithm>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -29,8 +32,9 @@ struct p3m_bundle {
 };
 
 struct p3m_session {
-  p3m_session(std::string program, phi3mobile::Parts parts, std::unique_ptr<phi3mobile::Engine> engine, p3m_model* model)
-      : program(std::move(program)), model(model), session(std::move(parts), std::move(engine)) {}
+  p3m_session(std::string program, phi3mobile::Parts parts, std::unique_ptr<phi3mobile::Engine> engine,
+      std::unique_ptr<phi3mobile::Pictures> pictures, p3m_model* model)
+      : program(std::move(program)), model(model), session(std::move(parts), std::move(engine), std::move(pictures)) {}
   std::string program;  // hash of the bundle's program: what a saved state belongs to
   p3m_model* model;     // null: an engine of the host's
   phi3mobile::Session session;
@@ -39,40 +43,48 @@ struct p3m_session {
 
 namespace {
 
-// An engine of the host's.
-class HostEngine : public phi3mobile::Engine {
- public:
-  HostEngine(const phi3mobile::EngineInfo& info, const p3m_engine& host) : Engine(info), host_(host) {}
-  ~HostEngine() override {
-    if (host_.close) host_.close(host_.user);
-  }
+// Pictures of a session whose tower this is; null: there is none. InputError: a number of crops that can't be.
+std::unique_ptr<phi3mobile::Pictures> pictures_over(std::unique_ptr<phi3mobile::Tower> tower, int64_t num_crops) {
+  const std::optional<int64_t> most = num_crops ? std::optional<int64_t>(num_crops) : std::nullopt;
+  if (tower) return std::make_unique<phi3mobile::Pictures>(std::move(tower), most);
+  if (most) throw InputError("num_crops is " + std::to_string(*most) + ": this model sees no pictures; leave it out");
+  return nullptr;
+}
 
-  const float* forward(const int64_t* tokens, int64_t count, int64_t position, bool is_long) override {
-    logits_.resize(size_t(count) * size_t(info.vocab));
-    const bool marked = all_long(position, count, is_long);
-    char error[512] = "";
-    if (host_.forward(host_.user, tokens, count, position, marked, logits_.data(), error, sizeof error)) {
-      error[sizeof error - 1] = 0;
-      throw std::runtime_error(*error ? error : "the application's engine failed without saying why");
+p3m_session* open_with(const char* folder, const p3m_engine* engine, const p3m_tower* tower) {
+  const p3m_engine& given = *required(engine, "the engine");
+  if (given.version != P3M_API_VERSION) {
+    throw InputError("the engine says version " + std::to_string(given.version) + ", this library has " +
+                     std::to_string(P3M_API_VERSION) + ": build it with this library's headers");
+  }
+  if (!given.forward) throw InputError("the engine has no forward: give the function");
+  struct Close {
+    const p3m_engine* engine;
+    ~Close() {
+      if (engine && engine->close) engine->close(engine->user);
     }
-    return logits_.data();
+  } close{&given};
+  const Bundle bundle(required(folder, "the folder"));
+  auto parts = bundle.parts();
+  std::unique_ptr<phi3mobile::Pictures> pictures;
+  if (tower) {
+    auto info = bundle.tower();
+    if (!info) throw InputError(bundle.folder() + " sees no pictures: open it without a tower");
+    pictures = pictures_over(std::make_unique<phi3mobile::HostTower>(*std::move(info), given, *tower), tower->num_crops);
   }
-
-  void reset() override {
-    if (host_.reset) host_.reset(host_.user);
-  }
-
- private:
-  p3m_engine host_;
-  std::vector<float> logits_;
-};
+  auto host = std::make_unique<phi3mobile::HostEngine>(bundle.info(), given, tower);
+  close.engine = nullptr;  // the HostEngine closes it
+  return new p3m_session(bundle.program_hash(), std::move(parts), std::move(host), std::move(pictures), nullptr);
+}
 
 constexpr const char* kState = "phi3mobile-state";
 
 // What is kept beside the KV cache: whose it is, and which tokens.
 std::string about_state(p3m_session& s) {
   const phi3mobile::Rows& rows = s.session.rows();
-  Json::Array tokens(rows.tokens.begin(), rows.tokens.end());
+  // Rows from a picture on are left out: a later process gives its pictures other numbers.
+  const auto known = std::find_if(rows.tokens.begin(), rows.tokens.end(), [](int64_t token) { return token < 0; });
+  Json::Array tokens(rows.tokens.begin(), known);
   Json about{Json::Object()};
   about.set("format", kState);
   about.set("program", s.program);
@@ -133,31 +145,33 @@ p3m_session* p3m_session_open(const char* folder, const char* options, char* err
   return guarded<p3m_session*>(nullptr, error, error_size, [&] {
     const Bundle bundle(required(folder, "the folder"));
     auto parts = bundle.parts();
-    auto engine = phi3mobile::PteEngine::open(bundle, options ? Json::parse(options, "the options") : Json());
+    const Json given = options ? Json::parse(options, "the options") : Json();
+    auto engine = phi3mobile::PteEngine::open(bundle, given);
     p3m_model* model = engine->model();
-    return new p3m_session(bundle.program_hash(), std::move(parts), std::move(engine), model);
+    std::unique_ptr<phi3mobile::Tower> tower;
+    if (!bundle.vision().is_null()) {
+      tower = std::make_unique<phi3mobile::PteTower>(bundle, phi3mobile::text_option(given, "cache"));
+    }
+    auto pictures = pictures_over(std::move(tower), phi3mobile::integer_option(given, "num_crops"));
+    return new p3m_session(bundle.program_hash(), std::move(parts), std::move(engine), std::move(pictures), model);
   });
 }
 
 p3m_session* p3m_session_open_with(const char* folder, const p3m_engine* engine, char* error, size_t error_size) {
-  return guarded<p3m_session*>(nullptr, error, error_size, [&] {
-    const p3m_engine& given = *required(engine, "the engine");
-    if (given.version != P3M_API_VERSION) {
-      throw InputError("the engine says version " + std::to_string(given.version) + ", this library has " +
-                       std::to_string(P3M_API_VERSION) + ": build it with this library's headers");
-    }
-    if (!given.forward) throw InputError("the engine has no forward: give the function");
-    struct Close {
-      const p3m_engine* engine;
-      ~Close() {
-        if (engine && engine->close) engine->close(engine->user);
-      }
-    } close{&given};
-    const Bundle bundle(required(folder, "the folder"));
-    auto parts = bundle.parts();
-    auto host = std::make_unique<HostEngine>(bundle.info(), given);
-    close.engine = nullptr;  // the HostEngine closes it
-    return new p3m_session(bundle.program_hash(), std::move(parts), std::move(host), nullptr);
+  return guarded<p3m_session*>(nullptr, error, error_size, [&] { return open_with(folder, engine, nullptr); });
+}
+
+p3m_session* p3m_session_open_seeing(
+    const char* folder, const p3m_engine* engine, const p3m_tower* tower, char* error, size_t error_size) {
+  return guarded<p3m_session*>(
+      nullptr, error, error_size, [&] { return open_with(folder, engine, required(tower, "the tower")); });
+}
+
+int64_t p3m_session_picture(p3m_session* session, const uint8_t* pixels, int64_t width, int64_t height, int64_t stride,
+    int channels, int orientation, char* error, size_t error_size) {
+  return guarded(int64_t(-1), error, error_size, [&] {
+    return required(session, "the session")
+        ->session.picture(phi3mobile::upright(pixels, width, height, stride, channels, orientation));
   });
 }
 
@@ -165,6 +179,13 @@ int p3m_session_start(p3m_session* session, const char* request, char* error, si
   return guarded(-1, error, error_size, [&] {
     required(session, "the session")->session.start(Json::parse(required(request, "the request"), "the request"));
     return 0;
+  });
+}
+
+const char* p3m_guidance(const char* path, char* error, size_t error_size) {
+  return guarded<const char*>(nullptr, error, error_size, [&] {
+    phi3mobile::use_llguidance(path);
+    return phi3mobile::llguidance_version();
   });
 }
 

@@ -15,7 +15,8 @@ _NOTES = ("title", "description", "default", "examples", "deprecated", "readOnly
 def hands_on(node: dict[str, Any]) -> bool:
     """Whether the object only refers to a schema, or chooses among some: they are closed, each for itself, and not it."""
     said = [key for key in node if key not in _NOTES and not (key.startswith("$") and key != "$ref")]
-    return len(said) == 1 and said[0] in _APPLIED and (said[0] != "allOf" or len(node["allOf"]) == 1)
+    alone = len(said) == 1 and said[0] in _APPLIED
+    return alone and (said[0] != "allOf" or (isinstance(node["allOf"], list) and len(node["allOf"]) == 1))
 
 
 def closing(node: dict[str, Any], find: Callable[[str, dict[str, Any]], Any]) -> dict[str, Any]:

@@ -95,7 +95,7 @@ class _Reader:
                 out["allOf"] = out.get("allOf", []) + self._list(value, here, level, applied)
             elif key in ("anyOf", "oneOf"):
                 branches = self._list(value, here, level, applied)
-                if key == "oneOf":
+                if key == "oneOf" and len(branches) > 1:  # a list of one is not kept: its id would be another's
                     self.exclusive.add(id(branches))
                 _choose(out, branches)
             elif key == "$ref":

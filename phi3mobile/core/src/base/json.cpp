@@ -300,6 +300,11 @@ void Json::set(std::string_view name, Json value) {
   }
 }
 
+Json Json::take(std::string_view name) {
+  const Json* found = find(name);
+  return found ? std::exchange(*const_cast<Json*>(found), Json()) : Json();
+}
+
 std::string Json::dump(bool spaced) const {
   Writer writer(spaced);
   writer.write(*this);

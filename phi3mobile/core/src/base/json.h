@@ -43,12 +43,16 @@ class Json {
   const std::string& string() const { return std::get<std::string>(value_); }
   const Array& array() const { return std::get<Array>(value_); }
   const Object& object() const { return std::get<Object>(value_); }
+  Array& array() { return std::get<Array>(value_); }
+  Object& object() { return std::get<Object>(value_); }
 
   // The member of a name; a null value where there is none, or this is no object.
   const Json& operator[](std::string_view name) const;
   bool has(std::string_view name) const;
   // Sets a member, in the place of one of that name.
   void set(std::string_view name, Json value);
+  // Moves the value of a member out, which becomes null; null: there is none.
+  Json take(std::string_view name);
 
   // One line of JSON: numbers as short as they read back and as Python writes them, texts in UTF-8. spaced: ", " and ": " as
   // Python.

@@ -1,6 +1,9 @@
 #include "session/answer.h"
 
+#include "base/error.h"
+
 #include <algorithm>
+#include <iterator>
 
 namespace phi3mobile {
 
@@ -8,10 +11,31 @@ const float* Rows::forward(const int64_t* given, int64_t count, int64_t position
   tokens.resize(size_t(position));  // before the call: if it fails, these rows are unknown
   is_long = with_long;
   farthest = std::max(position ? farthest : 0, position + count);
-  const auto start = std::chrono::steady_clock::now();
-  const float* logits = engine.forward(given, count, position, with_long);
-  engine_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  // Text and pictures one after the other: an engine takes either.
+  const float* logits = nullptr;
+  for (int64_t done = 0; done < count;) {
+    const bool seen = given[done] < 0;
+    const auto* end = std::find_if(given + done, given + count, [&](int64_t token) { return (token < 0) != seen; });
+    const int64_t part = end - given - done;
+    logits = run(given + done, part, position + done);
+    if (part < count) {
+      joined_.resize(size_t(count * engine.info.vocab));
+      std::copy(logits, logits + part * engine.info.vocab, joined_.data() + done * engine.info.vocab);
+      logits = joined_.data();
+    }
+    done += part;
+  }
   tokens.insert(tokens.end(), given, given + count);
+  return logits;
+}
+
+// Tokens, or rows of pictures.
+const float* Rows::run(const int64_t* given, int64_t count, int64_t position) {
+  const float* rows = *given < 0 ? sight->rows(given, count) : nullptr;
+  const auto start = std::chrono::steady_clock::now();
+  const float* logits =
+      rows ? engine.forward_rows(rows, count, position, is_long) : engine.forward(given, count, position, is_long);
+  engine_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return logits;
 }
 
@@ -53,6 +77,9 @@ Answer::Step Answer::next() {
         return prefill_chunk();
       case State::Sample:
         return sample();
+      case State::Told:
+        state_ = State::Rejoin;
+        return Step::Token;
       case State::Rejoin: {
         if (const Step step = after_token(); step != Step::Token) return step;
         break;
@@ -76,6 +103,18 @@ Answer::Step Answer::end(const char* reason) {
   finish_reason = reason;
   state_ = State::Done;
   return notes.empty() ? Step::End : Step::Noted;
+}
+
+// The answer is whole; where the guide had to close it, the limit ended it.
+Answer::Step Answer::end_whole() { return end(options_.guide && options_.guide->closing() ? "length" : "stop"); }
+
+// A limit ends the answer. InputError: before the guide calls it complete.
+Answer::Step Answer::cut(const char* reason) {
+  if (options_.guide && !options_.guide->complete()) {
+    throw InputError("the answer did not fit " + std::to_string(generated_tokens) +
+                     " tokens and is incomplete; raise max_tokens (--max-tokens), shorten the prompt or use a larger context");
+  }
+  return end(reason);
 }
 
 bool Answer::wants_long() const {
@@ -111,11 +150,15 @@ Answer::Step Answer::prefill_chunk() {
   if (options_.cancelled()) return end("cancelled");
   const int64_t count = std::min(rows_.engine.info.max_chunk, int64_t(tokens_.size()) - position_);
   lap();
+  if (rows_.sight) {
+    const auto told = rows_.sight->look(tokens_.data() + position_, count);
+    prefilled_in(lap());
+    if (told && !told->empty()) notes.push_back({"picture", *told});
+    if (told) return notes.empty() ? Step::Prefilled : Step::Noted;
+  }
   const float* logits = rows_.forward(tokens_.data() + position_, count, position_, wants_long());
-  const double seconds = lap();
+  prefilled_in(lap());
   prefilled_tokens += count;
-  prefill_s += seconds;
-  if (!times.empty()) refill_s += seconds;
   position_ += count;
   progress.done += count;
   if (position_ == int64_t(tokens_.size())) {
@@ -128,19 +171,41 @@ Answer::Step Answer::prefill_chunk() {
   return Step::Prefilled;
 }
 
+void Answer::prefilled_in(double seconds) {
+  prefill_s += seconds;
+  if (!times.empty()) refill_s += seconds;
+}
+
 // The tokens that the repetition penalty counts.
 void Answer::counted() {
   counted_.clear();
   if (options_.sampling.repetition_penalty == 1) return;
   const auto start = options_.sampling.penalize_prompt ? tokens_.begin() : tokens_.end() - std::ptrdiff_t(generated_tokens);
-  counted_.assign(start, tokens_.end());
+  std::copy_if(start, tokens_.end(), std::back_inserter(counted_), [](int64_t token) { return token >= 0; });
+}
+
+// Makes the sampled token the one that the guide takes for it. False: it ends the answer.
+bool Answer::guided() {
+  Guide& guide = *options_.guide;
+  const bool was_closing = guide.closing();
+  const auto taken = guide.push(token);
+  if (guide.closing() && !was_closing) {
+    notes.push_back(
+        {"closed", "the answer is closed after " + std::to_string(generated_tokens) + " tokens: no more would fit the limit"});
+  }
+  if (taken) token = *taken;
+  return taken.has_value();
 }
 
 // The row's token. Rows count as long as the draft was what is sampled.
 Answer::Step Answer::sample() {
   counted();
-  token = sampler_.next(logits_ + int64_t(row_) * rows_.engine.info.vocab, counted_);
-  if (options_.eos.count(token)) return end("stop");
+  const int64_t vocab = rows_.engine.info.vocab;
+  const float* row = logits_ + int64_t(row_) * vocab;
+  if (options_.guide) row = options_.guide->mask(row, vocab, options_.eos);
+  token = sampler_.next(row, counted_);
+  const bool goes_on = options_.eos.count(token) || !options_.guide || guided();
+  if (!goes_on || options_.eos.count(token)) return end_whole();
   right_ = matched_ < proposed_.size() && token == proposed_[matched_];
   matched_ += right_;
   accepted += right_;
@@ -151,13 +216,14 @@ Answer::Step Answer::sample() {
   lap();
   times.push_back(worked_);
   worked_ = 0;
-  state_ = State::Rejoin;
-  return Step::Token;
+  state_ = notes.empty() ? State::Rejoin : State::Told;
+  return notes.empty() ? Step::Token : Step::Noted;
 }
 
 // After the consumer took a token. Token: there is nothing to show yet.
 Answer::Step Answer::after_token() {
   if (options_.cancelled()) return end("cancelled");
+  if (options_.guide && options_.guide->finished()) return end_whole();
   if (!options_.repetition && repetition_.push(token)) {
     notes.push_back(
         {"repetition", "the answer repeats itself and is ended after " + std::to_string(generated_tokens) + " tokens"});
@@ -173,12 +239,12 @@ Answer::Step Answer::after_token() {
 // The rows are used up: the next forward.
 Answer::Step Answer::advance() {
   const int64_t length = int64_t(tokens_.size());
-  if (options_.max_tokens && generated_tokens == *options_.max_tokens) return end("length");
+  if (options_.max_tokens && generated_tokens == *options_.max_tokens) return cut("length");
   if (lookup_) lookup_->feedback(proposed_.size(), matched_);
   proposed_.clear();
   if (length >= rows_.engine.info.max_context) {
     auto window = options_.slide({tokens_.end() - std::ptrdiff_t(generated_tokens), tokens_.end()});
-    if (!window) return end("context_full");
+    if (!window) return cut("context_full");
     tokens_ = std::move(*window);  // the draft still knows, and may quote, what was dropped
     state_ = State::StartPrefill;
     lap();
@@ -188,7 +254,7 @@ Answer::Step Answer::advance() {
     state_ = State::StartPrefill;
     return Step::Token;
   }
-  if (lookup_) proposed_ = lookup_->propose(draft_limit());
+  if (lookup_) propose();
   ++forwards;
   drafted += int64_t(proposed_.size());
   std::vector<int64_t> given{tokens_.back()};
@@ -198,6 +264,15 @@ Answer::Step Answer::advance() {
   row_count_ = given.size();
   state_ = State::Sample;
   return Step::Token;
+}
+
+// A draft for the next forward: what the guide forces, else what the lookup finds, as far as the guide allows.
+void Answer::propose() {
+  const int64_t limit = draft_limit();
+  if (options_.guide) proposed_ = options_.guide->forced();
+  if (int64_t(proposed_.size()) > limit) proposed_.resize(size_t(std::max<int64_t>(limit, 0)));
+  if (proposed_.empty()) proposed_ = lookup_->propose(limit);
+  if (options_.guide) proposed_.resize(options_.guide->accepts(proposed_));
 }
 
 // Most draft tokens: all rows of a forward have one LongRoPE regime, and no token is sampled past a limit.

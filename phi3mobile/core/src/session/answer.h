@@ -2,6 +2,7 @@
 // verified drafts. Knows no text.
 #pragma once
 
+#include "guide/guide.h"
 #include "session/engine.h"
 #include "session/lookup.h"
 #include "session/repetition.h"
@@ -10,12 +11,24 @@
 #include <chrono>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <unordered_set>
 #include <vector>
 
 namespace phi3mobile {
+
+// What stands where tokens are below 0: rows of pictures.
+class Sight {
+ public:
+  virtual ~Sight() = default;
+  // One piece of the work that these tokens need before rows() can give theirs, and what to say of it, "" for nothing; none:
+  // it is all done.
+  virtual std::optional<std::string> look(const int64_t* tokens, int64_t count) = 0;
+  // Embeddings float32 [count, hidden] of tokens that are all below 0, valid until the next call.
+  virtual const float* rows(const int64_t* tokens, int64_t count) = 0;
+};
 
 // What the engine's KV cache holds: row i was computed from tokens[i]. True also after a failed or stopped run.
 struct Rows {
@@ -28,15 +41,21 @@ struct Rows {
   void clear();
 
   Engine& engine;
+  Sight* sight = nullptr;  // null: the model sees no pictures
   std::vector<int64_t> tokens;
   bool is_long = false;
   int64_t farthest = 0;  // end of the farthest row written since row 0 was
   double engine_s = 0;   // seconds in forwards so far
+
+ private:
+  const float* run(const int64_t* given, int64_t count, int64_t position);
+
+  std::vector<float> joined_;
 };
 
 // Something to tell the user while an answer is made.
 struct Note {
-  const char* kind;  // "long_switch", "kv_back", "window", "repetition"
+  const char* kind;  // "long_switch", "kv_back", "window", "repetition", "picture", "closed"
   std::string message;
 };
 
@@ -46,7 +65,8 @@ struct AnswerOptions {
   Sampling sampling;
   std::optional<int64_t> max_tokens;
   bool lookup = false;
-  bool repetition = false;  // an answer may repeat one block for ever
+  bool repetition = false;       // an answer may repeat one block for ever
+  std::unique_ptr<Guide> guide;  // started; it never knows more than what was given out
   std::function<bool()> cancelled = [] { return false; };
   // Given the answer so far, a shorter prompt and that answer; none: there is none. Called when the context is full.
   std::function<std::optional<std::vector<int64_t>>(const std::vector<int64_t>&)> slide = [](const auto&) {
@@ -80,7 +100,7 @@ class Answer {
 
  private:
   using Clock = std::chrono::steady_clock;
-  enum class State { StartPrefill, Prefill, Sample, Rejoin, Done };
+  enum class State { StartPrefill, Prefill, Sample, Told, Rejoin, Done };  // Told: a note comes before the token
 
   Step start_prefill();
   Step prefill_chunk();
@@ -88,9 +108,14 @@ class Answer {
   Step after_token();
   Step advance();
   Step end(const char* reason);
+  Step end_whole();
+  Step cut(const char* reason);
+  bool guided();
+  void propose();
   bool wants_long() const;
   int64_t draft_limit() const;
   void counted();
+  void prefilled_in(double seconds);
   double lap();
 
   Rows& rows_;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <stdexcept>
 
 namespace phi3mobile {
 
@@ -11,6 +12,7 @@ struct EngineInfo {
   int64_t max_context = 0;
   int64_t max_chunk = 0;                    // tokens of one forward
   std::optional<int64_t> original_context;  // where LongRoPE switches
+  int64_t hidden = 0;                       // of rows in the place of tokens; 0: it takes none
   std::optional<int64_t> back;              // how far a forward may go back from the farthest row; none: anywhere
 };
 
@@ -24,6 +26,10 @@ class Engine {
   // Runs tokens at position, position + 1, ...; logits float32 [count, vocab], valid until the next call. is_long: these rows
   // get LongRoPE's long factors. std::runtime_error if it fails.
   virtual const float* forward(const int64_t* tokens, int64_t count, int64_t position, bool is_long) = 0;
+  // The same of rows float32 [count, hidden] in the place of embedded tokens: a picture's.
+  virtual const float* forward_rows(const float*, int64_t, int64_t, bool) {
+    throw std::runtime_error("this engine takes tokens only, no rows of pictures");
+  }
   virtual void reset() {}
 
   // Whether the rows of a forward get the long factors: asked for, or because it ends past the switch.

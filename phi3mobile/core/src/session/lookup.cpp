@@ -1,6 +1,7 @@
 #include "session/lookup.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace phi3mobile {
 
@@ -24,7 +25,7 @@ Lookup::Lookup(const std::vector<int64_t>& tokens) {
 
 Lookup::Gram Lookup::gram(size_t count) const {
   Gram found;
-  found.fill(-1);
+  found.fill(std::numeric_limits<int64_t>::min());
   std::copy(tokens_.end() - std::ptrdiff_t(count), tokens_.end(), found.begin());
   return found;
 }

@@ -21,7 +21,7 @@ class Lookup {
 
  private:
   static constexpr size_t kShortest = 2, kHashed = 4, kLongest = 8;
-  using Gram = std::array<int64_t, kHashed>;  // the last tokens; what a shorter one lacks is -1
+  using Gram = std::array<int64_t, kHashed>;  // the last tokens; what a shorter one lacks is no token
   struct Hash {
     size_t operator()(const Gram& gram) const;
   };

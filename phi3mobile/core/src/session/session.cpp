@@ -1,8 +1,10 @@
 #include "session/session.h"
 
 #include "base/error.h"
+#include "guide/lines.h"
+#include "session/content.h"
 #include "text/chat.h"
-#include "text/unicode.h"
+#include "text/repr.h"
 
 #include <algorithm>
 #include <cmath>
@@ -14,7 +16,7 @@ namespace {
 constexpr int64_t kMaxTokens = 512;  // of an answer, where nobody says
 
 constexpr const char* kKeys[] = {"messages", "prompt", "max_tokens", "stop", "overflow", "lookup", "repetition", "temperature",
-    "top_k", "top_p", "min_p", "repetition_penalty", "seed", "tools"};
+    "top_k", "top_p", "min_p", "repetition_penalty", "seed", "tools", "schema", "regex", "grammar", "additional_properties"};
 
 void check_keys(const Json& request) {
   if (!request.is_object()) throw InputError("the request is no JSON object; give one with messages or a prompt");
@@ -69,42 +71,31 @@ bool slides(const Json& request) {
   return slide;
 }
 
-// A content: a text, or a list of texts, which are joined.
-std::string content_of(const Json& content, const std::string& where) {
-  if (content.is_string()) return content.string();
-  std::string joined;
-  bool ok = content.is_array() && !content.array().empty();
-  if (ok) {
-    for (const Json& part : content.array()) {
-      const Json& type = part["type"];
-      if (type.is_string() && type.string() == "image") {
-        throw InputError("a picture was given, and this session reads text only: leave it out");
-      }
-      ok &= type.is_string() && type.string() == "text" && part["text"].is_string();
-      if (ok) joined += part["text"].string();
-    }
-  }
-  if (!ok) throw InputError(where + " has no text as its content; give {\"role\": \"user\", \"content\": \"...\"}");
-  return joined;
+[[noreturn]] void sees_none(const EngineInfo& info) {
+  throw InputError(info.hidden
+                       ? "a picture was given, and the application's engine reads text only: give it a tower, or leave it out"
+                       : "a picture was given, and this model reads text only: export a model that sees, or leave it out");
 }
 
-Json::Array messages_of(const Json& given) {
-  if (!given.is_array() || given.array().empty()) throw InputError("there are no messages; give at least one user message");
-  Json::Array messages;
-  for (const Json& message : given.array()) {
-    const std::string where = "message " + std::to_string(messages.size());
-    if (!message["role"].is_string())
-      throw InputError(where + " is " + message.dump().substr(0, 80) + "; it must have a role and a content");
-    Json checked;
-    checked.set("role", message["role"]);
-    checked.set("content", content_of(message["content"], where));
-    if (message.has("name")) checked.set("name", message["name"]);
-    messages.push_back(std::move(checked));
+// What a request lets the answer be, as llguidance's grammar; null: anything.
+Json grammar_asked(const Json& request) {
+  const Json &schema = request["schema"], &regex = request["regex"], &grammar = request["grammar"];
+  const int given = !schema.is_null() + !regex.is_null() + !grammar.is_null();
+  const bool additional = flag(request, "additional_properties");
+  if (given > 1) throw InputError("schema, regex and grammar each say what the answer may be: give one of them");
+  if (additional && schema.is_null()) throw InputError("additional_properties was given without a schema: leave it out");
+  if (given && !request["tools"].is_null()) {
+    throw InputError("tools and a guide both say what the answer may be: give one of them");
   }
-  if (messages.back()["role"].string() == "user" && stripped(messages.back()["content"].string()).empty()) {
-    throw InputError("the prompt is empty: the last user message has no text; write one");
+  if (!given) return Json();
+  llguidance_version();  // this build has it
+  if (!schema.is_null()) return json_grammar(schema, additional);
+  const char* what = regex.is_null() ? "grammar" : "regex";
+  const Json& text = request[what];
+  if (!text.is_string()) {
+    throw InputError("the " + std::string(what) + " is " + cut(repr(text), 80) + "; it must be a text that is not empty");
   }
-  return messages;
+  return regex.is_null() ? lark_grammar(text.string()) : regex_grammar(text.string());
 }
 
 // numpy's percentile with linear interpolation, of sorted values.
@@ -117,8 +108,15 @@ double percentile(const std::vector<double>& sorted, double percent) {
 
 }  // namespace
 
-Session::Session(Parts parts, std::unique_ptr<Engine> engine)
-    : parts_(std::move(parts)), engine_(std::move(engine)), rows_(*engine_) {}
+Session::Session(Parts parts, std::unique_ptr<Engine> engine, std::unique_ptr<Pictures> pictures)
+    : parts_(std::move(parts)), engine_(std::move(engine)), pictures_(std::move(pictures)), rows_(*engine_) {
+  rows_.sight = pictures_.get();
+}
+
+int64_t Session::picture(const Pixels& pixels) {
+  if (!pictures_) sees_none(engine_->info);
+  return pictures_->add(pixels);
+}
 
 std::vector<int64_t> Session::encode(const Json::Array& messages, const Tools* tools) const {
   if (parts_.segments.is_null()) {
@@ -127,21 +125,34 @@ std::vector<int64_t> Session::encode(const Json::Array& messages, const Tools* t
             ? "this bundle's chat template is not regular enough for plain segments: render it elsewhere and give a prompt"
             : "this bundle has no chat template: it completes text only, give a prompt");
   }
-  if (!tools) return parts_.tokenizer->encode(spans(parts_.segments, messages));
+  const auto seen = [&](const Json::Array& all) {
+    return Seen(all).encode(
+        parts_.segments, *parts_.tokenizer, [&](const Json& image) { return pictures_->ids(image.integer()); });
+  };
+  if (!tools) return pictures_ ? seen(messages) : parts_.tokenizer->encode(spans(parts_.segments, messages));
   const auto [told, mark] = tools->told(messages, !parts_.segments["system"].is_null(), Tools::known_to(*parts_.tokenizer));
+  if (pictures_ && mark.empty()) return seen(told);
   const auto parts = spans(parts_.segments, told);
   return parts_.tokenizer->encode(mark.empty() ? parts : marked_spans(parts, mark));
 }
 
-void Session::too_long(int64_t length, const std::string& what) const {
-  throw InputError(what + " " + std::to_string(length) + " tokens; the context holds " +
-                   std::to_string(engine_->info.max_context) +
-                   ", of which the answer needs at least 1: shorten it, drop older messages, or export with a larger context");
+void Session::too_long(int64_t length, const std::string& what, const std::vector<int64_t>& tokens) const {
+  const int64_t limit = engine_->info.max_context;
+  std::string todo = "shorten it, drop older messages, or export with a larger context";
+  const auto seen = std::count_if(tokens.begin(), tokens.end(), [](int64_t token) { return token < 0; });
+  if (seen) {
+    const auto fits = pictures_->smaller(tokens, limit - 1);
+    todo = std::to_string(seen) + " are of pictures, " +
+           (fits ? "num_crops " + std::to_string(*fits) + " would fit" : "show fewer of them");
+  }
+  throw InputError(what + " " + std::to_string(length) + " tokens; the context holds " + std::to_string(limit) +
+                   ", of which the answer needs at least 1: " + todo);
 }
 
 void Session::start(const Json& request) {
   check_keys(request);
   const bool slide = slides(request), raw = !request["prompt"].is_null();
+  const Json grammar = grammar_asked(request);
   std::unique_ptr<Window> window;
   std::unique_ptr<Tools> tools;
   if (!request["tools"].is_null()) {
@@ -154,7 +165,9 @@ void Session::start(const Json& request) {
       throw InputError("the prompt is empty; write some text");
     options.prompt = parts_.tokenizer->encode(request["prompt"].string());
   } else {
-    auto messages = messages_of(request["messages"]);
+    auto messages = checked_messages(request["messages"]);
+    const bool shown = std::any_of(messages.begin(), messages.end(), [](const Json& one) { return has_image(one["content"]); });
+    if (shown && !pictures_) sees_none(engine_->info);
     if (slide) {
       window = std::make_unique<Window>(
           std::move(messages), [this, known = tools.get()](const auto& kept) { return encode(kept, known); },
@@ -166,14 +179,26 @@ void Session::start(const Json& request) {
       options.prompt = encode(messages, tools.get());
     }
   }
-  options.sampling = chosen_sampling(request, parts_.sampling);
+  auto guide = grammar.is_null() ? nullptr : guide_of(grammar);
+  options.sampling = chosen_sampling(request, guide ? Sampling() : parts_.sampling);
   options.max_tokens = max_tokens(request);
   options.eos = parts_.eos;
   options.lookup = flag(request, "lookup");
   options.repetition = flag(request, "repetition");
   const auto stop = stops(request);
   if (options.prompt.empty()) throw InputError("the prompt has no tokens; write some text");
-  if (int64_t(options.prompt.size()) >= engine_->info.max_context) too_long(int64_t(options.prompt.size()), "the prompt has");
+  if (int64_t(options.prompt.size()) >= engine_->info.max_context) {
+    too_long(int64_t(options.prompt.size()), "the prompt has", options.prompt);
+  }
+  options.repetition |= guide != nullptr;  // where a guide knows the answer's end, a repeated block may be what was asked for
+  if (tools && has_llguidance()) guide = guide_of(tools->grammar());
+  if (guide) {
+    // A slid window keeps the last turn and the answer: the answer has all the other room.
+    const size_t kept = window ? window->smallest().size() : options.prompt.size();
+    const int64_t room = engine_->info.max_context - int64_t(kept);
+    guide->start(std::min(room, options.max_tokens.value_or(room)), !raw);
+    options.guide = std::move(guide);
+  }
   options.cancelled = [this] { return cancelled_.load(); };
   if (window) {
     options.slide = [this](const std::vector<int64_t>& answer) {
@@ -193,6 +218,11 @@ void Session::start(const Json& request) {
   gate_ = std::make_unique<StopGate>(stop);
   text_ = std::make_unique<TextStream>(parts_.tokenizer->stream(!raw));
   finished_ = false;
+}
+
+std::unique_ptr<Guide> Session::guide_of(const Json& grammar) {
+  if (!vocabulary_) vocabulary_ = std::make_shared<const GuideWords>(parts_.tokenizer);
+  return std::make_unique<Guide>(grammar, vocabulary_);
 }
 
 void Session::note_dropped() {

@@ -2,8 +2,10 @@
 #pragma once
 
 #include "base/json.h"
+#include "guide/guide.h"
 #include "session/answer.h"
 #include "session/engine.h"
+#include "session/pictures.h"
 #include "session/stop_gate.h"
 #include "session/tools.h"
 #include "session/window.h"
@@ -32,7 +34,12 @@ struct Event {
 
 class Session {
  public:
-  Session(Parts parts, std::unique_ptr<Engine> engine);
+  // pictures: null where the model, or its engine, sees none.
+  Session(Parts parts, std::unique_ptr<Engine> engine, std::unique_ptr<Pictures> pictures = nullptr);
+
+  // Takes a picture for messages of this session; gives the number that stands for it there: equal pixels have the same.
+  // InputError: the session sees none, or not this one.
+  int64_t picture(const Pixels& pixels);
 
   // Begins an answer, ending the one before. request: see p3m_session_start. InputError: what is wrong with it.
   void start(const Json& request);
@@ -46,7 +53,8 @@ class Session {
 
  private:
   std::vector<int64_t> encode(const Json::Array& messages, const Tools* tools) const;
-  [[noreturn]] void too_long(int64_t length, const std::string& what) const;
+  std::unique_ptr<Guide> guide_of(const Json& grammar);
+  [[noreturn]] void too_long(int64_t length, const std::string& what, const std::vector<int64_t>& tokens = {}) const;
   void note_dropped();
   Event ended(std::string shown);
   std::string shown(std::string text) { return words_ ? words_->push(text) : std::move(text); }
@@ -55,7 +63,9 @@ class Session {
 
   Parts parts_;
   std::unique_ptr<Engine> engine_;
+  std::unique_ptr<Pictures> pictures_;
   Rows rows_;
+  std::shared_ptr<const GuideWords> vocabulary_;  // made for the first guide
   std::atomic<bool> cancelled_{false};
   std::unique_ptr<Window> window_;
   std::unique_ptr<Answer> answer_;

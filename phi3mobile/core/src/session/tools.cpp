@@ -2,6 +2,9 @@
 
 #include "base/error.h"
 #include "base/utf8.h"
+#include "guide/engine.h"
+#include "guide/guide.h"
+#include "guide/schema.h"
 #include "text/repr.h"
 
 #include <algorithm>
@@ -12,6 +15,7 @@ namespace phi3mobile {
 namespace {
 
 constexpr std::string_view kSpace = " \t\r\n", kMarked = "functools";
+constexpr int kMost = 8;                                       // calls of one answer
 constexpr const char* kControl[] = {"<|tool|>", "<|/tool|>"};  // phi-4-mini's, around the list of tools
 
 std::string told_in_words(const std::string& tools) {
@@ -144,6 +148,39 @@ std::pair<Json::Array, std::string> Tools::told(const Json::Array& messages, boo
     told.insert(told.begin(), message("system", words));
   }
   return {std::move(told), mark};
+}
+
+Json Tools::grammar() const {
+  Json::Array calls;
+  for (const Json& tool : tools_) {
+    Json name{Json::Object()}, parts{Json::Object()}, call{Json::Object()};
+    name.set("const", tool["name"]);
+    parts.set("name", std::move(name));
+    parts.set("arguments", tool["parameters"]);
+    call.set("type", "object");
+    call.set("properties", std::move(parts));
+    call.set("required", Json::Array{"name", "arguments"});
+    calls.push_back(std::move(call));
+  }
+  Json asked{Json::Object()};
+  asked.set("anyOf", calls);
+  Json one = followed(calls.size() == 1 ? calls[0] : asked), several{Json::Object()};
+  // A schema's definitions belong to its root.
+  const Json definitions = one.take("$defs");
+  Json::Object& members = one.object();
+  members.erase(std::remove_if(members.begin(), members.end(), [](const auto& member) { return member.first == "$defs"; }),
+      members.end());
+  several.set("type", "array");
+  several.set("items", one);
+  several.set("minItems", 1);
+  several.set("maxItems", kMost);
+  for (Json* schema : {&one, &several}) {
+    if (!definitions.is_null()) schema->set("$defs", definitions);
+    schema->set("x-guidance", guidance_options());
+  }
+  const std::string space = "[ \\t\\r\\n]*", lead = space + "(" + std::string(kMarked) + ")?" + space;
+  return lark_grammar("start: WORDS | LEAD one | LEAD several\nLEAD: /" + lead + "/\nWORDS: /(?s:.*)/ & ~/" + lead +
+                      "[\\[{](?s:.*)/\none: %json " + one.dump(true) + "\nseveral: %json " + several.dump(true) + "\n");
 }
 
 std::vector<Json> Tools::read(const std::string& text) const {

@@ -19,6 +19,10 @@ class Tools {
   // chat template has a system role; else the first message is told. control: the vocabulary has <|tool|> and <|/tool|>.
   std::pair<Json::Array, std::string> told(const Json::Array& messages, bool system, bool control) const;
 
+  // llguidance's grammar of answers in words, or of calls whose arguments are valid under the tools' schemas. InputError: a
+  // schema that can't be followed.
+  Json grammar() const;
+
   // The calls, {"name", "arguments"} each, that a whole answer is; none if it is something else.
   std::vector<Json> read(const std::string& text) const;
 

@@ -27,6 +27,7 @@ struct Vocabulary {
   std::unique_ptr<Backend> backend;
   std::vector<AddedToken> added;   // of equal texts the last one counts
   std::vector<std::string> bytes;  // id -> what it stands for
+  Ids before;                      // what they put before a text
   bool strips_space = false;
 };
 

@@ -101,6 +101,17 @@ void read_added_tokens(const std::string& folder, std::map<std::string, AddedTok
   }
 }
 
+std::vector<int64_t> named_before(
+    const std::string& folder, std::vector<int64_t> own, const std::function<int64_t(const std::string&)>& id_of) {
+  const Json config = read_object(folder + "/tokenizer_config.json");
+  if (!config.has("add_bos_token") && !config.has("add_eos_token")) return own;
+  const Json &adds = config["add_bos_token"], &named = config["bos_token"];
+  const Json& bos = named.is_object() ? named["content"] : named;
+  if (!adds.is_bool() || !adds.boolean() || !bos.is_string() || bos.string().empty()) return {};
+  const int64_t id = id_of(bos.string());
+  return id < 0 ? std::vector<int64_t>() : std::vector<int64_t>{id};
+}
+
 void refuse_damaged(const std::string& path, const std::string& why) {
   std::string reason;
   for (const char c : why) {

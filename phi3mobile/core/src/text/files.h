@@ -5,9 +5,12 @@
 #include "base/json.h"
 #include "text/added.h"
 
+#include <cstdint>
+#include <functional>
 #include <map>
 #include <set>
 #include <string>
+#include <vector>
 
 namespace phi3mobile {
 
@@ -21,6 +24,11 @@ std::set<std::string> named_tokens(const std::string& folder);
 
 // Adds those of added_tokens.json (text -> id), then of tokenizer_config.json's added_tokens_decoder, which also has the flags.
 void read_added_tokens(const std::string& folder, std::map<std::string, AddedToken>& added);
+
+// Ids before a text: `own` unless tokenizer_config.json says whether its bos is added (transformers' rule). id_of: of a token's
+// text; below 0: there is none.
+std::vector<int64_t> named_before(
+    const std::string& folder, std::vector<int64_t> own, const std::function<int64_t(const std::string&)>& id_of);
 
 // "<path>: damaged or not a tokenizer (<why>); download or export it again".
 [[noreturn]] void refuse_damaged(const std::string& path, const std::string& why);

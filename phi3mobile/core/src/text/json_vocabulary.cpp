@@ -224,6 +224,32 @@ Decoding decoding_in(const Json& config) {
   return found;
 }
 
+// Ids that the post-processor puts before a text.
+Ids framed(const Json& processor) {
+  Ids before;
+  Json::Array steps{processor};
+  if (processor.has("processors")) steps = list_in(processor, "processors");
+  for (const Json& step : steps) {
+    const std::string kind = step["type"].is_string() ? step["type"].string() : "";
+    if (kind == "TemplateProcessing") {
+      before.clear();
+      for (const Json& part : list_in(step, "single")) {
+        if (part.has("Sequence")) break;
+        const Json& token = step["special_tokens"][text_in(part["SpecialToken"], "id")];
+        for (const Json& id : list_in(token, "ids")) {
+          if (!id.is_integer()) throw Damaged("an id of the post-processor is no number");
+          before.push_back(checked_id(id.integer()));
+        }
+      }
+    } else if (kind == "BertProcessing" || kind == "RobertaProcessing") {
+      const Json::Array& cls = list_in(step, "cls");
+      if (cls.size() != 2 || !cls[1].is_integer()) throw Damaged("the post-processor's cls is no token");
+      before = {checked_id(cls[1].integer())};
+    }
+  }
+  return before;
+}
+
 }  // namespace
 
 Vocabulary read_json_vocabulary(const std::string& path) {
@@ -250,6 +276,12 @@ Vocabulary read_json_vocabulary(const std::string& path) {
     // Where the normalizer writes ▁ for a space, a normalized token may begin with one.
     vocabulary.bytes[id] = shown.find(kMark) != shown.npos ? with_spaces(shown) : token.text;
   }
+  vocabulary.before = named_before(folder, framed(config["post_processor"]), [&](const std::string& text) {
+    for (const AddedToken& token : vocabulary.added) {
+      if (token.text == text) return token.id;
+    }
+    return int64_t(pieces.find(text));
+  });
   vocabulary.backend = std::move(backend);
   return vocabulary;
 }

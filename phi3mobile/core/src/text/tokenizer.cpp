@@ -59,6 +59,7 @@ class VocabularyTokenizer final : public Tokenizer {
         control_(control_tokens(vocabulary.added)),
         texts_(texts_of(control_)),
         any_(texts_),
+        before_(std::move(vocabulary.before)),
         strips_space_(vocabulary.strips_space) {
     for (const auto& [text, token] : control_) {
       special_ids_[text] = token.id;
@@ -115,6 +116,7 @@ class VocabularyTokenizer final : public Tokenizer {
   const std::unordered_map<std::string, int64_t>& special_ids() const override { return special_ids_; }
   bool strips_space() const override { return strips_space_; }
   int64_t vocab_size() const override { return int64_t(ends_.size() - 1); }
+  const Ids& before() const override { return before_; }
 
  private:
   Ids split(const std::vector<Span>& spans) const {
@@ -163,6 +165,7 @@ class VocabularyTokenizer final : public Tokenizer {
   std::unordered_map<int64_t, std::string> text_of_;
   std::string bytes_;
   std::vector<uint32_t> ends_ = {0};
+  Ids before_;
   bool strips_space_;
 };
 

@@ -40,6 +40,8 @@ class Tokenizer {
   virtual const std::unordered_map<std::string, int64_t>& special_ids() const = 0;
   virtual bool strips_space() const = 0;   // decoding drops one leading space, which encoding put there
   virtual int64_t vocab_size() const = 0;  // 1 + the greatest id
+  // Ids that the vocabulary's files put before a text; `encode` does not.
+  virtual const std::vector<int64_t>& before() const = 0;
 
   // Incremental decoding without control tokens. at_start: the text starts here; else it continues one.
   TextStream stream(bool at_start) const;

@@ -21,7 +21,7 @@ class Given(val bundle: File, val scratch: File, val arguments: List<String>)
 
 typealias Check = suspend (Given) -> Unit
 
-val checks: Map<String, Check> = answers + lives + downloads + rooms + benches + tools + vectors
+val checks: Map<String, Check> = answers + lives + downloads + rooms + benches + tools + pictures + vectors
 
 fun same(found: Any?, wanted: Any?, what: String = "") {
     if (found != wanted) throw AssertionError("$what: found $found, wanted $wanted")

@@ -49,6 +49,24 @@ val tools: Map<String, Check> = mapOf(
         }
     },
 
+    "guided" to { given ->
+        Phi3Model.open(given.bundle, ModelOptions()).use { model ->
+            val session = model.session()
+            val schema = """{"type": "object", "properties": {"city": {"type": "string"}, "size": {"type": "integer"}}, "required": ["city", "size"]}"""
+            val asked = Generation.Builder().maxTokens(40).schema(schema).build()
+            println("text ${quoted(session.answered("A city?", asked).text)}")
+            session.clear()
+            println("text ${quoted(session.answered("Yes or no?", Generation(regex = "(yes|no)")).text)}")
+            session.clear()
+            println("text ${quoted(session.answered("Yes or no?", Generation(grammar = "start: \"a\" \"b\"")).text)}")
+            session.clear()
+            refused("not is not supported") { session.answered("A city?", Generation(schema = """{"not": {}}""")) }
+            refused("give one of them") { session.answered("A city?", Generation(schema = "{}", regex = "a")) }
+            refused("without a schema") { session.answered("A city?", Generation(additionalProperties = true)) }
+            same(session.history.size, 0)
+        }
+    },
+
     "endless" to { given ->
         val failing = Tool("weather", "Fails") { throw IllegalStateException("no net") }
         Phi3Model.open(given.bundle, given.model()).use { model ->

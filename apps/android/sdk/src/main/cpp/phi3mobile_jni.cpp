@@ -160,6 +160,18 @@ JNIEXPORT jlong JNICALL Java_org_phi3mobile_Native_openWith(
   return reinterpret_cast<jlong>(made);
 }
 
+JNIEXPORT jlong JNICALL Java_org_phi3mobile_Native_picture(
+    JNIEnv* env, jclass, jlong handle, jbyteArray pixels, jint width, jint height, jint channels, jint orientation) {
+  jbyte* given = env->GetByteArrayElements(pixels, nullptr);
+  if (!given) return -1;
+  char error[kError] = "";
+  const int64_t number = p3m_session_picture(
+      session(handle), reinterpret_cast<const uint8_t*>(given), width, height, 0, channels, orientation, error, sizeof error);
+  env->ReleaseByteArrayElements(pixels, given, JNI_ABORT);
+  if (number < 0) fail(env, error);
+  return number;
+}
+
 JNIEXPORT void JNICALL Java_org_phi3mobile_Native_start(JNIEnv* env, jclass, jlong handle, jbyteArray request) {
   char error[kError] = "";
   if (p3m_session_start(session(handle), text(env, request).c_str(), error, sizeof error)) fail(env, error);

@@ -11,13 +11,14 @@ public sealed class Event {
     /** The context was full: the oldest turns were left out. */
     public data class WindowSlid(val message: String) : Event()
 
-    /** Another thing to know: [kind] is "kv_back", "repetition" or what a later library says. */
+    /** Another thing to know: [kind] is "kv_back", "repetition", "picture" (one is looked at), "closed" (a guided answer near its limit) or
+     * what a later library says. */
     public data class Note(val kind: String, val message: String) : Event()
 
     /** Tokens of a prefill that takes several steps. */
     public data class Progress(val done: Long, val total: Long) : Event()
 
-    /** The answer asks for a function; [arguments]: a JSON object, whose names and values the model made up. */
+    /** The answer asks for a function; [arguments]: a JSON object, valid under the tool's schema where the app has libllguidance.so. */
     public data class ToolCall(val name: String, val arguments: String) : Event()
 
     /** What that function gave: the model reads it and goes on. */
@@ -69,11 +70,13 @@ public data class Statistics(
     }
 }
 
-/** A message of a conversation. [role] is "system", "user", "assistant" or "tool", a result of the function [name]. */
+/** A message of a conversation. [role] is "system", "user", "assistant" or "tool", a result of the function [name]. [pictures]: a
+ * user's; they go where the content says <|image_1|>, <|image_2|>, ... (numbers count through the conversation), else before it. */
 public data class Message @JvmOverloads constructor(
     val role: String,
     val content: String,
     val name: String? = null,
+    val pictures: List<Picture> = emptyList(),
 )
 
 /** How an answer is made. What is null is the bundle's own choice. */
@@ -100,6 +103,17 @@ public data class Generation(
     val repetitionPenalty: Double? = null,
     /** The same seed draws the same answer; null: another one each time. */
     val seed: Long? = null,
+    /**
+     * A JSON schema: the answer is valid under it, and whole within [maxTokens] and the context. Greedy where nothing else is said.
+     * This, [regex] and [grammar] exclude each other and tools; they need libllguidance.so in the app (docs/android.md).
+     */
+    val schema: String? = null,
+    /** Objects of [schema] that declare names may have others where it does not say. */
+    val additionalProperties: Boolean = false,
+    /** What the whole answer matches, in Rust's syntax without lookaround. */
+    val regex: String? = null,
+    /** A Lark grammar in llguidance's dialect, with a rule `start`. */
+    val grammar: String? = null,
 ) {
     /** All defaults, for Java. */
     public constructor() : this(512)
@@ -119,6 +133,10 @@ public data class Generation(
         public fun minP(value: Double?): Builder = apply { made = made.copy(minP = value) }
         public fun repetitionPenalty(value: Double?): Builder = apply { made = made.copy(repetitionPenalty = value) }
         public fun seed(value: Long?): Builder = apply { made = made.copy(seed = value) }
+        public fun schema(value: String?): Builder = apply { made = made.copy(schema = value) }
+        public fun additionalProperties(value: Boolean): Builder = apply { made = made.copy(additionalProperties = value) }
+        public fun regex(value: String?): Builder = apply { made = made.copy(regex = value) }
+        public fun grammar(value: String?): Builder = apply { made = made.copy(grammar = value) }
         public fun build(): Generation = made
     }
 
@@ -131,7 +149,9 @@ public data class Generation(
         if (repetition) all["repetition"] = true
         val sampling = mapOf("temperature" to temperature, "top_k" to topK, "top_p" to topP, "min_p" to minP,
             "repetition_penalty" to repetitionPenalty, "seed" to seed)
-        sampling.filterValues { it != null }.forEach { (name, value) -> all[name] = value }
+        val guide = mapOf("schema" to schema, "regex" to regex, "grammar" to grammar)
+        if (additionalProperties) all["additional_properties"] = true
+        (sampling + guide).filterValues { it != null }.forEach { (name, value) -> all[name] = value }
         return Json.write(all)
     }
 }

@@ -36,6 +36,9 @@ internal object Native {
 
     @JvmStatic external fun open(folder: ByteArray, options: ByteArray): Long
     @JvmStatic external fun openWith(folder: ByteArray, engine: Engine, vocab: Long): Long
+
+    /** The number that stands for a picture in a request's messages. */
+    @JvmStatic external fun picture(handle: Long, pixels: ByteArray, width: Int, height: Int, channels: Int, orientation: Int): Long
     @JvmStatic external fun start(handle: Long, request: ByteArray)
 
     /** The event's kind (p3m_event) in the first byte, then its text. */

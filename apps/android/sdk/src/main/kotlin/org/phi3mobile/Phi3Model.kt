@@ -2,6 +2,7 @@ package org.phi3mobile
 
 import java.io.File
 import java.security.MessageDigest
+import java.util.WeakHashMap
 import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.NonCancellable
 import kotlinx.coroutines.SupervisorJob
@@ -30,6 +31,9 @@ public class ModelOptions @JvmOverloads constructor(
     /** Makes a runtime of the app's own for this bundle; null: the library's, or ExecuTorch's package where it has what the library
      * lacks. Called again after [Phi3Model.unload]. */
     public val engine: ((Manifest, File) -> Engine)? = null,
+    /** Crops of a picture at most, for models that see: 4 is enough for most photos, 16 for small print, which takes four times as long.
+     * Null: the model's own number. */
+    public val numCrops: Int? = null,
 )
 
 /**
@@ -45,6 +49,7 @@ public class Phi3Model private constructor(public val folder: File, public val m
     // 0: not loaded. Written on the worker's thread, under the lock of itself: cancel comes from others.
     private val lock = Any()
     private var handle = 0L
+    private val numbers = WeakHashMap<Picture, Long>() // of pictures that the handle was given
     private var kept = false // the KV cache of an unloaded model lies in its file
 
     @Volatile
@@ -124,13 +129,12 @@ public class Phi3Model private constructor(public val folder: File, public val m
     }
 
     /** Runs one answer of a session, its events to [show]. */
-    internal suspend fun answer(session: Session, request: () -> String, show: suspend (Event) -> Unit) = turn.withLock {
+    internal suspend fun answer(session: Session, request: ((Picture) -> Long) -> String, show: suspend (Event) -> Unit) = turn.withLock {
         loaded()
         states.value = ModelState.ANSWERING
         try {
             holder = session
-            val given = request().toByteArray()
-            worker.run({ cancel() }) { Native.start(handle, given) }
+            worker.run({ cancel() }) { Native.start(handle, request(::number).toByteArray()) }
             if (session.stopping) cancel()
             do {
                 val event = event(worker.run({ cancel() }) { Native.next(handle) })
@@ -188,6 +192,7 @@ public class Phi3Model private constructor(public val folder: File, public val m
         val engine = options.engine?.invoke(manifest, folder) ?: EngineChoice.of(manifest, folder, threads)
         if (engine != null) return Native.openWith(path, engine, manifest.vocab)
         val given = linkedMapOf<String, Any?>("threads" to threads)
+        options.numCrops?.let { given["num_crops"] = it }
         options.cache?.let {
             it.mkdirs()
             given["cache"] = it.path
@@ -195,7 +200,12 @@ public class Phi3Model private constructor(public val folder: File, public val m
         return Native.open(path, Json.write(given).toByteArray())
     }
 
+    private fun number(picture: Picture): Long = numbers.getOrPut(picture) {
+        Native.picture(handle, picture.pixels, picture.width, picture.height, picture.channels, picture.orientation)
+    }
+
     private fun drop() {
+        numbers.clear()
         val old = synchronized(lock) { handle.also { handle = 0L } }
         if (old != 0L) Native.close(old)
     }

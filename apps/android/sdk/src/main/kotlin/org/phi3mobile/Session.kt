@@ -32,19 +32,19 @@ public class Session internal constructor(
      * Sends a message; the answer's events come while they are collected, no faster. Cancelling the collection stops the work within
      * a token. Functions that the answer asks for are called, and the model goes on with what they gave, up to 8 times. Throws
      * Phi3Exception while collecting: the message does not fit or is empty, the engine failed; then the history is as before. A
-     * stopped answer that said nothing leaves no trace either.
+     * stopped answer that said nothing leaves no trace either. [pictures]: what the message shows, for models that see.
      */
     @JvmOverloads
-    public fun send(message: String, generation: Generation = this.generation): Flow<Event> = flow {
+    public fun send(message: String, generation: Generation = this.generation, pictures: List<Picture> = emptyList()): Flow<Event> = flow {
         begin()
         val before = history
-        val turn = arrayListOf(Message("user", message))
+        val turn = arrayListOf(Message("user", message, pictures = pictures.toList()))
         val said = StringBuilder()
         var settled = false // kept, or to be forgotten
         try {
             repeat(MOST_ROUNDS) {
                 val calls = ArrayList<Event.ToolCall>()
-                model.answer(this@Session, { generation.request("messages" to spoken(before + turn), tools) }) { event ->
+                model.answer(this@Session, { number -> generation.request("messages" to spoken(before + turn, number), tools) }) { event ->
                     if (event is Event.Text) said.append(event.text)
                     if (event is Event.ToolCall) calls += event
                     if (event is Event.Done && calls.isEmpty()) {
@@ -114,13 +114,14 @@ public class Session internal constructor(
 
     /**
      * Writes the conversation, and the KV cache where it is this session's, into a folder: conversation.json as `phi3mobile chat`
-     * reads it, kv.state. [restore] goes on from there without prefilling.
+     * reads it, kv.state. [restore] goes on from there without prefilling. Throws Phi3Exception: it has pictures, or can't be written.
      */
     public suspend fun save(folder: File) {
         idle()
         withContext(Dispatchers.IO) {
             if (!folder.isDirectory && !folder.mkdirs()) throw Phi3Exception("$folder can't be made: give a folder of the app's own")
-            val all = linkedMapOf("format" to FORMAT, "version" to 1L, "messages" to spoken(history))
+            val messages = spoken(history) { throw Phi3Exception("this conversation has pictures, which no file keeps: keep the photos yourself and show them again") }
+            val all = linkedMapOf("format" to FORMAT, "version" to 1L, "messages" to messages)
             writeWhole(File(folder, CONVERSATION), Json.write(all).toByteArray())
             File(folder, STATE).delete()
         }
@@ -147,10 +148,14 @@ public class Session internal constructor(
 
     /** [send] for Java: blocks until the answer ends; the listener is called on this thread. Gives the whole answer. */
     @JvmOverloads
-    public fun sendBlocking(message: String, generation: Generation = this.generation, listener: Listener = Listener { true }): String {
+    public fun sendBlocking(message: String, generation: Generation = this.generation, listener: Listener = Listener { true }): String =
+        sendBlocking(message, generation, emptyList(), listener)
+
+    /** The same with pictures. */
+    public fun sendBlocking(message: String, generation: Generation, pictures: List<Picture>, listener: Listener): String {
         val answer = StringBuilder()
         runBlocking {
-            send(message, generation).collect { event ->
+            send(message, generation, pictures).collect { event ->
                 if (event is Event.Text) answer.append(event.text)
                 if (!listener.onEvent(event)) cancel()
             }
@@ -167,9 +172,14 @@ public class Session internal constructor(
         if (answering.get()) throw Phi3Exception("this session is answering: cancel it or wait")
     }
 
-    private fun spoken(messages: List<Message>): List<Map<String, String?>> =
+    private fun spoken(messages: List<Message>, number: (Picture) -> Long): List<Map<String, Any?>> =
         (listOfNotNull(system?.let { Message("system", it) }) + messages)
-            .map { listOf("role" to it.role, "content" to it.content, "name" to it.name).filter { (_, value) -> value != null }.toMap() }
+            .map { listOf("role" to it.role, "content" to content(it, number), "name" to it.name).filter { (_, value) -> value != null }.toMap() }
+
+    private fun content(message: Message, number: (Picture) -> Long): Any {
+        if (message.pictures.isEmpty()) return message.content
+        return message.pictures.map { mapOf("type" to "image", "image" to number(it)) } + mapOf("type" to "text", "text" to message.content)
+    }
 
     private companion object {
         const val CONVERSATION = "conversation.json"

@@ -1,8 +1,8 @@
 package org.phi3mobile
 
 /**
- * A function that an answer may ask for. [parameters]: the JSON schema of its arguments, an object; the model is told, and may break
- * it. [call] gets the arguments as JSON and gives what the model reads; an exception of it is told the model as a failure.
+ * A function that an answer may ask for. [parameters]: the JSON schema of its arguments, an object; the model is told, and can break
+ * it only in an app without libllguidance.so. [call] gets the arguments as JSON and gives what the model reads; an exception of it is told the model as a failure.
  */
 public class Tool @JvmOverloads constructor(
     public val name: String,
