@@ -47,7 +47,8 @@ P3M_DOT void rows_dot(const View& tile, const CodedRow* rows, float* out) {
     }                                                                    \
   }
       P3M_COLUMNS(0)
-      P3M_COLUMNS(1) P3M_COLUMNS(2) P3M_COLUMNS(3)
+      P3M_COLUMNS(1)
+      P3M_COLUMNS(2) P3M_COLUMNS(3)
 #undef P3M_COLUMNS
           for (int r = 0; r < N; ++r) {
         for (int q = 0; q < 4; ++q) {
