@@ -34,7 +34,7 @@ setup: .venv/.linked native
 # Our kernels and the runner, built against the ExecuTorch of .venv with any C++17 compiler; cmake comes from pip.
 native: phi3mobile/native/.built
 
-phi3mobile/native/.built: .venv/.installed phi3mobile/core/CMakeLists.txt phi3mobile/core/llguidance.cmake $(SOURCES) $(wildcard phi3mobile/core/src/text/*.inc)
+phi3mobile/native/.built: .venv/.installed phi3mobile/core/CMakeLists.txt $(wildcard phi3mobile/core/*.cmake) $(SOURCES) $(wildcard phi3mobile/core/src/text/*.inc)
 	@echo "building the kernels (build/native.log)"
 	@mkdir -p build
 	@{ $(BIN)/cmake -S phi3mobile/core -B build/native -DPython3_EXECUTABLE="$(CURDIR)/$(BIN)/python" -DCMAKE_BUILD_TYPE=Release \

@@ -73,16 +73,10 @@ def test_states_go_both_ways(bundle_of, tmp_path):
         assert after.text == text and after.statistics["reused_tokens"] == 0
 
 
-def test_packed_weights_are_kept_and_used_again(bundle_of, tmp_path):
-    bundle, cache = bundle_of("tiny-gqa", "host"), tmp_path / "cache"
-    for _ in range(2):
-        with core_session(bundle, options={"cache": str(cache), "threads": 2}) as session:
-            session.answer(REQUESTS[0])
-        (file,) = cache.iterdir()
-        assert file.suffix == ".packed"
-    made = file.stat()
-    with core_session(bundle, options={"cache": str(cache)}):
-        assert (file.stat().st_mtime_ns, file.stat().st_ino) == (made.st_mtime_ns, made.st_ino)
+def test_weights_are_used_as_they_lie_and_nothing_is_packed(bundle_of, tmp_path):
+    with core_session(bundle_of("tiny-gqa", "host"), options={"cache": str(tmp_path / "cache"), "threads": 2}) as session:
+        assert session.answer(REQUESTS[0]).text
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(
@@ -91,7 +85,6 @@ def test_packed_weights_are_kept_and_used_again(bundle_of, tmp_path):
         ({"thread": 1}, 'the option "thread" is unknown'),
         ({"threads": -1}, "the option threads is -1; it must be an integer, 0 or more"),
         ({"cache": 3}, "the option cache is 3; it must be a path"),
-        ({"cache": "/no/such/folder/at/all"}, "can't be made"),
     ],
 )
 def test_wrong_options_are_refused(bundle_of, options, says):

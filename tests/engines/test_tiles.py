@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phi3mobile.engines.tiles import Codes, TileForm, from_tiles, to_tiles
+from phi3mobile.engines.tiles import CODES, Codes, TileForm, from_tiles, to_tiles
+from phi3mobile.export.recipe import find_recipe
 from phi3mobile.export.targets.executorch.tiled import packed_of, tiles_of
 from phi3mobile.models.quantized import Packed, pack_nibbles
 
@@ -54,3 +55,7 @@ def test_packed_matrices_come_back():
         form = TileForm(96, matrix.group, matrix.bits, matrix.offsets is not None)
         found = packed_of(form, tiles_of(matrix), 20)
         assert found.form == matrix.form and torch.equal(found.dequantized(), matrix.dequantized())
+
+
+def test_inputs_are_rounded_in_the_tiles_columns():
+    assert find_recipe("host").activation_group == CODES and find_recipe("android-cpu").activation_group is None

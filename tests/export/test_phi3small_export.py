@@ -131,7 +131,7 @@ def test_within_the_local_blocks_programs_are_plain_causal(tmp_path):
 def test_segments_are_lowered_once_per_kind_for_sparse_and_dense_layers(checkpoint_of, tmp_path, monkeypatch):
     lowered, real = [], stamp.lower
     monkeypatch.setattr(stamp, "lower", lambda packed, kind, *rest: lowered.append(kind) or real(packed, kind, *rest))
-    packed = PackedModel(open_checkpoint(checkpoint_of("small-tiny")), find_recipe("host"))
+    packed = PackedModel(open_checkpoint(checkpoint_of("small-tiny")), find_recipe("android-cpu"))
     assert len(lowered_segments(packed, 32, tmp_path, lambda *_: None)) == packed.config.num_hidden_layers + 1 == 5
     assert lowered == ["start", "middle", "end"]
 

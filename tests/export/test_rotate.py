@@ -167,11 +167,11 @@ def test_an_enormous_channel_costs_less_once_turned(checkpoint_of, tmp_path):
 def solved(tmp_path_factory, checkpoint_of, text):
     """tiny-gqa, turned and quantized."""
     out = tmp_path_factory.mktemp("solved") / "q"
-    return quantize_checkpoint(checkpoint_of("tiny-gqa"), out, calibration=text, rotate=True)
+    return quantize_checkpoint(checkpoint_of("tiny-gqa"), out, recipe="host", calibration=text, rotate=True)
 
 
 def test_the_card_of_a_turned_model_compares_with_the_model_that_was_given(solved, checkpoint_of, text, tmp_path):
-    plain = Solved(quantize_checkpoint(checkpoint_of("tiny-gqa"), tmp_path / "q", calibration=text)).about
+    plain = Solved(quantize_checkpoint(checkpoint_of("tiny-gqa"), tmp_path / "q", recipe="host", calibration=text)).about
     turned = Solved(solved).about
     assert turned["quality"]["rotated"] is True and plain["quality"]["rotated"] is False
     assert turned["source_hash"] == plain["source_hash"]

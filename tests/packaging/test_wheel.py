@@ -111,7 +111,9 @@ def test_the_metadata_asks_for_no_torch_to_run(pure):
         "executorch==1.5.1",
     }
     (pin,) = (o["build"]["requires"] for o in PYPROJECT["tool"]["scikit-build"]["overrides"] if "build" in o)
-    assert pin == [need for need in PYPROJECT["project"]["optional-dependencies"]["export"] if need.startswith("executorch")]
+    export = PYPROJECT["project"]["optional-dependencies"]["export"]
+    (guide,) = (need for need in PYPROJECT["project"]["dependencies"] if need.startswith("llguidance"))
+    assert pin == [*(need for need in export if need.startswith("executorch")), guide.replace(">=", "==")]
     assert metadata["License-Expression"] == "MIT AND BSD-3-Clause"
     assert b"phi3mobile = phi3mobile.cli:main" in pure.read(name.replace("METADATA", "entry_points.txt"))
 

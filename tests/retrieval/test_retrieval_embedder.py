@@ -1,9 +1,11 @@
 """The embedder against transformers and sentence-transformers, and its tokenizer against `tokenizers`."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from phi3mobile.bench.retrieval import TEXT
@@ -105,6 +107,8 @@ def test_wordpiece_equals_tokenizers(folder):
     @settings(max_examples=300, deadline=None)
     @given(st.text(old, max_size=40) | parts)
     def check(text):
+        # There a text can spell a control token. Here documents are text, whatever they say.
+        assume(not re.search(r"\[(CLS|SEP|PAD|UNK|MASK)\]", text))
         assert ours.encode(text, 10**6) == native.encode(text).ids
 
     check()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from phi3mobile.engines.tiles import CODES
 from phi3mobile.export.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ class ExecutorchRecipe(Recipe):
 
     @property
     def activation_group(self) -> int | None:
-        return CODES if self.attention == "native" else None  # by our own product; XNNPACK's takes rows
+        return 32 if self.attention == "native" else None  # engines.tiles.CODES, by our own product; XNNPACK's takes rows
 
 
 def recipe_of(packed: PackedModel) -> ExecutorchRecipe:

@@ -121,7 +121,8 @@ std::unique_ptr<PteEngine> PteEngine::open(const Bundle& bundle, const Json& opt
   check_memory(manifest);
   const Json& packs = manifest["runtime"]["packs"];
   const bool as_they_lie = packs.is_bool() && !packs.boolean();
-  const PackedFile packed(as_they_lie ? "" : text_option(options, "cache"), bundle.program_hash());
+  const std::string cache = text_option(options, "cache");
+  const PackedFile packed(as_they_lie ? "" : cache, bundle.program_hash());
   char error[2000] = "";
   p3m_model* model =
       p3m_open(bundle.program().c_str(), packed.opened(), int(integer_option(options, "threads")), error, sizeof error);

@@ -48,7 +48,7 @@ public class Bench private constructor(private val asked: Map<*, *>, private val
         val start = System.nanoTime()
         val program = Native.programOpen(File(model, manifest.program).path.toByteArray(), packed.path.toByteArray(), (asked["threads"] as Long).toInt())
         try {
-            val state = listOf("heap", "created", "reused")[Native.programPacked(program)]
+            val state = listOf("heap", "created", "reused", "none")[Native.programPacked(program)]
             say(mapOf("kind" to "load", "interpreter_bytes" to before, "seconds" to seconds(start), "packed" to state) + memory())
             val doing = Steps(program, manifest)
             for (step in asked["steps"] as List<*>) {
