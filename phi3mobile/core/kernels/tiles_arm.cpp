@@ -46,11 +46,12 @@ P3M_DOT void rows_dot(const View& tile, const CodedRow* rows, float* out) {
       sum[r][q] = vdotq_laneq_s32(sum[r][q], high, x[r][1], v);          \
     }                                                                    \
   }
-      P3M_COLUMNS(0)
-      P3M_COLUMNS(1)
-      P3M_COLUMNS(2) P3M_COLUMNS(3)
+      P3M_COLUMNS(0);
+      P3M_COLUMNS(1);
+      P3M_COLUMNS(2);
+      P3M_COLUMNS(3);
 #undef P3M_COLUMNS
-          for (int r = 0; r < N; ++r) {
+      for (int r = 0; r < N; ++r) {
         for (int q = 0; q < 4; ++q) {
           total[r][q] = vfmaq_f32(total[r][q], vcvtq_f32_s32(sum[r][q]), vmulq_n_f32(scale[q], rows[r].scales[b]));
         }
