@@ -152,7 +152,7 @@ std::string Experts::run(int layer, const Routing& routing, const float* x, cons
   used_ = used;
   logits_.resize(size_t(count * h.experts)), chosen_.resize(size_t(count * used)), chosen_weights_.resize(size_t(count * used));
   active_.resize(size_t(count * used * h.inner)), results_.resize(size_t(count * used * hidden));
-  coded_.size(count, hidden), coded_active_.size(count * used, h.inner);
+  coded_active_.size(count * used, h.inner);
   router_logits(x, router, count, hidden, h.experts, logits_.data());
   slots_.assign(h.experts, {});
   for (int64_t t = 0; t < count; ++t) {
@@ -166,9 +166,7 @@ std::string Experts::run(int layer, const Routing& routing, const float* x, cons
     if (!slots_[e].empty()) needed.push_back(e);
   }
   file_->begin(layer, needed);
-  share(count, 1 + kWorthThreads / hidden, [&](int64_t first, int64_t end) {
-    for (int64_t t = first; t < end; ++t) coded_.code(x, t);
-  });
+  coded_.code_all(x, count, hidden);
   for (std::vector<int> some = file_->next(); !some.empty(); some = file_->next()) {
     const std::string wrong = compute(some);
     if (!wrong.empty()) return wrong;

@@ -58,6 +58,13 @@ void CodedRows::code(const float* x, int64_t row) {
   rows[size_t(row)] = {codes.data() + at, sums.data() + block, scales.data() + block, values.data() + block};
 }
 
+void CodedRows::code_all(const float* x, int64_t count, int64_t row_width) {
+  size(count, row_width);
+  share(count, 1 + kWorthThreads / width, [&](int64_t first, int64_t end) {
+    for (int64_t row = first; row < end; ++row) code(x, row);
+  });
+}
+
 P3M_CLONES void swiglu(const float* gate, const float* up, int64_t count, float* out) {
   for (int64_t i = 0; i < count; ++i) out[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
 }

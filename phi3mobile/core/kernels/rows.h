@@ -33,6 +33,7 @@ struct CodedRows {
 
   void size(int64_t count, int64_t row_width);
   void code(const float* x, int64_t row);  // x: all rows
+  void code_all(const float* x, int64_t count, int64_t row_width);
 };
 
 // silu(gate) * up.

@@ -32,28 +32,23 @@ void over_tiles(const Matrix& m, int64_t matrices, int64_t count, const Work& wo
   });
 }
 
-// m's product with coded rows; put(row, column, columns, values) gets it in pieces, bias included.
+// out [count, 16]: rows times a tile of m, bias included.
+void multiply_tile(const Matrix& m, int64_t tile, const CodedRow* rows, int64_t count, float* out) {
+  phi3mobile::multiply_tile(m.tiles + tile * m.form.bytes(), m.form, rows, count, out);
+  const int64_t column = tile * kTile, columns = std::min(kTile, m.rows - column);
+  for (int64_t r = 0; r < count && m.bias; ++r) {
+    for (int64_t i = 0; i < columns; ++i) out[r * kTile + i] += m.bias[column + i];
+  }
+}
+
+// m's product with coded rows; put(row, column, columns, values) gets it in pieces.
 template <class Put>
 void multiply(const Matrix& m, const CodedRows& x, int64_t count, const Put& put) {
   over_tiles(m, 1, count, [&](int64_t tile, int64_t first, int64_t rows) {
     float out[kMostRows * kTile];
     const int64_t column = tile * kTile, columns = std::min(kTile, m.rows - column);
-    multiply_tile(m.tiles + tile * m.form.bytes(), m.form, &x.rows[size_t(first)], rows, out);
-    for (int64_t r = 0; r < rows; ++r) {
-      float* values = out + r * kTile;
-      if (m.bias) {
-        for (int64_t i = 0; i < columns; ++i) values[i] += m.bias[column + i];
-      }
-      put(first + r, column, columns, values);
-    }
-  });
-}
-
-// Rows [count, width] rounded to codes.
-void code(const float* x, int64_t width, int64_t count, CodedRows& coded) {
-  coded.size(count, width);
-  share(count, 1 + kWorthThreads / width, [&](int64_t first, int64_t end) {
-    for (int64_t row = first; row < end; ++row) coded.code(x, row);
+    multiply_tile(m, tile, &x.rows[size_t(first)], rows, out);
+    for (int64_t r = 0; r < rows; ++r) put(first + r, column, columns, out + r * kTile);
   });
 }
 
@@ -102,7 +97,7 @@ void Segment::run(
   };
 
   if (o) {
-    code(second, o.form.width, count, kept.narrow);
+    kept.narrow.code_all(second, count, o.form.width);
     add_product(o, kept.narrow, count, x, stream);
   } else if (second) {
     share(count, grain, [&](int64_t first, int64_t end) {
@@ -113,19 +108,18 @@ void Segment::run(
   kept.normalised.resize(size);
   if (gate) {
     normalise(now, kept.normalised.data());
-    code(kept.normalised.data(), hidden, count, kept.narrow);
+    kept.narrow.code_all(kept.normalised.data(), count, hidden);
     kept.active.resize(size_t(count * gate.rows));
     const float slope = gegelu ? **vectors++ : 0;
     const int64_t inner = gate.rows;
     over_tiles(gate, 2, count, [&](int64_t tile, int64_t first, int64_t rows) {
       float left[kMostRows * kTile], right[kMostRows * kTile];
       const int64_t column = tile * kTile, columns = std::min(kTile, inner - column);
-      multiply_tile(gate.tiles + tile * gate.form.bytes(), gate.form, &kept.narrow.rows[size_t(first)], rows, left);
-      multiply_tile(up.tiles + tile * up.form.bytes(), up.form, &kept.narrow.rows[size_t(first)], rows, right);
+      multiply_tile(gate, tile, &kept.narrow.rows[size_t(first)], rows, left);
+      multiply_tile(up, tile, &kept.narrow.rows[size_t(first)], rows, right);
       for (int64_t r = 0; r < rows; ++r) {
-        float *a = left + r * kTile, *b = right + r * kTile, *to = kept.active.data() + (first + r) * inner + column;
-        for (int64_t i = 0; i < columns && gate.bias; ++i) a[i] += gate.bias[column + i];
-        for (int64_t i = 0; i < columns && up.bias; ++i) b[i] += up.bias[column + i];
+        const float *a = left + r * kTile, *b = right + r * kTile;
+        float* to = kept.active.data() + (first + r) * inner + column;
         if (gegelu) {
           phi3mobile::gegelu(a, b, columns, limit, slope, to);
         } else {
@@ -133,13 +127,13 @@ void Segment::run(
         }
       }
     });
-    code(kept.active.data(), inner, count, kept.wide);
+    kept.wide.code_all(kept.active.data(), count, inner);
     add_product(down, kept.wide, count, now, stream);
     now = stream;
   }
   if (!last) return normalise(now, result);
   normalise(now, kept.normalised.data());
-  code(kept.normalised.data(), hidden, count, kept.narrow);
+  kept.narrow.code_all(kept.normalised.data(), count, hidden);
   multiply(last, kept.narrow, count, [&](int64_t row, int64_t column, int64_t columns, const float* values) {
     std::memcpy(result + row * last.rows + column, values, size_t(columns) * 4);
   });

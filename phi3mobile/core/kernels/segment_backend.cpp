@@ -32,6 +32,7 @@ constexpr int64_t kMostRows = 1 << 24;
 
 struct Loaded {
   Segment segment;
+  std::vector<int64_t> vector_sizes;
   std::vector<FreeableBuffer> data;
 };
 
@@ -87,6 +88,7 @@ std::unique_ptr<Loaded> load(const Json& about, BackendInitContext& context) {
                                  s.gate.rows == s.up.rows && s.down.form.width == s.gate.rows && s.down.rows == s.hidden)) &&
                     (!s.last || s.last.form.width == s.hidden) && (!s.gives_x || s.takes_second);
   if (!fits) refuse("a segment whose matrices do not fit each other");
+  loaded->vector_sizes = s.vector_sizes();
   return loaded;
 }
 
@@ -115,7 +117,7 @@ class SegmentBackend final : public executorch::runtime::BackendInterface {
 
   Error execute(BackendExecutionContext&, DelegateHandle* handle, Span<EValue*> values) const override {
     const Segment& s = static_cast<const Loaded*>(handle)->segment;
-    const std::vector<int64_t> sizes = s.vector_sizes();
+    const std::vector<int64_t>& sizes = static_cast<const Loaded*>(handle)->vector_sizes;
     const size_t rows = s.takes_second ? 2 : 1, results = s.gives_x ? 2 : 1;
     if (values.size() != rows + sizes.size() + results || !values[0]->isTensor() || values[0]->toTensor().dim() != 2) {
       return wrong("the program gives a segment other inputs than it takes");

@@ -4,6 +4,7 @@
 #include "tiles.h"
 
 #include <cstring>
+#include <type_traits>
 
 namespace phi3mobile {
 
@@ -52,13 +53,13 @@ inline int32_t four_codes(const int8_t* codes) {
   return four;
 }
 
-// As many rows at a time as the registers hold, then fewer.
-template <class Some>
-void in_turns(const CodedRow* rows, int64_t count, float* out, const Some& some) {
-  while (count > 0) {
-    const int64_t took = some(rows, count, out);
-    rows += took, count -= took, out += took * kTile;
-  }
+// some(N, rows, out) of as many rows at a time as the registers hold, then of fewer: counts go down to 1.
+template <int... counts, class Some>
+void in_turns(const CodedRow* rows, int64_t left, float* out, const Some& some) {
+  const auto turns = [&](auto count) {
+    for (; left >= count; left -= count, rows += count, out += count * kTile) some(count, rows, out);
+  };
+  (turns(std::integral_constant<int, counts>{}), ...);
 }
 
 }  // namespace phi3mobile

@@ -124,19 +124,17 @@ P3M_I8MM void four_rows_i8mm(const View& tile, int half, const CodedRow* rows, f
 }
 
 void i8mm(const View& tile, const CodedRow* rows, int64_t count, float* out) {
-  in_turns(rows, count, out, [&](const CodedRow* some, int64_t left, float* to) -> int64_t {
-    if (left >= 4) return four_rows_i8mm(tile, 0, some, to), four_rows_i8mm(tile, 1, some, to), 4;
-    if (left >= 2) return rows_dot<2>(tile, some, to), 2;
-    return rows_dot<1>(tile, some, to), 1;
+  in_turns<4, 2, 1>(rows, count, out, [&](auto n, const CodedRow* some, float* to) {
+    if constexpr (n == 4) {
+      four_rows_i8mm(tile, 0, some, to), four_rows_i8mm(tile, 1, some, to);
+    } else {
+      rows_dot<n>(tile, some, to);
+    }
   });
 }
 
 void dotprod(const View& tile, const CodedRow* rows, int64_t count, float* out) {
-  in_turns(rows, count, out, [&](const CodedRow* some, int64_t left, float* to) -> int64_t {
-    if (left >= 4) return rows_dot<4>(tile, some, to), 4;
-    if (left >= 2) return rows_dot<2>(tile, some, to), 2;
-    return rows_dot<1>(tile, some, to), 1;
-  });
+  in_turns<4, 2, 1>(rows, count, out, [&](auto n, const CodedRow* some, float* to) { rows_dot<n>(tile, some, to); });
 }
 
 // The same of a tile of 8-bit codes.
@@ -174,11 +172,7 @@ P3M_DOT void rows8_dot(const View& tile, const CodedRow* rows, float* out) {
 }
 
 void dotprod_8(const View& tile, const CodedRow* rows, int64_t count, float* out) {
-  in_turns(rows, count, out, [&](const CodedRow* some, int64_t left, float* to) -> int64_t {
-    if (left >= 4) return rows8_dot<4>(tile, some, to), 4;
-    if (left >= 2) return rows8_dot<2>(tile, some, to), 2;
-    return rows8_dot<1>(tile, some, to), 1;
-  });
+  in_turns<4, 2, 1>(rows, count, out, [&](auto n, const CodedRow* some, float* to) { rows8_dot<n>(tile, some, to); });
 }
 
 template <int N>
@@ -207,10 +201,7 @@ void offsets_neon(const View& tile, const CodedRow* rows, float* out) {
 }
 
 void add_offsets(const View& tile, const CodedRow* rows, int64_t count, float* out) {
-  in_turns(rows, count, out, [&](const CodedRow* some, int64_t left, float* to) -> int64_t {
-    if (left >= 4) return offsets_neon<4>(tile, some, to), 4;
-    return offsets_neon<1>(tile, some, to), 1;
-  });
+  in_turns<4, 1>(rows, count, out, [&](auto n, const CodedRow* some, float* to) { offsets_neon<n>(tile, some, to); });
 }
 
 bool has_dotprod() {

@@ -11,68 +11,62 @@ namespace {
 #define P3M_AVX2 __attribute__((target("avx2,fma")))
 #define P3M_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
 
-// N rows of codes times H halves of a tile. 8 products of at most 15 * 128 twice fit 16 bits, so a block needs one widening.
-template <int N, int H>
+// N rows of codes times a tile, in two halves. 8 products of at most 15 * 128 twice fit 16 bits, so a block needs one widening.
+template <int N>
 P3M_AVX2 void rows_avx2(const View& tile, const CodedRow* rows, float* out) {
   const __m256i low_half = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-  for (int first = 0; first < 2; first += H) {
-    __m256 total[N][H];
-    for (int r = 0; r < N; ++r) {
-      for (int h = 0; h < H; ++h) total[r][h] = _mm256_setzero_ps();
+  __m256 total[N][2];
+  for (int r = 0; r < N; ++r) {
+    for (int h = 0; h < 2; ++h) total[r][h] = _mm256_setzero_ps();
+  }
+  for (int64_t g = 0, b = 0; g < tile.groups; ++g) {
+    __m256 scale[2];
+    for (int h = 0; h < 2; ++h) {
+      const auto* at = reinterpret_cast<const __m128i*>(tile.group_scales(g) + 8 * h);
+      scale[h] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(at)), 16));
     }
-    for (int64_t g = 0, b = 0; g < tile.groups; ++g) {
-      __m256 scale[H];
-      for (int h = 0; h < H; ++h) {
-        const auto* at = reinterpret_cast<const __m128i*>(tile.group_scales(g) + (first + h) * 8);
-        scale[h] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(at)), 16));
+    for (int64_t end = b + tile.blocks; b < end; ++b) {
+      const uint8_t* codes = tile.codes + b * kBlockBytes;
+      prefetch(codes);
+      __m256i narrow[N][2];
+      for (int r = 0; r < N; ++r) {
+        for (int h = 0; h < 2; ++h) narrow[r][h] = _mm256_setzero_si256();
       }
-      for (int64_t end = b + tile.blocks; b < end; ++b) {
-        const uint8_t* codes = tile.codes + b * kBlockBytes + first * 32;
-        prefetch(codes);
-        __m256i narrow[N][H];
-        for (int r = 0; r < N; ++r) {
-          for (int h = 0; h < H; ++h) narrow[r][h] = _mm256_setzero_si256();
-        }
 #pragma GCC unroll 1  // more, and GCC runs out of registers
-        for (int v = 0; v < 4; ++v) {
-          __m256i low[H], high[H];
-          for (int h = 0; h < H; ++h) {
-            const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 64 * v + 32 * h));
-            low[h] = _mm256_and_si256(both, low_half);
-            high[h] = _mm256_and_si256(_mm256_srli_epi16(both, 4), low_half);
-          }
-          for (int r = 0; r < N; ++r) {
-            const int8_t* x = rows[r].codes + b * kCodes + 4 * v;
-            const __m256i x_low = _mm256_set1_epi32(four_codes(x)), x_high = _mm256_set1_epi32(four_codes(x + 16));
-            for (int h = 0; h < H; ++h) {
-              const __m256i products =
-                  _mm256_add_epi16(_mm256_maddubs_epi16(low[h], x_low), _mm256_maddubs_epi16(high[h], x_high));
-              narrow[r][h] = _mm256_add_epi16(narrow[r][h], products);
-            }
-          }
+      for (int v = 0; v < 4; ++v) {
+        __m256i low[2], high[2];
+        for (int h = 0; h < 2; ++h) {
+          const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 64 * v + 32 * h));
+          low[h] = _mm256_and_si256(both, low_half);
+          high[h] = _mm256_and_si256(_mm256_srli_epi16(both, 4), low_half);
         }
         for (int r = 0; r < N; ++r) {
-          const __m256i less = _mm256_set1_epi32(rows[r].sums[b]);
-          const __m256 x_scale = _mm256_set1_ps(rows[r].scales[b]);
-          for (int h = 0; h < H; ++h) {
-            const __m256i sum = _mm256_sub_epi32(_mm256_madd_epi16(narrow[r][h], ones), less);
-            total[r][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(scale[h], x_scale), total[r][h]);
+          const int8_t* x = rows[r].codes + b * kCodes + 4 * v;
+          const __m256i x_low = _mm256_set1_epi32(four_codes(x)), x_high = _mm256_set1_epi32(four_codes(x + 16));
+          for (int h = 0; h < 2; ++h) {
+            const __m256i products =
+                _mm256_add_epi16(_mm256_maddubs_epi16(low[h], x_low), _mm256_maddubs_epi16(high[h], x_high));
+            narrow[r][h] = _mm256_add_epi16(narrow[r][h], products);
           }
         }
       }
+      for (int r = 0; r < N; ++r) {
+        const __m256i less = _mm256_set1_epi32(rows[r].sums[b]);
+        const __m256 x_scale = _mm256_set1_ps(rows[r].scales[b]);
+        for (int h = 0; h < 2; ++h) {
+          const __m256i sum = _mm256_sub_epi32(_mm256_madd_epi16(narrow[r][h], ones), less);
+          total[r][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(scale[h], x_scale), total[r][h]);
+        }
+      }
     }
-    for (int r = 0; r < N; ++r) {
-      for (int h = 0; h < H; ++h) _mm256_storeu_ps(out + r * kTile + (first + h) * 8, total[r][h]);
-    }
+  }
+  for (int r = 0; r < N; ++r) {
+    for (int h = 0; h < 2; ++h) _mm256_storeu_ps(out + r * kTile + 8 * h, total[r][h]);
   }
 }
 
 void avx2(const View& tile, const CodedRow* rows, int64_t count, float* out) {
-  in_turns(rows, count, out, [&](const CodedRow* some, int64_t left, float* to) -> int64_t {
-    if (left == 1) return rows_avx2<1, 2>(tile, some, to), 1;
-    if (left < 4) return rows_avx2<2, 2>(tile, some, to), 2;
-    return rows_avx2<4, 2>(tile, some, to), 4;
-  });
+  in_turns<4, 2, 1>(rows, count, out, [&](auto n, const CodedRow* some, float* to) { rows_avx2<n>(tile, some, to); });
 }
 
 // The same of a tile of 8-bit codes: even and odd columns widened, so that no product of pairs saturates.
@@ -113,11 +107,7 @@ P3M_AVX2 void rows8_avx2(const View& tile, const CodedRow* rows, float* out) {
 }
 
 void avx2_8(const View& tile, const CodedRow* rows, int64_t count, float* out) {
-  in_turns(rows, count, out, [&](const CodedRow* some, int64_t left, float* to) -> int64_t {
-    if (left == 1) return rows8_avx2<1>(tile, some, to), 1;
-    if (left < 4) return rows8_avx2<2>(tile, some, to), 2;
-    return rows8_avx2<4>(tile, some, to), 4;
-  });
+  in_turns<4, 2, 1>(rows, count, out, [&](auto n, const CodedRow* some, float* to) { rows8_avx2<n>(tile, some, to); });
 }
 
 template <int N>
@@ -145,10 +135,7 @@ P3M_AVX2 void offsets_avx2(const View& tile, const CodedRow* rows, float* out) {
 }
 
 void add_offsets(const View& tile, const CodedRow* rows, int64_t count, float* out) {
-  in_turns(rows, count, out, [&](const CodedRow* some, int64_t left, float* to) -> int64_t {
-    if (left >= 4) return offsets_avx2<4>(tile, some, to), 4;
-    return offsets_avx2<1>(tile, some, to), 1;
-  });
+  in_turns<4, 1>(rows, count, out, [&](auto n, const CodedRow* some, float* to) { offsets_avx2<n>(tile, some, to); });
 }
 
 template <int N>
@@ -187,11 +174,7 @@ P3M_VNNI void rows_vnni(const View& tile, const CodedRow* rows, float* out) {
 }
 
 void vnni(const View& tile, const CodedRow* rows, int64_t count, float* out) {
-  in_turns(rows, count, out, [&](const CodedRow* some, int64_t left, float* to) -> int64_t {
-    if (left >= 6) return rows_vnni<6>(tile, some, to), 6;
-    if (left >= 3) return rows_vnni<3>(tile, some, to), 3;
-    return rows_vnni<1>(tile, some, to), 1;
-  });
+  in_turns<6, 3, 1>(rows, count, out, [&](auto n, const CodedRow* some, float* to) { rows_vnni<n>(tile, some, to); });
 }
 
 // Of 8-bit codes: code + 128 is unsigned, as the instruction wants one factor, and 128 times the sum of x is taken away.
@@ -221,11 +204,7 @@ P3M_VNNI void rows8_vnni(const View& tile, const CodedRow* rows, float* out) {
 }
 
 void vnni_8(const View& tile, const CodedRow* rows, int64_t count, float* out) {
-  in_turns(rows, count, out, [&](const CodedRow* some, int64_t left, float* to) -> int64_t {
-    if (left >= 6) return rows8_vnni<6>(tile, some, to), 6;
-    if (left >= 3) return rows8_vnni<3>(tile, some, to), 3;
-    return rows8_vnni<1>(tile, some, to), 1;
-  });
+  in_turns<6, 3, 1>(rows, count, out, [&](auto n, const CodedRow* some, float* to) { rows8_vnni<n>(tile, some, to); });
 }
 
 }  // namespace
