@@ -114,7 +114,7 @@ def test_what_was_lowered_once_is_not_lowered_again(checkpoint_of, tmp_path, mon
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     lowered, real = [], stamp.to_edge_transform_and_lower
     monkeypatch.setattr(stamp, "to_edge_transform_and_lower", lambda *rest, **more: lowered.append(1) or real(*rest, **more))
-    packed = PackedModel(open_checkpoint(checkpoint_of("tiny-gqa")), find_recipe("host"))
+    packed = PackedModel(open_checkpoint(checkpoint_of("tiny-gqa")), find_recipe("android-cpu"))
     first = stamp.lower(packed, "start", CHUNK)
     assert stamp.lower(packed, "start", CHUNK) == first and len(lowered) == 1
     assert stamp.lower(packed, "start", CHUNK + 1).kind == "start" and len(lowered) == 2  # another range of T

@@ -14,10 +14,10 @@ Norms, activations and biases of every kind lie inside; sparse and dense layers 
 multiplies by is folded: into the embedding's scales (PackedEmbedding), into the final norm (logits / 8, exact for a power of
 two: int8 activations scale along), and masked ids into the head's bias (PackedModel).
 
-A segment is lowered once with stand-in weights and stamped with each layer's own (stamp.py). Tensors inside are [T, ...].
-For our own attention ("native") q, k and v leave as one fused product and are rotated by the kernel. For ExecuTorch's
-("stock") they are rotated here: q and k are split into their rotary halves, so that rotating needs no slicing, which
-XNNPACK can't do for a length known only at run time.
+With our own attention ("native") segments are told to our delegate (tiled.py): q, k and v leave as one fused product and are
+rotated by the kernel. With ExecuTorch's ("stock") a segment is lowered once with stand-in weights and stamped with each layer's
+own (stamp.py), and q and k are rotated here: they are split into their rotary halves, so that rotating needs no slicing, which
+XNNPACK can't do for a length known only at run time. Tensors inside are [T, ...].
 """
 
 from __future__ import annotations
@@ -164,20 +164,18 @@ def vector_sizes(config: DecoderConfig, kind: str) -> list[int]:
 
 
 # What is rounded for several matrices of a segment -> one of them: those of one tensor have one form.
-READERS = {"to_qkv": "qkv", "to_heads": "v", "to_o": "o", "to_mlp": "up", "to_down": "down"}
+READERS = {"to_heads": "v", "to_o": "o", "to_mlp": "up", "to_down": "down"}
 
 
 class Segment(nn.Module):
-    """One segment over given packed matrices: of the linears, those that its kind has."""
+    """One segment as XNNPACK computes it (ours: tiled.py) over given matrices: of the linears, those that its kind has."""
 
-    qkv: ConstantLinear
     v: ConstantLinear
     o: ConstantLinear
     gate: ConstantLinear
     up: ConstantLinear
     down: ConstantLinear
     head: ConstantLinear
-    to_qkv: Rounded
     to_heads: Rounded
     to_o: Rounded
     to_mlp: Rounded
@@ -197,24 +195,14 @@ class Segment(nn.Module):
 
     def forward(self, x: torch.Tensor, *rest: torch.Tensor):
         """start: (x, *vectors, *rope) -> projected; middle: (x, attended, *vectors, *rope) -> (x, *projected);
-        end: (x, attended, *vectors) -> logits; to_experts: (x, attended, *vectors) -> (x, h); from_experts: (x, made, *vectors,
-        *rope) -> (x, *projected); from_last: (x, made, *vectors) -> logits.
+        end: (x, attended, *vectors) -> logits.
 
-        x, h and made [T, hidden], attended [T, H*D], logits [T, V]; vectors: see segment_vectors. Stock: rope is cos and sin
-        [T, 1, R/2], projected is q [T, H, D], k [T, Hkv, D], v [T, Hkv*D]. Native: no rope, projected is one
-        [T, (H + 2 Hkv) * D], rows [q | k | v].
+        x [T, hidden], attended [T, H*D], logits [T, V]; vectors: see segment_vectors; rope is cos and sin [T, 1, R/2],
+        projected is q [T, H, D], k [T, Hkv, D], v [T, Hkv*D].
         """
         if self.kind == "start":
             return self._project(x, rest)
         attended, rest = rest[0], rest[1:]
-        if self.kind == TO_EXPERTS:
-            x = x + self.o(*self.to_o(attended))
-            return x, self.norm(x, *rest)
-        if self.kind == FROM_EXPERTS:
-            x = x + attended
-            return x, *self._project(x, rest)
-        if self.kind == FROM_LAST:
-            return self.head(quantize_activation(self.norm(x + attended, *rest)))
         mlp_norm, rest = rest[: self.norm.vectors], rest[self.norm.vectors :]
         constants, rest = rest[: self.activation.vectors], rest[self.activation.vectors :]
         x = x + self.o(*self.to_o(attended))
@@ -225,11 +213,8 @@ class Segment(nn.Module):
         return x, *self._project(x, rest)
 
     def _project(self, x: torch.Tensor, rest: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        norm, rope = rest[: self.norm.vectors], rest[self.norm.vectors :]
-        x = self.norm(x, *norm)
-        if not rope:
-            return (self.qkv(*self.to_qkv(x)),)
-        seen, (cos, sin) = self.to_heads(x), rope
+        norm, (cos, sin) = rest[: self.norm.vectors], rest[self.norm.vectors :]
+        seen = self.to_heads(self.norm(x, *norm))
         return self._rotated("q", seen, cos, sin), self._rotated("k", seen, cos, sin), self.v(*seen)
 
     def _rotated(self, name: str, x: tuple[torch.Tensor, ...], cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -244,22 +229,14 @@ class Segment(nn.Module):
         return torch.cat(turned, dim=-1)
 
 
-def example_inputs(config: DecoderConfig, kind: str, attention: str, length: int) -> list[tuple[torch.Tensor, bool]]:
+def example_inputs(config: DecoderConfig, kind: str, length: int) -> list[tuple[torch.Tensor, bool]]:
     """Inputs of a segment for T = length in the order of `Segment.forward`, each with whether T is its first dimension."""
     x = (torch.randn(length, config.hidden_size), True)
     attended = (torch.randn(length, config.num_attention_heads * config.head_dim), True)
     # All different objects: one given twice would be traced as one input.
     vectors = [(torch.rand(size), False) for size in vector_sizes(config, kind)]
-    rope = [(torch.randn(length, 1, config.rotary_dim // 2), True) for _ in range(2 if attention == "stock" else 0)]
-    made = (torch.randn(length, config.hidden_size), True)
-    return {
-        START: [x, *vectors, *rope],
-        MIDDLE: [x, attended, *vectors, *rope],
-        END: [x, attended, *vectors],
-        TO_EXPERTS: [x, attended, *vectors],
-        FROM_EXPERTS: [x, made, *vectors, *rope],
-        FROM_LAST: [x, made, *vectors],
-    }[kind]
+    rope = [(torch.randn(length, 1, config.rotary_dim // 2), True) for _ in range(2)]
+    return {START: [x, *vectors, *rope], MIDDLE: [x, attended, *vectors, *rope], END: [x, attended, *vectors]}[kind]
 
 
 def projected_shapes(config: DecoderConfig, attention: str) -> list[tuple[int, ...]]:

@@ -142,7 +142,7 @@ def lower(packed: PackedModel, kind: str, chunk: int, layer: int = 0) -> Templat
     Raises RuntimeError if ExecuTorch packs weights in another way than named_data expects.
     """
     config, attention, matrices = packed.config, recipe_of(packed).attention, stand_ins(packed, kind, layer)
-    inputs = example_inputs(config, kind, attention, min(3, chunk))
+    inputs = example_inputs(config, kind, min(3, chunk))
     length = torch.export.Dim("T", min=1, max=chunk)
     first, *rest = [{0: length} if moves else None for _, moves in inputs]
     segment = Segment(config, kind, matrices)
