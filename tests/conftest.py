@@ -54,6 +54,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Two workers share two cores; and an opened engine leaves torch one thread, so a test's last bits would hang on what ran before."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def checkpoint_of(once: Once) -> Callable[[str], Path]:
     """Name of a tiny preset -> a checkpoint folder with tokenizer."""

@@ -231,9 +231,9 @@ def test_a_turned_run_does_not_take_over_what_a_plain_one_left(solved, checkpoin
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        quantize_checkpoint(checkpoint_of("tiny-gqa"), tmp_path / "q", calibration=text, progress=interrupt)
+        quantize_checkpoint(checkpoint_of("tiny-gqa"), tmp_path / "q", "host", calibration=text, progress=interrupt)
     assert list(tmp_path.glob(".q.unfinished/packed-layer-*"))
-    quantize_checkpoint(checkpoint_of("tiny-gqa"), tmp_path / "q", calibration=text, rotate=True)
+    quantize_checkpoint(checkpoint_of("tiny-gqa"), tmp_path / "q", "host", calibration=text, rotate=True)
     for path in solved.glob("packed-*"):
         ours, same = load_file(tmp_path / "q" / path.name), load_file(path)
         assert ours.keys() == same.keys() and all(torch.equal(ours[key], same[key]) for key in ours)
@@ -252,7 +252,7 @@ def test_a_budget_is_shared_out_on_the_turned_weights(checkpoint_of, text):
 
 def test_both_verbs_rotate(bundle, solved, checkpoint_of, text, tmp_path, capsys):
     given = [str(checkpoint_of("tiny-gqa")), "--calibration", str(text), "--rotate"]
-    assert main(["quantize", *given, "-o", str(tmp_path / "q")]) == 0
+    assert main(["quantize", *given, "--recipe", "host", "-o", str(tmp_path / "q")]) == 0
     out = capsys.readouterr().out
     assert json.loads(out.splitlines()[-1])["quality"] == Solved(solved).about["quality"] and "gptq, rotated" in out
     assert main(["inspect", str(bundle)]) == 0
