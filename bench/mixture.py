@@ -128,7 +128,7 @@ def decode(bundle: Path, memory: int | None, tokens: int, prompt: int) -> dict[s
     chunk, text = engine.info.max_chunk, []
     start = time.perf_counter()
     for at in range(0, prompt, chunk):
-        engine.forward(ids[at : min(at + chunk, prompt)], at)
+        engine.prefill(ids[at : min(at + chunk, prompt)], at)
     prefill = time.perf_counter() - start
     before = getattr(engine, "experts", None) or {}
     start = time.perf_counter()

@@ -27,8 +27,7 @@ class Ours:
     def __init__(self, path: Path, context: int, threads: int) -> None:
         self._bundle, self._threads = open_bundle(path), threads
         self._engine = open_engine(self._bundle, threads)
-        info, forward = self._engine.info, getattr(self._engine, "forward_view", self._engine.forward)
-        self._rows = Rows(SimpleNamespace(info=info, forward=forward))
+        self._rows, info = Rows(self._engine), self._engine.info
         self.vocab, self.chunk = info.vocab, info.max_chunk
         self._tower: Tower | None = None  # opened for the first picture
 
@@ -36,8 +35,8 @@ class Ours:
         if not self._rows.reaches(position):
             past = self._rows.tokens[:position]
             for at in range(0, position, self.chunk):
-                self._rows.forward(past[at : at + self.chunk], at, False)
-        return self._rows.forward(tokens, position, False)[-1]
+                self._rows.prefill(past[at : at + self.chunk], at, False)
+        return self._rows.prefill(tokens, position, False)[0]
 
     def picture(self, tokens: int, views: int) -> dict[str, float]:
         """Seconds of one view, of all views and the projector, of prefilling `tokens` rows, and of the first greedy token after
@@ -55,7 +54,7 @@ class Ours:
         rows = tower.project(merged)
         seen = time.perf_counter() - start
         for at in range(0, tokens, self.chunk):
-            last = self._engine.forward_embeddings(rows[at : at + self.chunk], at, long)[-1]
+            last = self._engine.prefill_embeddings(rows[at : at + self.chunk], at, long)
         last.argmax()
         first = time.perf_counter() - start
         return {"view_s": encoded / views, "tower_s": seen, "prefill_s": first - seen, "ttft_s": first}

@@ -39,7 +39,7 @@ class Steps:
 
         self._array = lambda tokens: np.asarray(tokens, np.int64)
         self._engine, self._info = engine, engine.info
-        self._forward = getattr(engine, "forward_view", engine.forward)
+        self._last = getattr(engine, "prefill", lambda *given: engine.forward(*given)[-1])  # logits [V]
         self._filled, self._long, self._farthest = 0, False, 0
 
     def run(self, step: str) -> Iterator[dict[str, Any]]:
@@ -119,7 +119,7 @@ class Steps:
         long, chunk, last = self._is_long(end), self._info.max_chunk, None
         for at in range(0, len(tokens), chunk):
             part = tokens[at : at + chunk]
-            last = self._forward(self._array(part), position + at, long)[-1]
+            last = self._last(self._array(part), position + at, long)
             self._farthest = max(self._farthest if position + at else 0, position + at + len(part))
         return last
 

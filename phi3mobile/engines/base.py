@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
 
 LONG_REGIME = 1 << 30  # in a program's input_pos: the long RoPE factors apply even if this forward ends before the switch
+LAST_ROW = 1 << 31  # in a program's input_pos, where get_last_row is true: of the logits only the last row is wanted
 
 Trace = Callable[[str, str, dict[str, np.ndarray]], None]  # name and type of an operator, its outputs by name
 
@@ -44,6 +45,8 @@ class Engine(Protocol):
     def reset(self) -> None:
         """Forget the sequence."""
         ...
+
+    # An engine may have `prefill` and `prefill_embeddings` besides, see BaseEngine: without them a session takes forward's last row.
 
     def close(self) -> None:
         """Give the memory back; the engine can't be used after."""
@@ -76,15 +79,16 @@ class BaseEngine:
 
     def forward_embeddings_view(self, rows: np.ndarray, position: int, long: bool = False) -> np.ndarray:
         """As forward_embeddings, but the logits may be the runtime's memory: valid until the next call."""
-        if type(self)._run_embeddings is BaseEngine._run_embeddings or self.info.hidden is None:
-            raise InputError(f"{type(self).__name__} takes tokens only, no embeddings; run the model with EagerEngine")
-        rows = np.ascontiguousarray(rows, np.float32)
-        if rows.ndim != 2 or rows.shape[1] != self.info.hidden:
-            hidden = f"here [T, {self.info.hidden}]"
-            raise InputError(f"embeddings of shape {list(rows.shape)} were given: they are [T, hidden], {hidden}")
-        self._check_open()
-        check_positions(self.info, len(rows), position)
+        rows = self._checked_rows(rows, position)
         return self._run_embeddings(rows, int(position), self._is_long(position + len(rows), long))
+
+    def prefill(self, tokens: np.ndarray, position: int, long: bool = False) -> np.ndarray:
+        """As forward, but logits float32 [V] of the last token alone: a program that is told so leaves out the others' head."""
+        return self.forward(tokens, position, long)[-1]
+
+    def prefill_embeddings(self, rows: np.ndarray, position: int, long: bool = False) -> np.ndarray:
+        """As forward_embeddings, but logits float32 [V] of the last row alone."""
+        return self.forward_embeddings(rows, position, long)[-1]
 
     def embed(self, tokens: np.ndarray) -> np.ndarray:
         """The rows float32 [T, hidden] that tokens int64 [T] become. InputError where the engine takes no rows."""
@@ -126,6 +130,17 @@ class BaseEngine:
     def _checked(self, tokens: np.ndarray, position: int) -> np.ndarray:
         self._check_open()
         return check_forward(self.info, tokens, position)
+
+    def _checked_rows(self, rows: np.ndarray, position: int) -> np.ndarray:
+        if type(self)._run_embeddings is BaseEngine._run_embeddings or self.info.hidden is None:
+            raise InputError(f"{type(self).__name__} takes tokens only, no embeddings; run the model with EagerEngine")
+        rows = np.ascontiguousarray(rows, np.float32)
+        if rows.ndim != 2 or rows.shape[1] != self.info.hidden:
+            hidden = f"here [T, {self.info.hidden}]"
+            raise InputError(f"embeddings of shape {list(rows.shape)} were given: they are [T, hidden], {hidden}")
+        self._check_open()
+        check_positions(self.info, len(rows), position)
+        return rows
 
     def _check_open(self) -> None:
         if self.closed:

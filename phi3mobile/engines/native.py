@@ -56,6 +56,8 @@ def load_library() -> ctypes.CDLL:
         ("p3m_open", pointer, [text, text, ctypes.c_int, text, ctypes.c_size_t]),
         ("p3m_forward", ctypes.c_int, [pointer, pointer, size, size, pointer]),
         ("p3m_forward_embeddings", ctypes.c_int, [pointer, pointer, size, size, size, pointer]),
+        ("p3m_prefill", ctypes.c_int, [pointer, pointer, size, size]),
+        ("p3m_prefill_embeddings", ctypes.c_int, [pointer, pointer, size, size, size]),
         ("p3m_embed", ctypes.c_int, [pointer, pointer, size, pointer]),
         ("p3m_compute", size, [pointer, text, pointer, ctypes.POINTER(size), ctypes.c_int, pointer, size]),
         ("p3m_logits", pointer, [pointer, ctypes.POINTER(size), ctypes.POINTER(size)]),
@@ -211,6 +213,16 @@ class NativeEngine(BaseEngine):
     def threads(self) -> int:
         """Threads of the pool that the model runs on."""
         return self._library.p3m_threads()
+
+    def prefill(self, tokens: np.ndarray, position: int, long: bool = False) -> np.ndarray:
+        tokens = self._checked(tokens, position)
+        place = (len(tokens), marked(position, self._is_long(position + len(tokens), long)))
+        return self._logits(self._library.p3m_prefill(self._model, tokens.ctypes.data, *place))[-1].copy()
+
+    def prefill_embeddings(self, rows: np.ndarray, position: int, long: bool = False) -> np.ndarray:
+        rows = self._checked_rows(rows, position)
+        place = (*rows.shape, marked(position, self._is_long(position + len(rows), long)))
+        return self._logits(self._library.p3m_prefill_embeddings(self._model, rows.ctypes.data, *place))[-1].copy()
 
     def _run(self, tokens: np.ndarray, position: int, long: bool) -> np.ndarray:
         return self._logits(

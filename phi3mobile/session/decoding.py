@@ -31,25 +31,33 @@ class Rows:
 
     def forward(self, tokens: list[int], position: int, long: bool) -> np.ndarray:
         """Engine.forward, recorded; logits float32 [T, V]."""
-        del self.tokens[position:]  # before the call: if it fails, these rows are unknown
+        logits = self._run(tokens, position, long, self.engine.forward, "forward_embeddings")
+        return logits[0] if len(logits) == 1 else np.concatenate(logits)
+
+    def prefill(self, tokens: list[int], position: int, long: bool) -> np.ndarray:
+        """As forward, but logits float32 [1, V] of the last token alone."""
+        if not hasattr(self.engine, "prefill"):  # an app's own engine
+            return self.forward(tokens, position, long)[-1:]
+        return self._run(tokens, position, long, self.engine.prefill, "prefill_embeddings")[-1][None]
+
+    def _run(
+        self, tokens: list[int], position: int, long: bool, of_text: Callable[..., np.ndarray], of_pictures: str
+    ) -> list[np.ndarray]:
+        """What the engine makes of text and pictures one after the other: it takes either."""
+        del self.tokens[position:]  # before the calls: if one fails, these rows are unknown
         self.long = long
         self.farthest = max(self.farthest if position else 0, position + len(tokens))
-        logits = self._run(tokens, position, long)
-        self.tokens += tokens
-        return logits
-
-    def _run(self, tokens: list[int], position: int, long: bool) -> np.ndarray:
-        """Text and pictures one after the other: an engine takes either."""
-        logits = []
-        for of_picture, run in groupby(tokens, lambda token: token < 0):
+        made = []
+        for is_picture, run in groupby(tokens, lambda token: token < 0):
             part = list(run)
-            if of_picture:
+            if is_picture:
                 assert self.embeddings is not None
-                logits.append(self.engine.forward_embeddings(self.embeddings(part), position, long=long))
+                made.append(getattr(self.engine, of_pictures)(self.embeddings(part), position, long=long))
             else:
-                logits.append(self.engine.forward(np.asarray(part, dtype=np.int64), position, long=long))
+                made.append(of_text(np.asarray(part, dtype=np.int64), position, long=long))
             position += len(part)
-        return logits[0] if len(logits) == 1 else np.concatenate(logits)
+        self.tokens += tokens
+        return made
 
     def common(self, tokens: list[int]) -> int:
         """Length of the prefix that `tokens` shares with the cache."""
@@ -238,9 +246,9 @@ class Decoder:
                 return None
             began = perf_counter()
             part = self.tokens[position : position + chunk]
-            logits = rows.forward(part, position, long)
+            logits = rows.prefill(part, position, long)
             seconds = perf_counter() - began
             self.prefilled_tokens += len(part)
             self.prefill_s += seconds
             self.refill_s += seconds if self.times else 0.0
-        return None if logits is None else logits[-1:]
+        return logits

@@ -25,7 +25,7 @@ from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.form import Form
 from phi3mobile.models.quantized import Packed, pack_nibbles
 
-BACKEND, VERSION, ALIGNMENT = "Phi3mobileBackend", 1, 64
+BACKEND, VERSION, ALIGNMENT = "Phi3mobileBackend", 2, 64
 
 
 class Matrix(msgspec.Struct):

@@ -7,7 +7,8 @@ The program: forward(tokens int64 [1, T], input_pos int64 [1]) -> logits float32
 methods that ExecuTorch's own LLM runners read. A model that sees pictures has two methods instead, by the names that its
 multimodal runner knows: token_embedding(tokens) -> rows float32 [1, T, hidden], text_decoder(rows, input_pos) -> logits. The
 cache and all weights are the second one's, the table of embeddings the first one's. Of a model with a LongRoPE switch,
-input_pos may carry LONG_REGIME: then the long factors apply even if this chunk ends below the switch.
+input_pos may carry LONG_REGIME: then the long factors apply even if this chunk ends below the switch. Where get_last_row is
+true, it may carry LAST_ROW: then of the logits only the last row is computed, the others are not touched.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from executorch.exir.schema import ExecutionPlan
 from torch import nn
 from torch.export import ExportedProgram
 
-from phi3mobile.engines.base import LONG_REGIME
+from phi3mobile.engines.base import LAST_ROW, LONG_REGIME
 from phi3mobile.errors import InputError
 from phi3mobile.export.packed import EMBEDDING, PackedModel
 from phi3mobile.export.target import Written
@@ -99,7 +100,7 @@ class ExportedDecoder(nn.Module):
     def forward(self, tokens: torch.Tensor, input_pos: torch.Tensor) -> torch.Tensor:
         """tokens: what `embedding` takes, [1, T] or [1, T, hidden]."""
         length = tokens.shape[1]
-        place = self._place(input_pos, length)
+        place, wanted = self._place(input_pos, length), () if self.stock else (input_pos,)
         rope = (place.cos.unsqueeze(1), place.sin.unsqueeze(1)) if self.stock else ()
         x = self.embedding(tokens)
         projected = self.segments[0]((x,), rope)
@@ -108,15 +109,17 @@ class ExportedDecoder(nn.Module):
                 x, h = self.segments[1 + 2 * layer]((x, attention(place, *projected)))
                 if layer + 1 < len(self.mixtures):
                     x, *projected = self.segments[2 + 2 * layer]((x, mixture(h)), rope)
-            (logits,) = self.segments[-1]((x, mixture(h)))
+            (logits,) = self.segments[-1]((x, mixture(h)), wanted)
             return logits.view(1, length, self.config.vocab_size)
         for attention, segment in zip(self.attention[:-1], self.segments[1:-1], strict=True):
             x, *projected = segment((x, attention(place, *projected)), rope)
-        (logits,) = self.segments[-1]((x, self.attention[-1](place, *projected)))
+        (logits,) = self.segments[-1]((x, self.attention[-1](place, *projected)), wanted)
         return logits.view(1, length, self.config.vocab_size)
 
     def _place(self, input_pos: torch.Tensor, length: int) -> Place:
         steps, original = torch.arange(length), self.config.original_context
+        if not self.stock:
+            input_pos = input_pos - (input_pos >= LAST_ROW).to(torch.int64) * LAST_ROW
         if original is None:
             rows = input_pos + steps
         else:
@@ -144,9 +147,9 @@ class LoweredSegment(nn.Module):
         self.lowered, self.order = lowered, order
         self.vectors = nn.ParameterList(nn.Parameter(vector, requires_grad=False) for vector in vectors)
 
-    def forward(self, tokens: tuple[torch.Tensor, ...], rope: tuple[torch.Tensor, ...] = ()):
-        """tokens: x, or x and attended."""
-        inputs = (*tokens, *self.vectors, *rope)
+    def forward(self, tokens: tuple[torch.Tensor, ...], others: tuple[torch.Tensor, ...] = ()):
+        """tokens: x, or x and attended. others: cos and sin, where it turns; input_pos, where it makes logits."""
+        inputs = (*tokens, *self.vectors, *others)
         return self.lowered(*(inputs if self.order is None else (inputs[index] for index in self.order)))
 
 
@@ -184,6 +187,11 @@ def runner_metadata(config: DecoderConfig, spec: TraceSpec, eos_ids: list[int], 
         "enable_dynamic_shape": True,
         **({} if back is None else {"get_max_back": back}),
     }
+
+
+def own_metadata(recipe: ExecutorchRecipe) -> dict[str, object]:
+    """get_last_row where input_pos may carry LAST_ROW."""
+    return {"get_last_row": True} if recipe.attention == "native" else {}
 
 
 def register_operators(recipe: ExecutorchRecipe) -> None:
@@ -254,7 +262,7 @@ def to_executorch(
         program = to_edge(
             methods,
             compile_config=EdgeCompileConfig(_check_ir_validity=False),
-            constant_methods=runner_metadata(packed.config, spec, eos_ids, back),
+            constant_methods=runner_metadata(packed.config, spec, eos_ids, back) | own_metadata(recipe),
         ).to_executorch(
             ExecutorchBackendConfig(
                 extract_delegate_segments=True,

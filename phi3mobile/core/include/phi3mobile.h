@@ -30,6 +30,11 @@ P3M_API int p3m_forward(p3m_model* model, const int64_t* tokens, int64_t count, 
 P3M_API int p3m_forward_embeddings(
     p3m_model* model, const float* rows, int64_t count, int64_t hidden, int64_t position, float* logits);
 
+/* As these, but the logits, of p3m_logits, are float32 [1, vocab], of the last token alone: a program that can leaves out the
+ * others' head, and their last MLP. */
+P3M_API int p3m_prefill(p3m_model* model, const int64_t* tokens, int64_t count, int64_t position);
+P3M_API int p3m_prefill_embeddings(p3m_model* model, const float* rows, int64_t count, int64_t hidden, int64_t position);
+
 /* Embeds count tokens of such a program: writes float32 [count, hidden] to rows. 0, or an ExecuTorch error code. */
 P3M_API int p3m_embed(p3m_model* model, const int64_t* tokens, int64_t count, float* rows);
 

@@ -102,8 +102,9 @@ std::string Experts::gate_and_up(const std::vector<int>& experts) {
     for (int64_t i = 0; i < count; ++i) rows[i] = coded_.rows[slots[i] / used_];
     multiply_tile(at, form, rows, count, gate);
     multiply_tile(at + tiles * step, form, rows, count, up);
+    swiglu(gate, up, count * kTile, gate);
     for (int64_t i = 0; i < count; ++i) {
-      swiglu(gate + i * kTile, up + i * kTile, columns, active_.data() + slots[i] * inner + column);
+      std::memcpy(active_.data() + slots[i] * inner + column, gate + i * kTile, size_t(columns) * 4);
     }
   });
   return "";

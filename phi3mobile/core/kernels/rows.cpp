@@ -66,10 +66,12 @@ void CodedRows::code_all(const float* x, int64_t count, int64_t row_width) {
 }
 
 P3M_CLONES void swiglu(const float* gate, const float* up, int64_t count, float* out) {
+#pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) out[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
 }
 
 P3M_CLONES void gegelu(const float* gate, const float* up, int64_t count, float limit, float slope, float* out) {
+#pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
     const float g = std::min(gate[i], limit), u = std::min(std::max(up[i], -limit), limit);
     const float active = g / (1.0f + exponential(-slope * g));

@@ -117,14 +117,13 @@ void Segment::run(
       const int64_t column = tile * kTile, columns = std::min(kTile, inner - column);
       multiply_tile(gate, tile, &kept.narrow.rows[size_t(first)], rows, left);
       multiply_tile(up, tile, &kept.narrow.rows[size_t(first)], rows, right);
+      if (gegelu) {
+        phi3mobile::gegelu(left, right, rows * kTile, limit, slope, left);
+      } else {
+        swiglu(left, right, rows * kTile, left);
+      }
       for (int64_t r = 0; r < rows; ++r) {
-        const float *a = left + r * kTile, *b = right + r * kTile;
-        float* to = kept.active.data() + (first + r) * inner + column;
-        if (gegelu) {
-          phi3mobile::gegelu(a, b, columns, limit, slope, to);
-        } else {
-          swiglu(a, b, columns, to);
-        }
+        std::memcpy(kept.active.data() + (first + r) * inner + column, left + r * kTile, size_t(columns) * 4);
       }
     });
     kept.wide.code_all(kept.active.data(), count, inner);

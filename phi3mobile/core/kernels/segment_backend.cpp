@@ -27,11 +27,13 @@ using executorch::runtime::FreeableBuffer;
 using executorch::runtime::Result;
 using executorch::runtime::Span;
 
-constexpr int64_t kVersion = 1;
+constexpr int64_t kVersion = 2;
+constexpr int64_t kLastRow = int64_t(1) << 31;  // in input_pos (engines/base.py)
 constexpr int64_t kMostRows = 1 << 24;
 
 struct Loaded {
   Segment segment;
+  bool makes_logits = false;  // then its last input is input_pos
   std::vector<int64_t> vector_sizes;
   std::vector<FreeableBuffer> data;
 };
@@ -74,7 +76,8 @@ std::unique_ptr<Loaded> load(const Json& about, BackendInitContext& context) {
   s.o = matrix_of(matrices["o"], context, *loaded);
   s.gate = matrix_of(matrices["gate"], context, *loaded), s.up = matrix_of(matrices["up"], context, *loaded);
   s.down = matrix_of(matrices["down"], context, *loaded);
-  s.last = matrix_of(matrices[matrices.has("head") ? "head" : "qkv"], context, *loaded);
+  loaded->makes_logits = matrices.has("head");
+  s.last = matrix_of(matrices[loaded->makes_logits ? "head" : "qkv"], context, *loaded);
   if (!about["norm"].is_string() || !about["activation"].is_string() || !about["eps"].is_number())
     refuse("a segment without its norm");
   s.layer_norm = about["norm"].string() == "layernorm", s.gegelu = about["activation"].string() == "gegelu";
@@ -86,7 +89,7 @@ std::unique_ptr<Loaded> load(const Json& about, BackendInitContext& context) {
                     (!s.o || (s.o.rows == s.hidden && s.takes_second)) &&
                     (none || (s.takes_second && s.gate.form.width == s.hidden && s.up.form.width == s.hidden &&
                                  s.gate.rows == s.up.rows && s.down.form.width == s.gate.rows && s.down.rows == s.hidden)) &&
-                    (!s.last || s.last.form.width == s.hidden) && (!s.gives_x || s.takes_second);
+                    (!s.last || s.last.form.width == s.hidden) && (!s.gives_x || (s.takes_second && !loaded->makes_logits));
   if (!fits) refuse("a segment whose matrices do not fit each other");
   loaded->vector_sizes = s.vector_sizes();
   return loaded;
@@ -96,6 +99,10 @@ bool holds(const EValue& value, int64_t count, int64_t width) {
   if (!value.isTensor()) return false;
   const Tensor& x = value.toTensor();
   return x.scalar_type() == ScalarType::Float && x.dim() == 2 && x.size(0) == count && x.size(1) == width;
+}
+
+bool is_position(const EValue& value) {
+  return value.isTensor() && value.toTensor().numel() == 1 && value.toTensor().scalar_type() == ScalarType::Long;
 }
 
 class SegmentBackend final : public executorch::runtime::BackendInterface {
@@ -116,10 +123,12 @@ class SegmentBackend final : public executorch::runtime::BackendInterface {
   }
 
   Error execute(BackendExecutionContext&, DelegateHandle* handle, Span<EValue*> values) const override {
-    const Segment& s = static_cast<const Loaded*>(handle)->segment;
-    const std::vector<int64_t>& sizes = static_cast<const Loaded*>(handle)->vector_sizes;
+    const auto& loaded = *static_cast<const Loaded*>(handle);
+    const Segment& s = loaded.segment;
+    const std::vector<int64_t>& sizes = loaded.vector_sizes;
     const size_t rows = s.takes_second ? 2 : 1, results = s.gives_x ? 2 : 1;
-    if (values.size() != rows + sizes.size() + results || !values[0]->isTensor() || values[0]->toTensor().dim() != 2) {
+    const size_t given = rows + sizes.size() + (loaded.makes_logits ? 1 : 0);
+    if (values.size() != given + results || !values[0]->isTensor() || values[0]->toTensor().dim() != 2) {
       return wrong("the program gives a segment other inputs than it takes");
     }
     const int64_t count = values[0]->toTensor().size(0);
@@ -134,17 +143,24 @@ class SegmentBackend final : public executorch::runtime::BackendInterface {
     float* out[2] = {nullptr, nullptr};
     const int64_t widths[2] = {results == 2 ? s.hidden : s.width_of_result(), s.width_of_result()};
     for (size_t i = 0; i < results && fits; ++i) {
-      EValue& value = *values[rows + sizes.size() + i];
+      EValue& value = *values[given + i];
       const SizesType shape[2] = {SizesType(count), SizesType(widths[i])};
       fits = value.isTensor() && executorch::runtime::resize_tensor(value.toTensor(), {shape, 2}) == Error::Ok &&
              holds(value, count, widths[i]);
       if (fits) out[i] = value.toTensor().mutable_data_ptr<float>();
     }
+    fits = fits && (!loaded.makes_logits || is_position(*values[given - 1]));
     if (!fits) return wrong("the program's shapes do not fit a segment's matrices");
     if (count == 0) return Error::Ok;
+    const float* x = values[0]->toTensor().const_data_ptr<float>();
     const float* second = rows == 2 ? values[1]->toTensor().const_data_ptr<float>() : nullptr;
-    s.run(values[0]->toTensor().const_data_ptr<float>(), second, vectors, count, results == 2 ? out[0] : nullptr,
-        out[results - 1]);
+    if (loaded.makes_logits && *values[given - 1]->toTensor().const_data_ptr<int64_t>() >= kLastRow) {
+      const int64_t before = count - 1;
+      if (second) second += before * s.width_of_second();
+      s.run(x + before * s.hidden, second, vectors, 1, nullptr, out[0] + before * s.width_of_result());
+    } else {
+      s.run(x, second, vectors, count, results == 2 ? out[0] : nullptr, out[results - 1]);
+    }
     return Error::Ok;
   }
 

@@ -3,12 +3,11 @@
 // 4 bit: weight[n, k] = (code - 8) * scale of its group; the groups of a row have 32, 64, ... columns. With offsets, + offset
 // of the group, which is an 8-bit code times the row's step. 8 bit: weight[n, k] = code * scale of the row. A tile is, at
 // multiples of 64:
-//   16 float32: the sums of a row's weights, without offsets
 //   4 bit: for each group 16 bfloat16: its scales, row after row; then padding. 8 bit: 16 float32, the rows' scales
 //   with offsets: 16 float32, the rows' steps; for each group 16 int8, its offsets' codes; then padding
 //   4 bit: for each 32 columns 256 bytes: byte 64 v + 4 n + i holds row n, column 4 v + i in its low half, column 16 + 4 v + i
-//   in its high half, so that one vector of 16 lanes has four columns of 16 rows, whatever multiplies it 8 bit: for each 4
-//   columns 64 bytes: byte 4 n + i holds row n, column i
+//   in its high half, so that one vector of 16 lanes has four columns of 16 rows, whatever multiplies it
+//   8 bit: for each 4 columns 64 bytes: byte 4 n + i holds row n, column i
 // Rows past the last one are zeros. The same bytes serve every processor: a bundle's file is used as it lies.
 #pragma once
 

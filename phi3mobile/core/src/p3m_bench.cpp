@@ -113,7 +113,7 @@ struct Steps {
     }
     for (int64_t at = 0; at < count; at += chunk) {
       const int64_t flag = goes_long(end) ? kLongRegime : 0;
-      if (p3m_forward(model, tokens + at, std::min(chunk, count - at), (position + at) | flag, nullptr)) {
+      if (p3m_prefill(model, tokens + at, std::min(chunk, count - at), (position + at) | flag)) {
         throw std::runtime_error(p3m_error(model));
       }
       farthest = std::max(position + at ? farthest : 0, position + std::min(at + chunk, count));

@@ -141,6 +141,14 @@ const float* PteEngine::forward_rows(const float* rows, int64_t count, int64_t p
   return logits(count, p3m_forward_embeddings(model_, rows, count, info.hidden, marked(position, count, is_long), nullptr));
 }
 
+const float* PteEngine::prefill(const int64_t* tokens, int64_t count, int64_t position, bool is_long) {
+  return logits(1, p3m_prefill(model_, tokens, count, marked(position, count, is_long)));
+}
+
+const float* PteEngine::prefill_rows(const float* rows, int64_t count, int64_t position, bool is_long) {
+  return logits(1, p3m_prefill_embeddings(model_, rows, count, info.hidden, marked(position, count, is_long)));
+}
+
 int64_t PteEngine::marked(int64_t position, int64_t count, bool is_long) const {
   return all_long(position, count, is_long) ? position + kLongRegime : position;
 }

@@ -23,6 +23,8 @@ class PteEngine : public Engine {
 
   const float* forward(const int64_t* tokens, int64_t count, int64_t position, bool is_long) override;
   const float* forward_rows(const float* rows, int64_t count, int64_t position, bool is_long) override;
+  const float* prefill(const int64_t* tokens, int64_t count, int64_t position, bool is_long) override;
+  const float* prefill_rows(const float* rows, int64_t count, int64_t position, bool is_long) override;
   p3m_model* model() const { return model_; }
 
  private:

@@ -121,6 +121,7 @@ struct Method {
 
 // What a program may compute: a decoder, or one behind its embedding that takes rows of pictures, too, or a tower for these.
 constexpr const char* kForward = "forward";
+constexpr int64_t kLastRow = int64_t(1) << 31;  // in input_pos (engines/base.py)
 constexpr const char* kEmbed = "token_embedding";
 constexpr const char* kDecode = "text_decoder";
 constexpr const char* kMethods[] = {kForward, kEmbed, kDecode, "encode", "project"};
@@ -134,6 +135,7 @@ struct p3m_model {
   Log log;
   std::string error, packed_reason;
   int packed = P3M_PACKED_HEAP;
+  bool takes_last_row = false;  // the program knows kLastRow
   const float* logits = nullptr;
   int64_t count = 0, vocab = 0;
 };
@@ -211,6 +213,8 @@ int open_model(p3m_model& model, const char* pte_path, const char* packed_cache_
   if (error == Error::Ok) error = model.module->load(options);
   if (error != Error::Ok) return fail(model, "can't load the program", error);
   if (const int failed = load_methods(model)) return failed;
+  const auto names = model.module->method_names();
+  model.takes_last_row = names.ok() && names->count("get_last_row");
   const bool packs = std::any_of(model.methods.begin(), model.methods.end(), [&](const Method& method) {
     const auto meta = model.module->method_meta(method.name);
     return meta.ok() && meta->uses_backend("XnnpackBackend");
@@ -258,8 +262,13 @@ int compute(p3m_model& model, const char* name, const std::vector<EValue>& input
   return 0;
 }
 
-// input: tokens [1, count] or rows [1, count, hidden], as the method takes them.
-int decode(p3m_model& model, const char* name, const EValue& input, int64_t count, int64_t position, float* logits) {
+auto token_input(const int64_t* tokens, int64_t count) {
+  return executorch::extension::from_blob(const_cast<int64_t*>(tokens), {SizesType(1), SizesType(count)}, ScalarType::Long);
+}
+
+// input: tokens [1, count] or rows [1, count, hidden], as the method takes them. last: only the last row of logits is wanted.
+int decode(p3m_model& model, const char* name, const EValue& input, int64_t count, int64_t position, bool last) {
+  if (last && model.takes_last_row) position |= kLastRow;
   const auto at = executorch::extension::from_blob(&position, {SizesType(1)}, ScalarType::Long);
   phi3mobile::running_experts = model.experts.get();
   if (model.experts) model.experts->error.clear();
@@ -273,26 +282,50 @@ int decode(p3m_model& model, const char* name, const EValue& input, int64_t coun
   if (out.dim() != 3 || out.size(1) != count) {
     return fail(model, "forward gave logits of another shape", Error::InvalidProgram);
   }
-  model.logits = out.const_data_ptr<float>();
-  model.count = count;
   model.vocab = out.size(2);
-  if (logits) std::memcpy(logits, model.logits, size_t(count) * size_t(model.vocab) * sizeof(float));
+  model.count = last ? 1 : count;
+  model.logits = out.const_data_ptr<float>() + (count - model.count) * model.vocab;
   return 0;
 }
 
-auto token_input(const int64_t* tokens, int64_t count) {
-  return executorch::extension::from_blob(const_cast<int64_t*>(tokens), {SizesType(1), SizesType(count)}, ScalarType::Long);
+int decode_tokens(p3m_model& model, const int64_t* tokens, int64_t count, int64_t position, bool last) {
+  Listen listen(model.log);
+  const auto in = token_input(tokens, count);
+  if (!has(model, kEmbed)) return decode(model, kForward, EValue(in), count, position, last);
+  EValue rows;
+  if (const int failed = compute(model, kEmbed, {EValue(in)}, rows)) return failed;
+  return decode(model, kDecode, rows, count, position, last);
+}
+
+int decode_rows(p3m_model& model, const float* rows, int64_t count, int64_t hidden, int64_t position, bool last) {
+  Listen listen(model.log);
+  const auto in = executorch::extension::from_blob(
+      const_cast<float*>(rows), {SizesType(1), SizesType(count), SizesType(hidden)}, ScalarType::Float);
+  return decode(model, kDecode, EValue(in), count, position, last);
+}
+
+int copy_logits(const p3m_model& model, int failed, float* logits) {
+  if (!failed && logits) std::memcpy(logits, model.logits, size_t(model.count) * size_t(model.vocab) * sizeof(float));
+  return failed;
 }
 
 }  // namespace
 
 int p3m_forward(p3m_model* model, const int64_t* tokens, int64_t count, int64_t position, float* logits) {
-  Listen listen(model->log);
-  const auto in = token_input(tokens, count);
-  if (!has(*model, kEmbed)) return decode(*model, kForward, EValue(in), count, position, logits);
-  EValue rows;
-  if (const int failed = compute(*model, kEmbed, {EValue(in)}, rows)) return failed;
-  return decode(*model, kDecode, rows, count, position, logits);
+  return copy_logits(*model, decode_tokens(*model, tokens, count, position, false), logits);
+}
+
+int p3m_forward_embeddings(
+    p3m_model* model, const float* rows, int64_t count, int64_t hidden, int64_t position, float* logits) {
+  return copy_logits(*model, decode_rows(*model, rows, count, hidden, position, false), logits);
+}
+
+int p3m_prefill(p3m_model* model, const int64_t* tokens, int64_t count, int64_t position) {
+  return decode_tokens(*model, tokens, count, position, true);
+}
+
+int p3m_prefill_embeddings(p3m_model* model, const float* rows, int64_t count, int64_t hidden, int64_t position) {
+  return decode_rows(*model, rows, count, hidden, position, true);
 }
 
 int p3m_embed(p3m_model* model, const int64_t* tokens, int64_t count, float* rows) {
@@ -303,14 +336,6 @@ int p3m_embed(p3m_model* model, const int64_t* tokens, int64_t count, float* row
   const auto out = found.toTensor();
   std::memcpy(rows, out.const_data_ptr<float>(), size_t(out.numel()) * sizeof(float));
   return 0;
-}
-
-int p3m_forward_embeddings(
-    p3m_model* model, const float* rows, int64_t count, int64_t hidden, int64_t position, float* logits) {
-  Listen listen(model->log);
-  const auto in = executorch::extension::from_blob(
-      const_cast<float*>(rows), {SizesType(1), SizesType(count), SizesType(hidden)}, ScalarType::Float);
-  return decode(*model, kDecode, EValue(in), count, position, logits);
 }
 
 int64_t p3m_compute(

@@ -8,33 +8,56 @@
 namespace phi3mobile {
 
 const float* Rows::forward(const int64_t* given, int64_t count, int64_t position, bool with_long) {
-  tokens.resize(size_t(position));  // before the call: if it fails, these rows are unknown
-  is_long = with_long;
-  farthest = std::max(position ? farthest : 0, position + count);
-  // Text and pictures one after the other: an engine takes either.
+  begin(count, position, with_long);
   const float* logits = nullptr;
-  for (int64_t done = 0; done < count;) {
-    const bool seen = given[done] < 0;
-    const auto* end = std::find_if(given + done, given + count, [&](int64_t token) { return (token < 0) != seen; });
-    const int64_t part = end - given - done;
-    logits = run(given + done, part, position + done);
+  for (int64_t done = 0, part = 0; done < count; done += part) {
+    const int64_t at = position + done;
+    part = alike(given + done, count - done);
+    logits = run(
+        given + done, part, [&](const int64_t* some) { return engine.forward(some, part, at, is_long); },
+        [&](const float* rows) { return engine.forward_rows(rows, part, at, is_long); });
     if (part < count) {
       joined_.resize(size_t(count * engine.info.vocab));
       std::copy(logits, logits + part * engine.info.vocab, joined_.data() + done * engine.info.vocab);
       logits = joined_.data();
     }
-    done += part;
   }
   tokens.insert(tokens.end(), given, given + count);
   return logits;
 }
 
-// Tokens, or rows of pictures.
-const float* Rows::run(const int64_t* given, int64_t count, int64_t position) {
+const float* Rows::prefill(const int64_t* given, int64_t count, int64_t position, bool with_long) {
+  begin(count, position, with_long);
+  const float* logits = nullptr;
+  for (int64_t done = 0, part = 0; done < count; done += part) {
+    const int64_t at = position + done;
+    part = alike(given + done, count - done);
+    logits = run(
+        given + done, part, [&](const int64_t* some) { return engine.prefill(some, part, at, is_long); },
+        [&](const float* rows) { return engine.prefill_rows(rows, part, at, is_long); });
+  }
+  tokens.insert(tokens.end(), given, given + count);
+  return logits;
+}
+
+void Rows::begin(int64_t count, int64_t position, bool with_long) {
+  tokens.resize(size_t(position));  // before the calls: if one fails, these rows are unknown
+  is_long = with_long;
+  farthest = std::max(position ? farthest : 0, position + count);
+}
+
+// How many of the first are all text, or all a picture's: an engine takes either.
+int64_t Rows::alike(const int64_t* given, int64_t count) const {
+  const bool seen = *given < 0;
+  return std::find_if(given, given + count, [&](int64_t token) { return (token < 0) != seen; }) - given;
+}
+
+// What the engine makes of tokens, or of rows of pictures, timed.
+template <class OfText, class OfRows>
+const float* Rows::run(const int64_t* given, int64_t count, const OfText& of_text, const OfRows& of_rows) {
   const float* rows = *given < 0 ? sight->rows(given, count) : nullptr;
   const auto start = std::chrono::steady_clock::now();
-  const float* logits =
-      rows ? engine.forward_rows(rows, count, position, is_long) : engine.forward(given, count, position, is_long);
+  const float* logits = rows ? of_rows(rows) : of_text(given);
   engine_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return logits;
 }
@@ -156,13 +179,13 @@ Answer::Step Answer::prefill_chunk() {
     if (told && !told->empty()) notes.push_back({"picture", *told});
     if (told) return notes.empty() ? Step::Prefilled : Step::Noted;
   }
-  const float* logits = rows_.forward(tokens_.data() + position_, count, position_, wants_long());
+  const float* logits = rows_.prefill(tokens_.data() + position_, count, position_, wants_long());
   prefilled_in(lap());
   prefilled_tokens += count;
   position_ += count;
   progress.done += count;
   if (position_ == int64_t(tokens_.size())) {
-    logits_ = logits + (count - 1) * rows_.engine.info.vocab;
+    logits_ = logits;
     row_ = matched_ = 0;
     row_count_ = 1;
     proposed_.clear();

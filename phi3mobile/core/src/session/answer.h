@@ -33,7 +33,9 @@ class Sight {
 // What the engine's KV cache holds: row i was computed from tokens[i]. True also after a failed or stopped run.
 struct Rows {
   explicit Rows(Engine& engine) : engine(engine) {}
+  // Engine::forward and Engine::prefill, recorded.
   const float* forward(const int64_t* given, int64_t count, int64_t position, bool is_long);
+  const float* prefill(const int64_t* given, int64_t count, int64_t position, bool is_long);
   // Length of the prefix that `given` shares with the cache.
   int64_t common(const std::vector<int64_t>& given) const;
   // Whether a forward may go back to a position: an evicting KV cache keeps only so much behind the farthest row.
@@ -48,7 +50,10 @@ struct Rows {
   double engine_s = 0;   // seconds in forwards so far
 
  private:
-  const float* run(const int64_t* given, int64_t count, int64_t position);
+  void begin(int64_t count, int64_t position, bool is_long);
+  int64_t alike(const int64_t* given, int64_t count) const;
+  template <class OfText, class OfRows>
+  const float* run(const int64_t* given, int64_t count, const OfText& of_text, const OfRows& of_rows);
 
   std::vector<float> joined_;
 };

@@ -30,6 +30,13 @@ class Engine {
   virtual const float* forward_rows(const float*, int64_t, int64_t, bool) {
     throw std::runtime_error("this engine takes tokens only, no rows of pictures");
   }
+  // As these, but logits float32 [vocab] of the last one alone, which costs less where a program can.
+  virtual const float* prefill(const int64_t* tokens, int64_t count, int64_t position, bool is_long) {
+    return forward(tokens, count, position, is_long) + (count - 1) * info.vocab;
+  }
+  virtual const float* prefill_rows(const float* rows, int64_t count, int64_t position, bool is_long) {
+    return forward_rows(rows, count, position, is_long) + (count - 1) * info.vocab;
+  }
   virtual void reset() {}
 
   // Whether the rows of a forward get the long factors: asked for, or because it ends past the switch.
