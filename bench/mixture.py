@@ -154,6 +154,7 @@ def compare_with(bundle: Path, beside: Path | None, llama: str | None, rounds: i
         config: Any = preset(llama)
         path = cache_folder() / "shapes" / f"{llama}-random-Q4_0.gguf"
         if not path.is_file():
+            path.parent.mkdir(exist_ok=True)
             write_random_gguf(config, path)
         entries["llama.cpp"] = Entry(
             "llama.cpp", path, decoded_bytes(config), config.kv_bytes_per_token(2), config.sliding_window

@@ -40,6 +40,38 @@ def test_no_weight_is_packed_and_every_cut_gives_the_same_bits(bundle):
     engine.close()
 
 
+@pytest.mark.parametrize("name", ["tiny-gqa", "tiny-longrope", "small-tiny", "moe-tiny"])
+def test_a_prefill_gives_the_last_row_of_a_forward_and_the_same_cache(bundle_of, name):
+    opened = open_bundle(bundle_of(name, "host"))
+    tokens = np.random.default_rng(1).integers(3, 60, 30)
+    found = []
+    for prefills in (False, True):
+        engine = open_native(opened)
+        assert engine.metadata("get_last_row") == [1]
+        rows = []
+        for long in (False, True):
+            for at, end in ((0, 13), (13, 14), (14, 25)):
+                given = tokens[at:end], at, long
+                rows.append(engine.prefill(*given) if prefills else engine.forward(*given)[-1])
+            rows += list(engine.forward(tokens[25:], 25, long))
+        found.append(np.stack(rows))
+        engine.close()
+    assert np.array_equal(*found)
+
+
+def test_a_prefill_of_rows_is_one_of_their_tokens(once, checkpoint_of):
+    from phi3mobile.export.build import export
+
+    bundle = once("seeing-host", lambda out: export(checkpoint_of("vision-tiny"), out, "host", 2048, method="rtn"))
+    engine, tokens = open_native(open_bundle(bundle)), np.arange(3, 20)
+    assert np.array_equal(engine.prefill_embeddings(engine.embed(tokens), 0), engine.forward(tokens, 0)[-1])
+    with pytest.raises(InputError, match="embeddings of shape"):
+        engine.prefill_embeddings(np.zeros((3, 5), np.float32), 0)
+    with pytest.raises(InputError, match="positions 2040..2056 were given"):
+        engine.prefill(tokens, 2040)
+    engine.close()
+
+
 class Mixed(PackedModel):
     """Every form in turn: offsets in groups of 32, 8 bits, 4 bits."""
 
@@ -63,7 +95,7 @@ def test_every_form_computes_what_torch_does(checkpoint_of, bundle, tmp_path):
 @pytest.mark.parametrize(
     ("told", "instead", "said"),
     [
-        (b'"version":1', b'"version":9', "another version of phi3mobile: export the bundle again"),
+        (b'"version":2', b'"version":9', "another version of phi3mobile: export the bundle again"),
         (b'"hidden":', b'"hidDen":', "a segment without hidden: export the bundle again"),
         (b'"eps":', b'"epS":', "a segment without its norm"),
         (b'"qkv":', b'"o":  ', "a segment whose matrices do not fit each other"),
@@ -76,7 +108,7 @@ def test_every_form_computes_what_torch_does(checkpoint_of, bundle, tmp_path):
 )
 def test_what_does_not_fit_is_named(told, instead, said, bundle, tmp_path):
     data = bundle.program.read_bytes()
-    at = data.index(told, data.index(b'{"version":1,"hidden"'))
+    at = data.index(told, data.index(b'{"version":2,"hidden"'))
     end = at + len(instead)  # a digit more overwrites one
     (tmp_path / "a.pte").write_bytes(data[:at] + instead + data[end:])
     with pytest.raises(InputError, match=said):

@@ -99,9 +99,8 @@ struct Steps {
   bool is_long = false;
 
   int64_t argmax() {
-    int64_t rows, width;
-    const float* logits = p3m_logits(model, &rows, &width);
-    const float* last = logits + (rows - 1) * width;
+    int64_t width;
+    const float* last = p3m_logits(model, nullptr, &width);
     return std::max_element(last, last + width) - last;
   }
 

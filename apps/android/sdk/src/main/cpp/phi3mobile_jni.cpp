@@ -224,12 +224,11 @@ JNIEXPORT jlong JNICALL Java_org_phi3mobile_Native_programForward(
     JNIEnv* env, jclass, jlong handle, jlongArray tokens, jlong position) {
   std::vector<int64_t> ids(size_t(env->GetArrayLength(tokens)));
   env->GetLongArrayRegion(tokens, 0, jsize(ids.size()), reinterpret_cast<jlong*>(ids.data()));
-  if (p3m_forward(program(handle), ids.data(), int64_t(ids.size()), position, nullptr)) {
+  if (p3m_prefill(program(handle), ids.data(), int64_t(ids.size()), position)) {
     return fail(env, p3m_error(program(handle))), -1;
   }
-  int64_t count = 0, vocab = 0;
-  const float* logits = p3m_logits(program(handle), &count, &vocab);
-  const float* last = logits + (count - 1) * vocab;
+  int64_t vocab = 0;
+  const float* last = p3m_logits(program(handle), nullptr, &vocab);
   return std::max_element(last, last + vocab) - last;
 }
 
