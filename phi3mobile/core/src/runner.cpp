@@ -1,146 +1,27 @@
-#include "phi3mobile.h"
-
-#include "attention.h"
-#include "base/border.h"
-#include "experts.h"
+#include "program.h"
 #include "packed_log.h"
-#include "phi3mobile_session.h"
-#include "state.h"
-#include "tiles.h"
+#include "threads.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <string>
 #include <string_view>
-#include <thread>
-#include <vector>
-#if defined(__linux__)
-#include <sched.h>
-#endif
 
-#include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
-#include <executorch/runtime/core/hierarchical_allocator.h>
-#include <executorch/runtime/kernel/operator_registry.h>
-#include <executorch/runtime/platform/platform.h>
 #include <executorch/runtime/platform/runtime.h>
-
-// The runtime exports these without a header for them.
-namespace executorch::extension::threadpool {
-class ThreadPool {
- public:
-  size_t get_thread_count() const;
-  bool _unsafe_reset_threadpool(uint32_t threads);
-};
-ThreadPool* get_threadpool();
-}  // namespace executorch::extension::threadpool
-extern "C" bool cpuinfo_initialize(void);
-extern "C" uint32_t cpuinfo_get_cores_count(void);
 
 namespace {
 
 using executorch::extension::Module;
 using executorch::runtime::Error;
 using executorch::runtime::EValue;
-
-// The runtime tells what went wrong, and what became of the packed weights, only in its log.
-struct Log {
-  std::vector<std::string> errors, notes;
-};
-thread_local Log* listening = nullptr;
-
-// Messages outside our calls go to stderr, errors only.
-void hear(et_timestamp_t, et_pal_log_level_t level, const char*, const char*, size_t, const char* message, size_t length) {
-  const bool error = level == kError || level == kFatal;
-  if (listening) {
-    auto& to = error ? listening->errors : listening->notes;
-    if (to.size() < 64) to.emplace_back(message, length);
-  } else if (error) {
-    std::fprintf(stderr, "executorch: %.*s\n", int(length), message);
-  }
-}
-
-// The first few different messages, without the dump of arguments that follows a failed operator.
-std::string first_of(const std::vector<std::string>& messages) {
-  std::string text;
-  for (size_t i = 0; i < messages.size() && i < 3; ++i) {
-    if (messages[i].rfind("arg ", 0) == 0) break;
-    if (i == 0 || messages[i] != messages[i - 1]) text += (text.empty() ? "" : "; ") + messages[i];
-  }
-  std::replace(text.begin(), text.end(), '\n', ' ');
-  return text;
-}
-
-class Listen {
- public:
-  explicit Listen(Log& log) : before_(listening) {
-    // One logger a process: ExecuTorch's Python bindings put in theirs when they are imported, also after us.
-    if (executorch::runtime::get_pal_impl()->emit_log_message != hear) {
-      executorch::runtime::register_pal(executorch::runtime::PalImpl::create(hear, __FILE__));
-    }
-    log = Log{};
-    listening = &log;
-  }
-  ~Listen() { listening = before_; }
-
- private:
-  Log* before_;
-};
-
-uint32_t usable_cores() {
-  uint32_t cores = cpuinfo_initialize() ? cpuinfo_get_cores_count() : std::thread::hardware_concurrency();
-#if defined(__linux__)
-  cpu_set_t allowed;
-  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) cores = std::min<uint32_t>(cores, CPU_COUNT(&allowed));
-#endif
-  return std::max<uint32_t>(cores, 1);
-}
-
-std::atomic<int> open_models{0};
-
-struct Free {
-  void operator()(void* memory) const { std::free(memory); }
-};
-
-}  // namespace
-
-namespace {
-
-// A method that computes, and its planned memory, which is ours, from calloc: a KV cache costs only the pages that were
-// written, and starts as zeros.
-struct Method {
-  std::string name;
-  std::vector<std::unique_ptr<void, Free>> buffers;
-  std::vector<executorch::runtime::Span<uint8_t>> spans;
-  std::unique_ptr<executorch::runtime::HierarchicalAllocator> planned;
-};
-
-// What a program may compute: a decoder, or one behind its embedding that takes rows of pictures, too, or a tower for these.
-constexpr const char* kForward = "forward";
-constexpr int64_t kLastRow = int64_t(1) << 31;  // in input_pos (engines/base.py)
-constexpr const char* kEmbed = "token_embedding";
-constexpr const char* kDecode = "text_decoder";
-constexpr const char* kMethods[] = {kForward, kEmbed, kDecode, "encode", "project"};
-
-}  // namespace
-
-struct p3m_model {
-  std::unique_ptr<phi3mobile::Experts> experts;
-  std::unique_ptr<Module> module;
-  std::vector<Method> methods;
-  Log log;
-  std::string error, packed_reason;
-  int packed = P3M_PACKED_HEAP;
-  bool takes_last_row = false;  // the program knows kLastRow
-  const float* logits = nullptr;
-  int64_t count = 0, vocab = 0;
-};
-
-namespace {
+using phi3mobile::first_of;
+using phi3mobile::kDecode;
+using phi3mobile::kEmbed;
+using phi3mobile::kForward;
+using phi3mobile::Listen;
+using phi3mobile::Method;
+using phi3mobile::open_models;
 
 int fail(p3m_model& model, const char* what, Error error) {
   model.error = std::string(what) + ": error " + std::to_string(int(error));
@@ -170,7 +51,7 @@ int plan_memory(p3m_model& model, Method& method) {
 int load_methods(p3m_model& model) {
   const auto names = model.module->method_names();
   if (!names.ok()) return fail(model, "can't read the program's methods", names.error());
-  for (const char* name : kMethods) {
+  for (const char* name : phi3mobile::kMethods) {
     if (names->count(name)) model.methods.emplace_back().name = name;
   }
   if (model.methods.empty()) model.methods.emplace_back().name = kForward;  // which fails by that name
@@ -268,7 +149,7 @@ auto token_input(const int64_t* tokens, int64_t count) {
 
 // input: tokens [1, count] or rows [1, count, hidden], as the method takes them. last: only the last row of logits is wanted.
 int decode(p3m_model& model, const char* name, const EValue& input, int64_t count, int64_t position, bool last) {
-  if (last && model.takes_last_row) position |= kLastRow;
+  if (last && model.takes_last_row) position |= phi3mobile::kLastRow;
   const auto at = executorch::extension::from_blob(&position, {SizesType(1)}, ScalarType::Long);
   phi3mobile::running_experts = model.experts.get();
   if (model.experts) model.experts->error.clear();
@@ -377,81 +258,6 @@ const char* p3m_error(const p3m_model* model) { return model->error.c_str(); }
 int p3m_packed_state(const p3m_model* model) { return model->packed; }
 
 const char* p3m_packed_reason(const p3m_model* model) { return model->packed_reason.c_str(); }
-
-int p3m_threads(void) {
-  auto* pool = executorch::extension::threadpool::get_threadpool();
-  return pool ? int(pool->get_thread_count()) : 1;
-}
-
-int p3m_set_threads(int threads) {
-  auto* pool = executorch::extension::threadpool::get_threadpool();
-  if (!pool || (threads <= 0 && open_models > 0)) return 0;
-  const uint32_t wanted = threads > 0 ? uint32_t(threads) : usable_cores();
-  if (pool->get_thread_count() == wanted) return 0;
-  if (open_models > 0) return -1;  // XNNPACK keeps a pointer into the pool for every loaded method
-  pool->_unsafe_reset_threadpool(wanted);
-  return 0;
-}
-
-int p3m_use_isa(const char* isa) {
-  if (!phi3mobile::use_isa(isa)) return -1;
-  phi3mobile::use_tiles(isa);
-  return 0;
-}
-
-const char* p3m_isa(void) { return phi3mobile::used_isa(); }
-
-int p3m_has_operator(const char* name) { return executorch::runtime::registry_has_op_function(name); }
-
-const char* p3m_runtime_version(void) { return P3M_RUNTIME_VERSION; }
-
-int p3m_open_experts(p3m_model* model, const char* path, uint64_t memory, int used, char* error, size_t error_size) {
-  std::string wrong;
-  model->experts = phi3mobile::Experts::open(path, memory, used, &wrong);
-  if (error && error_size) std::snprintf(error, error_size, "%s", wrong.c_str());
-  return model->experts ? 0 : -1;
-}
-
-int64_t p3m_expert_statistics(const p3m_model* model, int64_t* values, int64_t capacity) {
-  if (!model->experts) return 0;
-  const auto s = model->experts->file().statistics();
-  const int64_t all[] = {s.hits, s.misses, s.bytes_read, s.stall_us, s.slots, s.mapped, s.bytes_all, s.slot_bytes};
-  const int64_t count = sizeof all / sizeof *all;
-  std::copy(all, all + std::min(count, capacity), values);
-  return count;
-}
-
-namespace {
-
-// The memory of the method that holds the KV cache.
-phi3mobile::Memory memory_of(const p3m_model& model) {
-  phi3mobile::Memory memory;
-  for (const Method& method : model.methods) {
-    if (method.name != kForward && method.name != kDecode) continue;
-    for (const auto& span : method.spans) memory.emplace_back(span.data(), span.size());
-  }
-  return memory;
-}
-
-}  // namespace
-
-int64_t p3m_save_state(p3m_model* model, const char* path, const char* about, char* error, size_t error_size) {
-  return phi3mobile::guarded(
-      int64_t(-1), error, error_size, [&] { return phi3mobile::save_state(path, about, memory_of(*model)); });
-}
-
-int p3m_load_state(p3m_model* model, const char* path, char* error, size_t error_size) {
-  return int(phi3mobile::guarded(
-      int64_t(-1), error, error_size, [&] { return phi3mobile::load_state(path, memory_of(*model)), int64_t(0); }));
-}
-
-int64_t p3m_state_about(const char* path, char* about, size_t capacity, char* error, size_t error_size) {
-  return phi3mobile::guarded(int64_t(-1), error, error_size, [&] {
-    const std::string text = phi3mobile::state_about(path);
-    if (about && capacity) std::snprintf(about, capacity, "%s", text.c_str());
-    return int64_t(text.size());
-  });
-}
 
 void p3m_close(p3m_model* model) {
   if (model) --open_models;
