@@ -56,7 +56,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Two workers share two cores; and an opened engine leaves torch one thread, so a test's last bits would hang on what ran before."""
+    """Two workers share two cores; and an engine leaves torch one, so a test's last bits would hang on what ran before."""
     import torch
 
     torch.set_num_threads(1)

@@ -46,7 +46,7 @@ class Engine(Protocol):
         """Forget the sequence."""
         ...
 
-    # An engine may have `prefill` and `prefill_embeddings` besides, see BaseEngine: without them a session takes forward's last row.
+    # An engine may also have BaseEngine's `prefill` and `prefill_embeddings`; without them a session takes forward's last row.
 
     def close(self) -> None:
         """Give the memory back; the engine can't be used after."""
