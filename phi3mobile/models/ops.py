@@ -16,7 +16,7 @@ earlier ones with (key_block + head * head_step + 1) % stride == 0; see models/b
 alike (homo); phi-3-small: max(1, stride // heads). window must be 0.
 
 `blocksparse_attention_int4`, dense only, D a multiple of 32, is models/coarse_rows.py's arithmetic: every row of 4 bits, and
-the last 256 as int8, of which a query reads the last 128. Caches uint8 [1, Hkv, S, D / 2], scales bfloat16 [1, Hkv, S, D / 32],
+the last 256 as int8, of which a query reads the last 128. Caches uint8 [1, Hkv, S, D / 2], scales bfloat16 [1, Hkv, D / 32, S],
 ring int8 [1, Hkv, 256, D] with scales float32 [1, Hkv, 256]; mark int64 [2], in place, zeros at first: the first position
 whose int8 row is there, and the end of what was written last. Further back a query reads 4 bits where int8 is gone.
 
@@ -190,10 +190,11 @@ def blocksparse_attention_int4(
         ring_from = min(max(0, int(mark[0]), int(mark[1]) - ring), start)
         piece, at = slice(len(k[0]) - (end - start), len(k[0]) - (end - last)), torch.arange(start, last) % ring
         for rows, cache, scales, recent, recent_scales in caches:
-            cache[0, :, start:last], scales[0, :, start:last] = quantize_coarse(rows[:, piece])
+            cache[0, :, start:last], own = quantize_coarse(rows[:, piece])
+            scales[0, :, :, start:last] = own.transpose(1, 2)
             recent[0, :, at], recent_scales[0, :, at] = quantize_rows(rows[:, piece])
         mark[0], mark[1] = ring_from, last
-        coarse = [coarse_values(cache[0, :, :last], scales[0, :, :last]) for _, cache, scales, _, _ in caches]
+        coarse = [coarse_values(cache[0, :, :last], scales[0, :, :, :last].transpose(1, 2)) for _, cache, scales, _, _ in caches]
         at = torch.arange(last) % ring
         fine = [recent[0, :, at].float() * scales[0, :, at, None] for *_, recent, scales in caches]
         results.append(turn(attend_mixed(q[piece], coarse, fine, start, window, scale, ring_from)).flatten(1))

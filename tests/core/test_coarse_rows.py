@@ -32,7 +32,7 @@ class Attention(torch.nn.Module):
     def __init__(self, heads, kv_heads, width, half, window, capacity=CAPACITY):
         super().__init__()
         self.heads, self.window, self.scale = heads, window, width**-0.5
-        shapes = {"cache": (capacity, width // 2), "scale": (capacity, width // GROUP), "ring": (RING, width)}
+        shapes = {"cache": (capacity, width // 2), "scale": (width // GROUP, capacity), "ring": (RING, width)}
         kinds = {"cache": torch.uint8, "scale": torch.bfloat16, "ring": torch.int8}
         for name in ("k", "v"):
             for part, shape in shapes.items():

@@ -17,7 +17,7 @@ constexpr int64_t kRing = 256;       // int8 rows kept beside rows of 4 bits: kR
 // Rows of 4 bits: of every position, beside the int8 rows of the last ones.
 struct Coarse {
   uint8_t *keys, *values;       // [Hkv, S, D / 2]; null: there are none
-  uint16_t *k_scale, *v_scale;  // bfloat16 [Hkv, S, D / kGroup]
+  uint16_t *k_scale, *v_scale;  // bfloat16 [Hkv, D / kGroup, S]
   int64_t capacity;             // S
   int64_t ring_from;            // first position whose int8 row is still there
   int64_t* mark;                // kept between calls: ring_from, and the end of what was written last

@@ -313,12 +313,13 @@ static void quantize(const float* row, int64_t width, int8_t* out, float* scale)
 
 #include "nibbles.h"
 
-// One row, turned, in both forms: as int8 in the ring's row `at`, of 4 bits in row `coarse_at`.
-static void write_both(const Attention& a, float* row, int64_t at, int64_t coarse_at, void* ring, float* scale, uint8_t* coarse,
-    uint16_t* coarse_scale) {
+// A key or value turned, in both forms: as int8 in the ring's row `at`, of 4 bits in row `position` of its KV head.
+static void write_both(const Attention& a, float* row, int64_t head, int64_t at, int64_t position, void* ring, float* scale,
+    uint8_t* coarse, uint16_t* coarse_scale) {
   turn(row, a.width);
   quantize(row, a.width, (int8_t*)ring + at * a.width, scale + at);
-  quantize(row, a.width, coarse + coarse_at * (a.width / 2), coarse_scale + coarse_at * (a.width / kGroup));
+  quantize(row, a.width, coarse + (head * a.coarse.capacity + position) * (a.width / 2),
+      coarse_scale + head * (a.width / kGroup) * a.coarse.capacity + position, a.coarse.capacity);
 }
 
 static void write(const Attention& a, int64_t first, int64_t end) {
@@ -328,14 +329,13 @@ static void write(const Attention& a, int64_t first, int64_t end) {
     for (int64_t head = 0; head < a.kv_heads; ++head) {
       int64_t at = a.position + t;
       if (a.ring) at = row_of(a, head, at / a.block) + at % a.block;
-      const int64_t coarse_at = at + head * a.coarse.capacity;
       at = (a.coarse.keys ? at % kRing : at) + head * a.capacity;
       const float* value = row + (a.kv_heads + head) * a.width;
       rotate(row + head * a.width, a.cos + t * a.half, a.sin + t * a.half, a.half, a.width, key);
       if (a.coarse.keys) {
         memcpy(turned, value, a.width * sizeof(float));
-        write_both(a, key, at, coarse_at, a.k_cache, a.k_scale, a.coarse.keys, a.coarse.k_scale);
-        write_both(a, turned, at, coarse_at, a.v_cache, a.v_scale, a.coarse.values, a.coarse.v_scale);
+        write_both(a, key, head, at, a.position + t, a.k_cache, a.k_scale, a.coarse.keys, a.coarse.k_scale);
+        write_both(a, turned, head, at, a.position + t, a.v_cache, a.v_scale, a.coarse.values, a.coarse.v_scale);
       } else if (a.k_scale) {
         quantize(key, a.width, (int8_t*)a.k_cache + at * a.width, a.k_scale + at);
         quantize(value, a.width, (int8_t*)a.v_cache + at * a.width, a.v_scale + at);
@@ -441,15 +441,16 @@ static void attend_dense(const Attention& a, const Part& part, Tile& tile) {
 template <class Sees>
 P3M_INLINE void attend_coarse_keys(
     const Attention& a, const Part& part, Tile& tile, int64_t at, int64_t count, const Sees& sees) {
-  const int64_t width = a.width, groups = width / kGroup;
-  at += part.kv_head * a.coarse.capacity;
-  const uint8_t *keys = a.coarse.keys + at * (width / 2), *values = a.coarse.values + at * (width / 2);
-  const uint16_t *k_scale = a.coarse.k_scale + at * groups, *v_scale = a.coarse.v_scale + at * groups;
+  const int64_t width = a.width, capacity = a.coarse.capacity, first = part.kv_head * capacity;
+  const CoarseRows keys(
+      a.coarse.keys + first * (width / 2), a.coarse.k_scale + first * (width / kGroup), at, count, width, capacity);
+  const CoarseRows values(
+      a.coarse.values + first * (width / 2), a.coarse.v_scale + first * (width / kGroup), at, count, width, capacity);
   for (int64_t j = 0; j < kBlock; ++j) tile.k_scale[j] = tile.v_scale[j] = 1;
   if (part.rows > P3M_ROWS) {
-    all_dots(tile.q, part.rows, widen(keys, k_scale, count, width, tile.wide), count, width, 0, tile.scores);
+    all_dots(tile.q, part.rows, widen(keys, count, width, tile.wide), count, width, 0, tile.scores);
   } else {
-    all_dots(tile.codes, tile.q_scale, part.rows, keys, k_scale, count, width, tile.scores);
+    all_dots(tile.codes, tile.q_scale, part.rows, keys, count, width, tile.scores);
   }
   for (int64_t r = 0; r < part.rows; ++r) {
     int64_t from = 0, to = count;
@@ -458,9 +459,9 @@ P3M_INLINE void attend_coarse_keys(
         part.peaks + r, part.totals + r);
   }
   if (part.rows > P3M_ROWS) {
-    all_weigh(tile.scores, part.rows, widen(values, v_scale, count, width, tile.wide), count, width, 0, part.sums);
+    all_weigh(tile.scores, part.rows, widen(values, count, width, tile.wide), count, width, 0, part.sums);
   } else {
-    all_weigh(tile.scores, part.rows, values, v_scale, count, width, part.sums);
+    all_weigh(tile.scores, part.rows, values, count, width, part.sums);
   }
 }
 

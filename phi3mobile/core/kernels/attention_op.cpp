@@ -215,12 +215,13 @@ bool take_coarse(const CoarseOperands& o, Attention* a) {
   if (o.keys.dim() != 4 || a->width % kGroup || a->capacity != kRing) return false;
   Coarse& coarse = a->coarse;
   coarse.capacity = o.keys.size(2);
-  const auto rows_fit = [&](const Tensor& x, ScalarType type, int64_t columns) {
-    return is_dense(x, type, {1, a->kv_heads, coarse.capacity, columns});
+  const auto rows_fit = [&](const Tensor& x) {
+    return is_dense(x, ScalarType::Byte, {1, a->kv_heads, coarse.capacity, a->width / 2});
   };
-  const int64_t bytes = a->width / 2, groups = a->width / kGroup;
-  const bool fits = rows_fit(o.keys, ScalarType::Byte, bytes) && rows_fit(o.values, ScalarType::Byte, bytes) &&
-                    rows_fit(o.k_scale, ScalarType::BFloat16, groups) && rows_fit(o.v_scale, ScalarType::BFloat16, groups) &&
+  const auto scales_fit = [&](const Tensor& x) {
+    return is_dense(x, ScalarType::BFloat16, {1, a->kv_heads, a->width / kGroup, coarse.capacity});
+  };
+  const bool fits = rows_fit(o.keys) && rows_fit(o.values) && scales_fit(o.k_scale) && scales_fit(o.v_scale) &&
                     is_dense(o.mark, ScalarType::Long, {2});
   if (!fits) return false;
   coarse.keys = static_cast<uint8_t*>(const_cast<void*>(o.keys.const_data_ptr()));

@@ -5,6 +5,11 @@
 
 // Of least squared error for values of a normal distribution, a group's largest being -127 (as llama.cpp's IQ4_NL).
 constexpr int8_t kLevels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// The two upper bytes of each level as a float32.
+constexpr uint8_t kUpper[16] = {0xc2, 0xc2, 0xc2, 0xc2, 0xc2, 0xc2, 0xc1, 0xc1, 0x3f, 0x41, 0x41, 0x42, 0x42, 0x42, 0x42, 0x42};
+constexpr uint8_t kLower[16] = {0xfe, 0xd0, 0xa6, 0x82, 0x44, 0x0c, 0xb0, 0x20, 0x80, 0x50, 0xc8, 0x18, 0x54, 0x8a, 0xb2, 0xe2};
+#endif
 
 P3M_INLINE float scale_of(uint16_t bits) {
   const uint32_t wide = (uint32_t)bits << 16;
@@ -27,9 +32,9 @@ static void turn(float* row, int64_t width) {
   }
 }
 
-// The nearest level; the lower one of two as near.
-static void quantize(const float* row, int64_t width, uint8_t* out, uint16_t* scales) {
-  for (int64_t d = 0; d < width; d += kGroup, out += kGroup / 2, ++scales) {
+// The nearest level, the lower one of two as near; the groups' scales lie `step` apart.
+static void quantize(const float* row, int64_t width, uint8_t* out, uint16_t* scales, int64_t step) {
+  for (int64_t d = 0; d < width; d += kGroup, out += kGroup / 2, scales += step) {
     float peak = 0;
     for (int64_t i = 0; i < kGroup; ++i) peak = fabsf(row[d + i]) > fabsf(peak) ? row[d + i] : peak;
     const float exact = peak / -127.0f;
@@ -52,10 +57,14 @@ static void quantize(const float* row, int64_t width, uint8_t* out, uint16_t* sc
 typedef __m256i Levels;
 typedef __m256 Sums;
 
+P3M_INLINE __m256i load_codes(const uint8_t* from) {
+  const __m256i bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)from));
+  return _mm256_and_si256(_mm256_srlv_epi64(bytes, _mm256_setr_epi64x(0, 0, 4, 4)), _mm256_set1_epi8(15));
+}
+
 P3M_INLINE Levels load_levels(const uint8_t* from) {
-  const __m128i levels = _mm_loadu_si128((const __m128i*)kLevels), bytes = _mm_loadu_si128((const __m128i*)from);
-  const __m256i codes = _mm256_srlv_epi64(_mm256_broadcastsi128_si256(bytes), _mm256_setr_epi64x(0, 0, 4, 4));
-  return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(levels), _mm256_and_si256(codes, _mm256_set1_epi8(15)));
+  const __m256i levels = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)kLevels));
+  return _mm256_shuffle_epi8(levels, load_codes(from));
 }
 
 // sums += scale * levels . q
@@ -72,18 +81,39 @@ P3M_INLINE void store_sums(const Sums* x, float factor, float* to) {
   _mm_storeu_ps(to, _mm_mul_ps(_mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1)), _mm_set1_ps(factor)));
 }
 
-P3M_INLINE void spread(Levels x, Floats* to) {
-  const __m128i low = _mm256_castsi256_si128(x), high = _mm256_extracti128_si256(x, 1);
+// The levels as floats, in an order of its own: that of load_group and store_group.
 #if defined(__AVX512F__)
-  to[0] = (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(low));
-  to[1] = (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(high));
-#else
-  to[0] = (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(low));
-  to[1] = (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(low, low)));
-  to[2] = (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high));
-  to[3] = (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(high, high)));
-#endif
+P3M_INLINE void spread(const uint8_t* from, Floats* to) {
+  const __m512 levels = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)kLevels)));
+  const __m512i codes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
+  to[0] = (Floats)_mm512_permutexvar_ps(codes, levels);
+  to[1] = (Floats)_mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4), levels);
 }
+
+P3M_INLINE void load_group(const float* from, Floats* to) { load_row<kGroup / W>(from, to); }
+P3M_INLINE void store_group(float* to, const Floats* x) {
+  for (int n = 0; n < kGroup / W; ++n) store(to + n * W, x[n]);
+}
+#else
+// A level is exact in the upper half of a float32, whose two bytes are looked up.
+P3M_INLINE void spread(const uint8_t* from, Floats* to) {
+  const __m256i codes = load_codes(from), zero = _mm256_setzero_si256();
+  const __m256i upper = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)kUpper)), codes);
+  const __m256i lower = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)kLower)), codes);
+  const __m256i first = _mm256_unpacklo_epi8(lower, upper), other = _mm256_unpackhi_epi8(lower, upper);
+  to[0] = (Floats)_mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, first));  // values 0 to 3 and 16 to 19, and so on
+  to[1] = (Floats)_mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, first));
+  to[2] = (Floats)_mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, other));
+  to[3] = (Floats)_mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, other));
+}
+
+P3M_INLINE void load_group(const float* from, Floats* to) {
+  for (int n = 0; n < 4; ++n) to[n] = (Floats)_mm256_loadu2_m128(from + kGroup / 2 + 4 * n, from + 4 * n);
+}
+P3M_INLINE void store_group(float* to, const Floats* x) {
+  for (int n = 0; n < 4; ++n) _mm256_storeu2_m128(to + kGroup / 2 + 4 * n, to + 4 * n, (__m256)x[n]);
+}
+#endif
 #elif defined(__aarch64__)
 struct Levels {
   int8x16_t low, high;
@@ -107,7 +137,8 @@ P3M_INLINE void store_sums(const Sums* x, float factor, float* to) {
   vst1q_f32(to, vmulq_n_f32(vpaddq_f32(vpaddq_f32(x[0], x[1]), vpaddq_f32(x[2], x[3])), factor));
 }
 
-P3M_INLINE void spread(Levels x, Floats* to) {
+P3M_INLINE void spread(const uint8_t* from, Floats* to) {
+  const Levels x = load_levels(from);
   int8_t bytes[kGroup];
   vst1q_s8(bytes, x.low), vst1q_s8(bytes + 16, x.high);
   for (int n = 0; n < kGroup / W; n += kLoad) load_row<kLoad>(bytes + n * W, to + n);
@@ -134,24 +165,45 @@ P3M_INLINE void store_sums(const Sums* x, float factor, float* to) {
   for (int i = 0; i < 4; ++i) to[i] = x[i] * factor;
 }
 
-P3M_INLINE void spread(const Levels& x, Floats* to) {
+P3M_INLINE void spread(const uint8_t* from, Floats* to) {
+  const Levels x = load_levels(from);
   for (int n = 0; n < kGroup / W; n += kLoad) load_row<kLoad>(x.at + n * W, to + n);
 }
 #endif
+#if !defined(__AVX2__)
+P3M_INLINE void load_group(const float* from, Floats* to) { load_row<kGroup / W>(from, to); }
+P3M_INLINE void store_group(float* to, const Floats* x) {
+  for (int n = 0; n < kGroup / W; ++n) store(to + n * W, x[n]);
+}
+#endif
+
+// Rows of 4 bits of one block of keys, and their scales as float32 [groups, kBlock].
+struct CoarseRows {
+  const uint8_t* codes;
+  float scales[kMaxWidth / kGroup * kBlock];
+
+  // From row `at` of all that a KV head has, scales [groups, capacity].
+  CoarseRows(const uint8_t* rows, const uint16_t* from, int64_t at, int64_t count, int64_t width, int64_t capacity)
+      : codes(rows + at * (width / 2)) {
+    for (int64_t g = 0; g < width / kGroup; ++g) {
+      for (int64_t j = 0; j < count; ++j) scales[g * kBlock + j] = scale_of(from[g * capacity + at + j]);
+      for (int64_t j = count; j < kBlock; ++j) scales[g * kBlock + j] = 0;
+    }
+  }
+};
 
 // scores[r][key] = q[r] . keys[key] for R rows of int8 codes with a scale each; rows of scores are kBlock apart.
 template <int R>
-static void dots(const int8_t* const* q, const float* q_scale, const uint8_t* keys, const uint16_t* scales, int64_t count,
-    int64_t width, float* scores) {
+static void dots(
+    const int8_t* const* q, const float* q_scale, const CoarseRows& keys, int64_t count, int64_t width, float* scores) {
   const int64_t groups = width / kGroup;
   for (int64_t key = 0; key < count; key += 4) {
     Sums sums[R][4] = {};
     for (int i = 0; i < 4; ++i) {
       const int64_t own = key + i < count ? key + i : count - 1;
       for (int64_t g = 0; g < groups; ++g) {
-        const Levels x = load_levels(keys + (own * groups + g) * (kGroup / 2));
-        const float scale = scale_of(scales[own * groups + g]);
-        for (int r = 0; r < R; ++r) add_products(x, q[r] + g * kGroup, scale, &sums[r][i]);
+        const Levels x = load_levels(keys.codes + (own * groups + g) * (kGroup / 2));
+        for (int r = 0; r < R; ++r) add_products(x, q[r] + g * kGroup, keys.scales[g * kBlock + own], &sums[r][i]);
       }
     }
     for (int r = 0; r < R; ++r) store_sums(sums[r], q_scale[r], scores + r * kBlock + key);
@@ -160,63 +212,65 @@ static void dots(const int8_t* const* q, const float* q_scale, const uint8_t* ke
 
 // sums[r] += weights[r][key] * values[key] for R rows.
 template <int R>
-static void weigh_rows(
-    const float* weights, const uint8_t* values, const uint16_t* scales, int64_t count, int64_t width, float* sums) {
+static void weigh_rows(const float* weights, const CoarseRows& values, int64_t count, int64_t width, float* sums) {
   const int64_t groups = width / kGroup;
   for (int64_t g = 0; g < groups; ++g) {
+    float shares[R][kBlock];
     Floats y[R][kGroup / W], x[kGroup / W];
-    for (int r = 0; r < R; ++r) load_row<kGroup / W>(sums + r * width + g * kGroup, y[r]);
+    for (int r = 0; r < R; ++r) {
+      for (int64_t j = 0; j < kBlock; j += W)
+        store(shares[r] + j, load(weights + r * kBlock + j) * load(values.scales + g * kBlock + j));
+      load_group(sums + r * width + g * kGroup, y[r]);
+    }
     for (int64_t key = 0; key < count; ++key) {
-      spread(load_levels(values + (key * groups + g) * (kGroup / 2)), x);
-      const float scale = scale_of(scales[key * groups + g]);
+      spread(values.codes + (key * groups + g) * (kGroup / 2), x);
       for (int r = 0; r < R; ++r) {
-        for (int n = 0; n < kGroup / W; ++n) y[r][n] += x[n] * (weights[r * kBlock + key] * scale);
+        for (int n = 0; n < kGroup / W; ++n) y[r][n] += x[n] * shares[r][key];
       }
     }
-    for (int r = 0; r < R; ++r) {
-      for (int n = 0; n < kGroup / W; ++n) store(sums + r * width + g * kGroup + n * W, y[r][n]);
-    }
+    for (int r = 0; r < R; ++r) store_group(sums + r * width + g * kGroup, y[r]);
   }
 }
 
 // For at most P3M_ROWS rows: of more, widened floats are faster.
-static void all_dots(const int8_t* const* q, const float* q_scale, int64_t rows, const uint8_t* keys, const uint16_t* scales,
-    int64_t count, int64_t width, float* scores) {
+static void all_dots(const int8_t* const* q, const float* q_scale, int64_t rows, const CoarseRows& keys, int64_t count,
+    int64_t width, float* scores) {
   switch (rows) {
     case 1:
-      return dots<1>(q, q_scale, keys, scales, count, width, scores);
+      return dots<1>(q, q_scale, keys, count, width, scores);
 #if P3M_ROWS > 2
     case 2:
-      return dots<2>(q, q_scale, keys, scales, count, width, scores);
+      return dots<2>(q, q_scale, keys, count, width, scores);
     case 3:
-      return dots<3>(q, q_scale, keys, scales, count, width, scores);
+      return dots<3>(q, q_scale, keys, count, width, scores);
 #endif
     default:
-      return dots<P3M_ROWS>(q, q_scale, keys, scales, count, width, scores);
+      return dots<P3M_ROWS>(q, q_scale, keys, count, width, scores);
   }
 }
 
-static void all_weigh(const float* weights, int64_t rows, const uint8_t* values, const uint16_t* scales, int64_t count,
-    int64_t width, float* sums) {
+static void all_weigh(const float* weights, int64_t rows, const CoarseRows& values, int64_t count, int64_t width, float* sums) {
   switch (rows) {
     case 1:
-      return weigh_rows<1>(weights, values, scales, count, width, sums);
+      return weigh_rows<1>(weights, values, count, width, sums);
 #if P3M_ROWS > 2
     case 2:
-      return weigh_rows<2>(weights, values, scales, count, width, sums);
+      return weigh_rows<2>(weights, values, count, width, sums);
     case 3:
-      return weigh_rows<3>(weights, values, scales, count, width, sums);
+      return weigh_rows<3>(weights, values, count, width, sums);
 #endif
     default:
-      return weigh_rows<P3M_ROWS>(weights, values, scales, count, width, sums);
+      return weigh_rows<P3M_ROWS>(weights, values, count, width, sums);
   }
 }
 
-static const float* widen(const uint8_t* rows, const uint16_t* scales, int64_t count, int64_t width, float* to) {
-  for (int64_t i = 0; i < count * width / kGroup; ++i) {
+static const float* widen(const CoarseRows& rows, int64_t count, int64_t width, float* to) {
+  const int64_t groups = width / kGroup;
+  for (int64_t i = 0; i < count * groups; ++i) {
     Floats x[kGroup / W];
-    spread(load_levels(rows + i * (kGroup / 2)), x);
-    for (int n = 0; n < kGroup / W; ++n) store(to + i * kGroup + n * W, x[n] * scale_of(scales[i]));
+    spread(rows.codes + i * (kGroup / 2), x);
+    for (int n = 0; n < kGroup / W; ++n) x[n] *= rows.scales[i % groups * kBlock + i / groups];
+    store_group(to + i * kGroup, x);
   }
   return to;
 }
