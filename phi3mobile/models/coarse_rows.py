@@ -48,12 +48,16 @@ def coarse_values(packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return (LEVELS[codes.long()] * scales.float()[..., None]).flatten(-2)
 
 
+def int8_values(x: torch.Tensor) -> torch.Tensor:
+    """Rows float32 [..., D] as an int8 KV cache gives them back: one scale a row."""
+    peak = x.abs().amax(-1, keepdim=True)
+    inverse = torch.where(peak > 0, torch.full_like(peak, 127.0) / peak, torch.zeros(()))
+    return (x * inverse).round().clamp(-127, 127) * (peak / 127)
+
+
 def rounded_queries(q: torch.Tensor) -> torch.Tensor:
     """Queries float32 [..., D] turned, as the int8 numbers that meet the keys."""
-    turned = turn(q)
-    peak = turned.abs().amax(-1, keepdim=True)
-    inverse = torch.where(peak > 0, torch.full_like(peak, 127.0) / peak, torch.zeros(()))
-    return torch.round(turned * inverse).clamp(-127, 127) * (peak / 127.0)
+    return int8_values(turn(q))
 
 
 def attend_mixed(
@@ -78,7 +82,23 @@ def attend_mixed(
         hidden |= query - key >= window
     scores = [(grouped @ keys.transpose(1, 2) * scale).view(heads, count, depth) for keys in (coarse[0], fine[0])]
     weights = torch.where(recent, scores[1], scores[0]).masked_fill(hidden, -torch.inf).softmax(-1)
-    parts = [
-        (weights * mine).view(kv_heads, -1, depth) @ values for mine, values in ((~recent, coarse[1]), (recent, fine[1]))
-    ]
+    parts = [(weights * mine).view(kv_heads, -1, depth) @ values for mine, values in ((~recent, coarse[1]), (recent, fine[1]))]
     return (parts[0] + parts[1]).view(heads, count, width).transpose(0, 1)
+
+
+class CoarseCache:
+    """Keys and values [C, Hkv, D] of one layer in both forms, for models without a program."""
+
+    def __init__(self, context: int, kv_heads: int, width: int) -> None:
+        shape = (2, kv_heads, context, width)
+        self.coarse, self.fine = torch.zeros(shape), torch.zeros(shape)
+        self.ring_from = self.end = 0
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: int, window: int, scale: float) -> torch.Tensor:
+        """Store k and v [T, Hkv, D] from position `start` on; what q [T, H, D] makes of all: [T, H * D]."""
+        last = start + len(q)
+        rows = turn(torch.stack([k, v]).transpose(1, 2))
+        self.coarse[:, :, start:last], self.fine[:, :, start:last] = coarse_values(*quantize_coarse(rows)), int8_values(rows)
+        self.ring_from, self.end = min(max(self.ring_from, self.end - RING), start), last
+        forms = self.coarse[:, :, :last].unbind(), self.fine[:, :, :last].unbind()
+        return turn(attend_mixed(rounded_queries(q), *forms, start, window, scale, self.ring_from)).flatten(1)

@@ -194,7 +194,9 @@ def blocksparse_attention_int4(
             scales[0, :, :, start:last] = own.transpose(1, 2)
             recent[0, :, at], recent_scales[0, :, at] = quantize_rows(rows[:, piece])
         mark[0], mark[1] = ring_from, last
-        coarse = [coarse_values(cache[0, :, :last], scales[0, :, :, :last].transpose(1, 2)) for _, cache, scales, _, _ in caches]
+        coarse = [
+            coarse_values(cache[0, :, :last], scales[0, :, :, :last].transpose(1, 2)) for _, cache, scales, _, _ in caches
+        ]
         at = torch.arange(last) % ring
         fine = [recent[0, :, at].float() * scales[0, :, at, None] for *_, recent, scales in caches]
         results.append(turn(attend_mixed(q[piece], coarse, fine, start, window, scale, ring_from)).flatten(1))

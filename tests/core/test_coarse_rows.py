@@ -11,16 +11,7 @@ from test_kernels import cut, inputs, native, rotated, run  # noqa: F401  native
 
 from phi3mobile.engines.native import load_library, native_library
 from phi3mobile.models import ops  # noqa: F401  defines the operators
-from phi3mobile.models.coarse_rows import (
-    GROUP,
-    LEVELS,
-    RECENT,
-    RING,
-    coarse_values,
-    quantize_coarse,
-    rounded_queries,
-    turn,
-)
+from phi3mobile.models.coarse_rows import GROUP, LEVELS, RECENT, RING, coarse_values, quantize_coarse, rounded_queries, turn
 
 CAPACITY = 700
 needs_library = pytest.mark.skipif(native_library() is None, reason="the native library is not built (make native)")
