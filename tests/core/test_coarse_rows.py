@@ -1,4 +1,4 @@
-"""Attention over a 4-bit KV cache: the rows' arithmetic, and the kernel in the ExecuTorch runtime against the eager operator."""
+"""Attention over a 4-bit KV cache: the arithmetic of its rows, and the kernel against the eager operator."""
 
 from functools import cache
 
