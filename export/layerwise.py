@@ -23,6 +23,7 @@ from phi3mobile.export.layer_result import Layers
 from phi3mobile.export.packed import EMBEDDING, HEAD, PackedModel, packed_layer
 from phi3mobile.export.solve.stream import load_norm
 from phi3mobile.models.attend import attend
+from phi3mobile.models.coarse_rows import CoarseCache, int8_values
 from phi3mobile.models.quantized import QuantizedEmbedding, QuantizedLinear
 from phi3mobile.models.rope import rope_rows, rope_tables
 
@@ -157,6 +158,7 @@ class _Layer:
         self.cos, self.sin = tables
         shape = (1, context, packed.config.num_key_value_heads, packed.config.head_dim)
         self.keys, self.values = torch.zeros(shape), torch.zeros(shape)
+        self.coarse = CoarseCache(*shape[1:]) if kv_bits == 4 else None
         self.said = torch.ones(packed.config.vocab_size, dtype=torch.bool)
         self.said[list(packed.config.masked_ids)] = False
         self.norm = self.head = None
@@ -189,17 +191,13 @@ class _Layer:
         config, start, end = self.config, forward.position, forward.end
         rows = rope_rows(config, self.context, torch.arange(start, end), torch.tensor(forward.long))
         q, k, v = self.layer.attention_inputs(x, self.cos[rows], self.sin[rows])
-        self.keys[:, start:end], self.values[:, start:end] = (k, v) if self.bits == 32 else (_int8_rows(k), _int8_rows(v))
         block = config.block(self.index)
+        if self.coarse is not None:
+            attended = self.coarse.attend(q[0], k[0], v[0], start, block.window or 0, config.attention_scale)
+            return self.layer.attention_output(x, attended[None])
+        self.keys[:, start:end], self.values[:, start:end] = (k, v) if self.bits == 32 else (int8_values(k), int8_values(v))
         attended = attend(q, self.keys, self.values, start, config.attention_scale, block.window, block.pattern)
         return self.layer.attention_output(x, attended)
-
-
-def _int8_rows(x: torch.Tensor) -> torch.Tensor:
-    """Rows [..., D] as an int8 KV cache holds them (core/kernels/attention_loops.cpp)."""
-    peak = x.abs().amax(-1, keepdim=True)
-    inverse = torch.where(peak > 0, 127 / peak, torch.zeros(()))
-    return (x * inverse).round().clamp(-127, 127) * (peak / 127)
 
 
 def _noise(expected: torch.Tensor, found: torch.Tensor) -> list[float]:

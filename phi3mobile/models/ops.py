@@ -15,6 +15,11 @@ block > 0, sparse: causal, and of blocks of `block` tokens only the `local_block
 earlier ones with (key_block + head * head_step + 1) % stride == 0; see models/blocksparse.py. head_step 0: all heads
 alike (homo); phi-3-small: max(1, stride // heads). window must be 0.
 
+`blocksparse_attention_int4`, dense only, D a multiple of 32, is models/coarse_rows.py's arithmetic: every row of 4 bits, and
+the last 256 as int8, of which a query reads the last 128. Caches uint8 [1, Hkv, S, D / 2], scales bfloat16 [1, Hkv, D / 32, S],
+ring int8 [1, Hkv, 256, D] with scales float32 [1, Hkv, 256]; mark int64 [2], in place, zeros at first: the first position
+whose int8 row is there, and the end of what was written last. Further back a query reads 4 bits where int8 is gone.
+
 `blocksparse_attention_evicting` and `.._evicting_int8`, sparse only: the same result from caches that keep only what is
 still to be read; S, ring and how far positions may go back come from `blocksparse.evicting_cache`. mark int64 [1], in
 place, zeros at first: the end of the farthest position written since position 0 was. A position too far back raises
@@ -26,12 +31,14 @@ from __future__ import annotations
 import torch
 
 from phi3mobile.models.blocksparse import EvictingCache, Pattern
+from phi3mobile.models.coarse_rows import attend_mixed, coarse_values, quantize_coarse, rounded_queries, turn
 from phi3mobile.models.rope import apply_rope
 
 _library = torch.library.Library("phi3mobile", "DEF")
 
 _ROWS = "Tensor qkv, Tensor cos, Tensor sin, Tensor(a!) k_cache, Tensor(b!) v_cache, "
 _INT8 = "Tensor(c!) k_scale, Tensor(d!) v_scale, "
+_RING = "Tensor(e!) k_ring, Tensor(f!) v_ring, Tensor(g!) k_ring_scale, Tensor(h!) v_ring_scale, Tensor(i!) mark, "
 _MARK = "Tensor(e!) mark, "
 _DENSE = "Tensor input_pos, int heads, int window, float scale, "
 _REST = _DENSE + "int block=0, int local_blocks=0, int stride=0, int head_step=0"
@@ -39,6 +46,7 @@ _EVICTING = "Tensor input_pos, int heads, float scale, int block, int local_bloc
 _SCHEMAS = {
     "blocksparse_attention": _ROWS + _REST,
     "blocksparse_attention_int8": _ROWS + _INT8 + _REST,
+    "blocksparse_attention_int4": _ROWS + _INT8 + _RING + "Tensor input_pos, int heads, int window, float scale",
     "blocksparse_attention_evicting": _ROWS + _MARK + _EVICTING,
     "blocksparse_attention_evicting_int8": _ROWS + _INT8 + _MARK + _EVICTING,
 }
@@ -72,7 +80,10 @@ def _attend(q, keys, values, start: int, window: int, scale: float, pattern: Pat
 
 
 def _rows(qkv, cos, sin, k_cache, input_pos, heads: int, capacity: int):
-    """q [T, H, D] and k [Hkv, T, D], rotated, v [Hkv, T, D], and their first position, once all is known to fit."""
+    """q [T, H, D] and k [Hkv, T, D], rotated, v [Hkv, T, D], and their first position, once all is known to fit.
+
+    k_cache: [1, Hkv, ..., D].
+    """
     kv_heads, _, width = k_cache.shape[1:]
     count, half = cos.shape
     if heads < 1 or heads % kv_heads or width % 16 or width > 256 or not 1 <= half <= width // 2:
@@ -149,6 +160,48 @@ def blocksparse_attention_int8(
     keys = k_cache[0, :, :end].float() * k_scale[0, :, :end, None]
     values = v_cache[0, :, :end].float() * v_scale[0, :, :end, None]
     return _attend(q, keys, values, start, window, scale, pattern)
+
+
+def blocksparse_attention_int4(
+    qkv,
+    cos,
+    sin,
+    k_cache,
+    v_cache,
+    k_scale,
+    v_scale,
+    k_ring,
+    v_ring,
+    k_ring_scale,
+    v_ring_scale,
+    mark,
+    input_pos,
+    heads: int,
+    window: int,
+    scale: float,
+) -> torch.Tensor:
+    """Eager reference, 4-bit cache with a ring of int8. Shapes: see the module."""
+    q, k, v, start = _rows(qkv, cos, sin, k_ring, input_pos, heads, k_cache.shape[2])
+    end, ring, results = start + len(q), k_ring.shape[2], []
+    q, k, v = rounded_queries(q), turn(k), turn(v)
+    caches = ((k, k_cache, k_scale, k_ring, k_ring_scale), (v, v_cache, v_scale, v_ring, v_ring_scale))
+    while start < end:
+        last = min(end, start + ring // 2)
+        ring_from = min(max(0, int(mark[0]), int(mark[1]) - ring), start)
+        piece, at = slice(len(k[0]) - (end - start), len(k[0]) - (end - last)), torch.arange(start, last) % ring
+        for rows, cache, scales, recent, recent_scales in caches:
+            cache[0, :, start:last], own = quantize_coarse(rows[:, piece])
+            scales[0, :, :, start:last] = own.transpose(1, 2)
+            recent[0, :, at], recent_scales[0, :, at] = quantize_rows(rows[:, piece])
+        mark[0], mark[1] = ring_from, last
+        coarse = [
+            coarse_values(cache[0, :, :last], scales[0, :, :, :last].transpose(1, 2)) for _, cache, scales, _, _ in caches
+        ]
+        at = torch.arange(last) % ring
+        fine = [recent[0, :, at].float() * scales[0, :, at, None] for *_, recent, scales in caches]
+        results.append(turn(attend_mixed(q[piece], coarse, fine, start, window, scale, ring_from)).flatten(1))
+        start = last
+    return torch.cat(results) if results else q.reshape(0, heads * k_ring.shape[3])
 
 
 def _evicting(qkv, cos, sin, k_cache, mark, input_pos, heads, scale, pattern: Pattern, ring: int, store, read):
@@ -251,6 +304,10 @@ def blocksparse_attention_evicting_int8(
     return _evicting(qkv, cos, sin, k_cache, mark, input_pos, heads, scale, pattern, ring, store, read)
 
 
+def _fake_int4(qkv, cos, sin, k_cache, v_cache, k_scale, v_scale, k_ring, *_args, **_kwargs) -> torch.Tensor:
+    return _fake(qkv, cos, sin, k_ring)
+
+
 def _fake(qkv, cos, sin, k_cache, *_args, **_kwargs) -> torch.Tensor:
     return qkv.new_empty(qkv.shape[0], qkv.shape[1] - 2 * k_cache.shape[1] * k_cache.shape[3])
 
@@ -265,10 +322,11 @@ def _register(eager) -> None:
 
     _library.impl(name, eager, "CompositeExplicitAutograd")
     _library.impl(f"{name}.out", into, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"phi3mobile::{name}", _fake, lib=_library)
+    torch.library.register_fake(f"phi3mobile::{name}", _fake_int4 if name.endswith("_int4") else _fake, lib=_library)
 
 
 _register(blocksparse_attention)
 _register(blocksparse_attention_int8)
+_register(blocksparse_attention_int4)
 _register(blocksparse_attention_evicting)
 _register(blocksparse_attention_evicting_int8)

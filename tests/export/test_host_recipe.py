@@ -13,6 +13,9 @@ from test_parity_ladder import GOLDEN, REPEAT, reference, same_logits, some_toke
 from phi3mobile.bundle import open_bundle
 from phi3mobile.engines.native import native_library
 from phi3mobile.engines.registry import open_engine
+from phi3mobile.errors import InputError
+from phi3mobile.export.plan import plan_export
+from phi3mobile.export.verify import source_of, verify
 from phi3mobile.session.sampling import GREEDY
 from phi3mobile.session.session import Session
 
@@ -74,6 +77,9 @@ import sys, numpy as np
 from phi3mobile.bench.measure import memory_now
 from phi3mobile.bundle import open_bundle
 from phi3mobile.engines.registry import open_engine
+from phi3mobile.errors import InputError
+from phi3mobile.export.plan import plan_export
+from phi3mobile.export.verify import source_of, verify
 bundle = open_bundle(sys.argv[1])
 before = memory_now()
 engine = open_engine(bundle)
@@ -110,3 +116,46 @@ def test_logits_of_a_later_start_are_the_same(bundle_of):
     first.close()
     again = open_engine(bundle)
     assert again.packed_cache == "none" and np.array_equal(again.forward(tokens, 0), logits)
+
+
+@pytest.fixture(scope="module")
+def coarse_bundle(bundle_of):
+    """A tiny model with a 4-bit KV cache."""
+    return open_bundle(bundle_of("tiny-partial", "host-kv4"))
+
+
+def test_4_bit_cache_equals_torch_beyond_its_int8_rows(coarse_bundle, checkpoint_of):
+    """verify's layers: prefill and decode where most keys have 4 bits."""
+    prompt = np.random.default_rng(1).integers(3, 200, 210).tolist()
+    source = source_of(coarse_bundle, str(checkpoint_of("tiny-partial")))
+    weights, layers, _ = verify(coarse_bundle, source, [prompt])
+    assert weights.passed and layers.passed, layers.document()
+
+
+def test_4_bit_cache_in_the_manifest(coarse_bundle, bundle_of):
+    memory, context = coarse_bundle.manifest["memory"], coarse_bundle.info.max_context
+    rows = 3 * 2 * 2 * ((16 + 2) * context + (32 + 4) * 256)  # layers, K and V, KV heads
+    assert coarse_bundle.manifest["recipe"]["kv_bits"] == 4
+    assert memory["kv_per_token"] == -(-rows // context) and 0 <= memory["kv_evicted"] < context
+    other = open_bundle(bundle_of("tiny-partial", "host")).manifest["memory"]
+    assert memory["activations"] == other["activations"] + 3 * 16  # a mark in each layer
+
+
+def test_a_4_bit_cache_is_saved_and_restored(coarse_bundle, tmp_path):
+    tokens = np.random.default_rng(2).integers(3, 200, 200)
+    engine = open_engine(coarse_bundle)
+    for position in range(0, 200, 100):
+        engine.forward(tokens[position : position + 100], position)
+    engine.save_state(tmp_path / "state", "about")
+    want = engine.forward(tokens[:3], 200)
+    engine.close()
+    other = open_engine(coarse_bundle)
+    other.load_state(tmp_path / "state")
+    assert np.array_equal(other.forward(tokens[:3], 200), want)
+
+
+def test_4_bit_cache_refuses_what_it_has_no_kernel_for(checkpoint_of, tmp_path):
+    with pytest.raises(InputError, match=r"host-kv4 keeps keys and values in groups of 32: heads of 16 .* take host"):
+        plan_export(checkpoint_of("tiny-gqa"), tmp_path / "out", "host-kv4", method="rtn")
+    with pytest.raises(InputError, match="host-kv4 has no blocksparse"):
+        plan_export(checkpoint_of("small-tiny"), tmp_path / "out", "host-kv4", method="rtn")

@@ -17,6 +17,7 @@ from torch import nn
 
 from phi3mobile.export.targets.executorch.options import ExecutorchRecipe
 from phi3mobile.models.blocksparse import EvictingCache, Pattern, evicting_cache
+from phi3mobile.models.coarse_rows import GROUP, RING
 from phi3mobile.models.config import DecoderConfig
 
 HIDDEN = -1e30  # added to the score of a key that may not be seen
@@ -54,6 +55,8 @@ def eviction_of(config: DecoderConfig, recipe: ExecutorchRecipe, layer: int, con
 def attention_of(config: DecoderConfig, recipe: ExecutorchRecipe, layer: int, context: int) -> nn.Module:
     """Attention of one layer."""
     pattern = pattern_of(config, layer, context)
+    if recipe.attention == "native" and recipe.kv_bits == 4:
+        return CoarseAttention(config, context)
     if recipe.attention == "native":
         evicting = eviction_of(config, recipe, layer, context)
         return NativeAttention(config, context, recipe.kv_bits, pattern, evicting)
@@ -100,6 +103,29 @@ class NativeAttention(nn.Module):
             return getattr(operators, f"blocksparse_attention_evicting{suffix}")(*rows, *rest)
         rest = (place.input_pos, self.heads, self.window, self.scale, *self.pattern)
         return getattr(operators, f"blocksparse_attention{suffix}")(*rows, *rest)
+
+
+class CoarseAttention(nn.Module):
+    """As NativeAttention, dense, over a 4-bit KV cache whose last rows are int8 too (models/coarse_rows.py)."""
+
+    mark: torch.Tensor
+
+    def __init__(self, config: DecoderConfig, context: int) -> None:
+        super().__init__()
+        self.heads, self.scale, self.window = config.num_attention_heads, config.attention_scale, config.sliding_window or 0
+        heads, width = config.num_key_value_heads, config.head_dim
+        for name in ("k", "v"):
+            self.register_buffer(f"{name}_cache", torch.zeros(1, heads, context, width // 2, dtype=torch.uint8))
+            self.register_buffer(f"{name}_scale", torch.zeros(1, heads, width // GROUP, context, dtype=torch.bfloat16))
+            self.register_buffer(f"{name}_ring", torch.zeros(1, heads, RING, width, dtype=torch.int8))
+            self.register_buffer(f"{name}_ring_scale", torch.zeros(1, heads, RING))
+        self.register_buffer("mark", torch.zeros(2, dtype=torch.int64))
+
+    def forward(self, place: Place, qkv: torch.Tensor) -> torch.Tensor:
+        parts = ("cache", "scale", "ring", "ring_scale")
+        caches = [getattr(self, f"{name}_{part}") for part in parts for name in ("k", "v")]
+        rest = (self.mark, place.input_pos, self.heads, self.window, self.scale)
+        return torch.ops.phi3mobile.blocksparse_attention_int4(qkv, place.cos, place.sin, *caches, *rest)
 
 
 class StockAttention(nn.Module):

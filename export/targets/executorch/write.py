@@ -46,6 +46,7 @@ from phi3mobile.export.targets.executorch.experts import FILE as EXPERTS_FILE
 from phi3mobile.export.targets.executorch.experts import SparseMoe, is_mixture, write_experts
 from phi3mobile.export.targets.executorch.options import ExecutorchRecipe, recipe_of
 from phi3mobile.export.targets.executorch.segments import segment_kinds, segment_vectors
+from phi3mobile.models.coarse_rows import GROUP, RING
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.rope import rope_rows, rope_tables
 from phi3mobile.progress import Progress, silent
@@ -202,10 +203,10 @@ def register_operators(recipe: ExecutorchRecipe) -> None:
         from phi3mobile.models import ops  # noqa: F401  phi3mobile::*
 
 
-def kv_row_bytes(config: DecoderConfig, recipe: ExecutorchRecipe) -> int:
-    """Bytes of one position's row in one layer's caches; int8 rows carry a float32 scale each."""
-    scale = 4 if recipe.kv_bits == 8 else 0
-    return 2 * config.num_key_value_heads * (config.head_dim * recipe.kv_bits // 8 + scale)
+def kv_row_bytes(config: DecoderConfig, bits: int) -> int:
+    """Bytes of one position's row in one layer's caches; int8 rows have a float32 scale each, 4-bit groups a bfloat16 one."""
+    scales = {32: 0, 8: 4, 4: config.head_dim // GROUP * 2}[bits]
+    return 2 * config.num_key_value_heads * (config.head_dim * bits // 8 + scales)
 
 
 def _methods(
@@ -280,11 +281,12 @@ def to_executorch(
         assert routing is not None
         shape, used = write_experts(packed, path.with_name(EXPERTS_FILE), progress), routing.used
         experts = {"experts": {"file": EXPERTS_FILE, "used": used, "bytes": shape.size, **vars(shape)}}
-    row = kv_row_bytes(packed.config, recipe)
-    planned = row * sum(cache.rows if cache else context for cache in caches)
+    row = kv_row_bytes(packed.config, recipe.kv_bits)
+    ring = kv_row_bytes(packed.config, 8) * len(caches) if recipe.kv_bits == 4 else 0
+    planned = row * sum(cache.rows if cache else context for cache in caches) + ring * RING
 
     def kv_held(tokens: int) -> int:
-        return row * sum(cache.rows_for(tokens) if cache else tokens for cache in caches)
+        return row * sum(cache.rows_for(tokens) if cache else tokens for cache in caches) + ring * min(tokens, RING)
 
     activations = sum(sum(plan.non_const_buffer_sizes) for plan in plans) - planned
     about: dict[str, object] = {
@@ -295,4 +297,5 @@ def to_executorch(
         "packs": recipe.attention == "stock",  # XNNPACK packs weights when they are loaded
     }
     about |= experts
-    return Written(about, activations, row * len(caches), back, kv_held)
+    per_token = -(-kv_held(context) // context) if ring else row * len(caches)
+    return Written(about, activations, per_token, back, kv_held)

@@ -10,6 +10,18 @@ constexpr int64_t kBlock = 64;       // keys handled at once: their scores stay 
 constexpr int64_t kTileRows = 32;    // query rows handled at once; a row is one query head of one token
 constexpr int64_t kSparseRows = 64;  // and in the sparse form, where a head alone sees a remote block
 constexpr int64_t kMaxWidth = 256;   // widest head
+constexpr int64_t kGroup = 32;       // values of a 4-bit row with one scale
+constexpr int64_t kRecent = 128;     // keys that a query reads from int8 rows, itself included, where the others are of 4 bits
+constexpr int64_t kRing = 256;       // int8 rows kept beside rows of 4 bits: kRecent for each of so many tokens at once
+
+// Rows of 4 bits: of every position, beside the int8 rows of the last ones.
+struct Coarse {
+  uint8_t *keys, *values;       // [Hkv, S, D / 2]; null: there are none
+  uint16_t *k_scale, *v_scale;  // bfloat16 [Hkv, D / kGroup, S]
+  int64_t capacity;             // S
+  int64_t ring_from;            // first position whose int8 row is still there
+  int64_t* mark;                // kept between calls: ring_from, and the end of what was written last
+};
 
 // One call of the operator, or a piece of its tokens.
 struct Attention {
@@ -28,6 +40,9 @@ struct Attention {
   // Sparse form, where block > 0: see phi3mobile/models/blocksparse.py.
   int64_t block, local_blocks, stride, head_step;
   int64_t ring, periods, kept;  // evicting caches, where ring > 0
+  // 4-bit form, dense only, where coarse.keys: k_cache and v_cache are a ring of S = kRing int8 rows, position p in row p %
+  // kRing.
+  Coarse coarse;
 };
 
 // A piece of the work: some rows of one KV head against some keys, and its unnormalised result.
@@ -85,13 +100,15 @@ static inline int64_t row_of(const Attention& a, int64_t kv_head, int64_t key_bl
   return (a.periods * a.kept + (period * (a.stride - a.kept) + residue - rank) % a.ring) * a.block;
 }
 
-// Memory of a part, and of a worker, for tiles of at most `rows` rows.
+// Memory of a part, and of a worker, for tiles of at most `rows` rows: scores, queries and their int8 codes, a block of keys.
 constexpr int64_t part_floats(int64_t rows, int64_t width) { return rows * (width + 2); }
-constexpr int64_t scratch_floats(int64_t rows, int64_t width) { return rows * (kBlock + width) + kBlock * (width + 2); }
+constexpr int64_t scratch_floats(int64_t rows, int64_t width) {
+  return rows * (kBlock + width + width / 4) + kBlock * (width + 2);
+}
 
 struct Loops {
   // Rotates the keys of tokens [first, end), of all KV heads, and stores them and the values in the cache.
-  // int8 is symmetric: scale = max|x| / 127, rounded half to even.
+  // int8 is symmetric: scale = max|x| / 127, rounded half to even. 4 bits: see nibbles.h.
   void (*write)(const Attention&, int64_t first, int64_t end);
   // Rotates the part's queries and fills part.sums, peaks and totals. scratch: scratch_floats(part.rows, width).
   void (*attend)(const Attention&, const Part& part, float* scratch);

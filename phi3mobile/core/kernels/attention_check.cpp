@@ -33,6 +33,26 @@ std::vector<double> rotated(const float* x, const float* cos, const float* sin, 
   return y;
 }
 
+// All rows of a call, their keys in so many pieces.
+void attend_all(const Loops& loops, const Attention& a, int64_t splits) {
+  const int64_t group = a.heads / a.kv_heads, all_rows = a.count * group;
+  const int64_t tile = std::min(kTileRows, all_rows), size = part_floats(tile, a.width);
+  std::vector<float> scratch(scratch_floats(tile, a.width)), memory(splits * size);
+  for (int64_t head = 0; head < a.kv_heads; ++head) {
+    for (int64_t row = 0; row < all_rows; row += tile) {
+      const int64_t rows = std::min(tile, all_rows - row), end = a.position + (row + rows - 1) / group + 1;
+      std::vector<Part> parts;
+      for (int64_t i = 0; i < splits; ++i) {
+        float* at = &memory[i * size];
+        float* peaks = at + tile * a.width;
+        parts.push_back({head, row, rows, end * i / splits, end * (i + 1) / splits, 0, 0, 0, at, peaks, peaks + tile});
+        loops.attend(a, parts.back(), scratch.data());
+      }
+      loops.finish(a, parts.data(), splits);
+    }
+  }
+}
+
 // Largest error over the largest value of the last `count` tokens, after `position` others.
 double error_of(const Loops& loops, bool int8, int64_t heads, int64_t kv_heads, int64_t width, int64_t half, int64_t count,
     int64_t position, int64_t window, int64_t splits) {
@@ -78,21 +98,7 @@ double error_of(const Loops& loops, bool int8, int64_t heads, int64_t kv_heads, 
     }
   }
 
-  const int64_t tile = std::min(kTileRows, count * group), size = part_floats(tile, width);
-  std::vector<float> scratch(scratch_floats(tile, width)), memory(splits * size);
-  for (int64_t head = 0; head < kv_heads; ++head) {
-    for (int64_t row = 0; row < count * group; row += tile) {
-      const int64_t rows = std::min(tile, count * group - row), end = position + (row + rows - 1) / group + 1;
-      std::vector<Part> parts;
-      for (int64_t i = 0; i < splits; ++i) {
-        float* at = &memory[i * size];
-        float* peaks = at + tile * width;
-        parts.push_back({head, row, rows, end * i / splits, end * (i + 1) / splits, 0, 0, 0, at, peaks, peaks + tile});
-        loops.attend(a, parts.back(), scratch.data());
-      }
-      loops.finish(a, parts.data(), splits);
-    }
-  }
+  attend_all(loops, a, splits);
 
   std::vector<double> weights(capacity);
   for (int64_t t = 0; t < count; ++t) {
@@ -117,6 +123,104 @@ double error_of(const Loops& loops, bool int8, int64_t heads, int64_t kv_heads, 
   return worst / most;
 }
 
+// In groups of 32 by the normalized Hadamard matrix, in T's arithmetic.
+template <class T>
+void turn_groups(std::vector<T>& x) {
+  for (size_t step = 1; step < size_t(kGroup); step *= 2) {
+    for (size_t i = 0; i < x.size(); ++i) {
+      if (i & step) continue;
+      const T a = x[i], b = x[i + step];
+      x[i] = a + b, x[i + step] = a - b;
+    }
+  }
+  for (T& v : x) v *= T(0.17677669529663687f);
+}
+
+// As error_of, of rows of 4 bits and their ring, with keys and queries that are not rotated: their integers are exact.
+double coarse_error_of(const Loops& loops, int64_t heads, int64_t kv_heads, int64_t width, int64_t count, int64_t position,
+    int64_t window, int64_t splits) {
+  const int64_t all = position + count, capacity = all + 3, groups = width / kGroup, step = (heads + 2 * kv_heads) * width;
+  const std::vector<float> qkv = normal(all * step), cos(all, 1), sin(all, 0);
+  std::vector<float> out(count * heads * width), ring_scales[2];
+  std::vector<int8_t> rings[2];
+  std::vector<uint8_t> codes[2];
+  std::vector<uint16_t> scales[2];
+  for (int i = 0; i < 2; ++i) {
+    rings[i].resize(kv_heads * kRing * width), ring_scales[i].resize(kv_heads * kRing);
+    codes[i].resize(kv_heads * capacity * width / 2), scales[i].resize(kv_heads * groups * capacity);
+  }
+  Attention a{};
+  a.qkv = qkv.data(), a.cos = cos.data(), a.sin = sin.data(), a.out = out.data();
+  a.k_cache = rings[0].data(), a.v_cache = rings[1].data();
+  a.k_scale = ring_scales[0].data(), a.v_scale = ring_scales[1].data();
+  a.heads = heads, a.kv_heads = kv_heads, a.width = width, a.capacity = kRing, a.half = 1;
+  a.window = window, a.scale = 1 / std::sqrt(static_cast<float>(width));
+  a.coarse = {codes[0].data(), codes[1].data(), scales[0].data(), scales[1].data(), capacity, 0, nullptr};
+  a.coarse.ring_from = std::max<int64_t>(0, position - kRing);
+  a.count = all;
+  loops.write(a, 0, all);
+  a.qkv += position * step, a.cos += position, a.sin += position, a.count = count, a.position = position;
+  attend_all(loops, a, splits);
+
+  const int levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+  const auto stored = [&](int i, int64_t head, int64_t at, bool fine, int64_t d) {
+    if (fine) {
+      const int64_t row = head * kRing + at % kRing;
+      return double(rings[i][row * width + d]) * ring_scales[i][row];
+    }
+    const int64_t g = d / kGroup, n = d % kGroup;
+    const uint8_t byte = codes[i][((head * capacity + at) * groups + g) * (kGroup / 2) + n % (kGroup / 2)];
+    const uint32_t bits = uint32_t(scales[i][(head * groups + g) * capacity + at]) << 16;
+    float scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    return levels[n < kGroup / 2 ? byte & 15 : byte >> 4] * double(scale);
+  };
+  double worst = 0, most = 0;
+  for (int i = 0; i < 2; ++i) {  // 4-bit rows: half of the widest gap between levels from what they should be at most
+    for (int64_t t = 0; t < all; ++t) {
+      for (int64_t head = 0; head < kv_heads; ++head) {
+        const float* from = &qkv[t * step + (heads + i * kv_heads + head) * width];
+        std::vector<double> want(from, from + width);
+        turn_groups(want);
+        for (int64_t d = 0; d < width; ++d) {
+          float scale = 0;
+          const uint32_t bits = uint32_t(scales[i][(head * groups + d / kGroup) * capacity + t]) << 16;
+          std::memcpy(&scale, &bits, sizeof scale);
+          // 127 lies 14 beyond the last level
+          worst = std::max(worst, std::fabs(stored(i, head, t, false, d) - want[d]) - 14.6 * std::fabs(scale));
+        }
+      }
+    }
+  }
+  for (int64_t t = 0; t < count; ++t) {
+    for (int64_t h = 0; h < heads; ++h) {
+      const int64_t head = h / (heads / kv_heads), at = position + t;
+      std::vector<float> q(a.qkv + t * step + h * width, a.qkv + t * step + (h + 1) * width);
+      turn_groups(q);
+      float peak = 0;
+      for (const float v : q) peak = std::max(peak, std::fabs(v));
+      const float inverse = 127.0f / peak;
+      const int64_t first = window ? std::max<int64_t>(0, at + 1 - window) : 0;
+      const int64_t fine = std::max(at + 1 - kRecent, a.coarse.ring_from);
+      std::vector<double> sums(width);
+      double total = 0;
+      for (int64_t j = first; j <= at; ++j) {
+        double score = 0;
+        for (int64_t d = 0; d < width; ++d) score += double(std::rint(q[d] * inverse)) * stored(0, head, j, j >= fine, d);
+        const double weight = std::exp(score * (peak / 127.0f) * a.scale);
+        total += weight;
+        for (int64_t d = 0; d < width; ++d) sums[d] += weight * stored(1, head, j, j >= fine, d);
+      }
+      turn_groups(sums);
+      for (int64_t d = 0; d < width; ++d) {
+        worst = std::max(worst, std::fabs(out[(t * heads + h) * width + d] - sums[d] / total));
+        most = std::max(most, std::fabs(sums[d] / total));
+      }
+    }
+  }
+  return worst / most;
+}
+
 bool check(const char* name, const Loops& loops) {
   double worst = 0;
   for (const bool int8 : {false, true}) {
@@ -129,6 +233,16 @@ bool check(const char* name, const Loops& loops) {
             worst = std::max(worst, error_of(loops, int8, 2 * group, 2, width, half, count, position, 17, 1));
             worst = std::max(worst, error_of(loops, int8, 2 * group, 2, width, half, count, position, 0, 3));
           }
+        }
+      }
+    }
+  }
+  for (const int64_t width : {32, 96, 256}) {
+    for (const int64_t group : {1, 2, 3, 4}) {
+      for (const int64_t count : {1, 40}) {
+        for (const int64_t position : {5, 300}) {
+          worst = std::max(worst, coarse_error_of(loops, 2 * group, 2, width, count, position, 0, 1));
+          worst = std::max(worst, coarse_error_of(loops, 2 * group, 2, width, count, position, 150, 3));
         }
       }
     }

@@ -311,17 +311,32 @@ static void quantize(const float* row, int64_t width, int8_t* out, float* scale)
   *scale = peak / 127.0f;
 }
 
+#include "nibbles.h"
+
+// A key or value turned, in both forms: as int8 in the ring's row `at`, of 4 bits in row `position` of its KV head.
+static void write_both(const Attention& a, float* row, int64_t head, int64_t at, int64_t position, void* ring, float* scale,
+    uint8_t* coarse, uint16_t* coarse_scale) {
+  turn(row, a.width);
+  quantize(row, a.width, (int8_t*)ring + at * a.width, scale + at);
+  quantize(row, a.width, coarse + (head * a.coarse.capacity + position) * (a.width / 2),
+      coarse_scale + head * (a.width / kGroup) * a.coarse.capacity + position, a.coarse.capacity);
+}
+
 static void write(const Attention& a, int64_t first, int64_t end) {
-  float key[kMaxWidth];
+  float key[kMaxWidth], turned[kMaxWidth];
   for (int64_t t = first; t < end; ++t) {
     const float* row = a.qkv + (t * (a.heads + 2 * a.kv_heads) + a.heads) * a.width;
     for (int64_t head = 0; head < a.kv_heads; ++head) {
       int64_t at = a.position + t;
       if (a.ring) at = row_of(a, head, at / a.block) + at % a.block;
-      at += head * a.capacity;
+      at = (a.coarse.keys ? at % kRing : at) + head * a.capacity;
       const float* value = row + (a.kv_heads + head) * a.width;
       rotate(row + head * a.width, a.cos + t * a.half, a.sin + t * a.half, a.half, a.width, key);
-      if (a.k_scale) {
+      if (a.coarse.keys) {
+        memcpy(turned, value, a.width * sizeof(float));
+        write_both(a, key, head, at, a.position + t, a.k_cache, a.k_scale, a.coarse.keys, a.coarse.k_scale);
+        write_both(a, turned, head, at, a.position + t, a.v_cache, a.v_scale, a.coarse.values, a.coarse.v_scale);
+      } else if (a.k_scale) {
         quantize(key, a.width, (int8_t*)a.k_cache + at * a.width, a.k_scale + at);
         quantize(value, a.width, (int8_t*)a.v_cache + at * a.width, a.v_scale + at);
       } else {
@@ -342,14 +357,23 @@ P3M_INLINE void place_of(const Attention& a, const Part& part, int64_t r, int64_
 // A part at work: its rotated queries, and room for one block of keys.
 struct Tile {
   const float* q[kSparseRows];
+  const int8_t* codes[kSparseRows];  // of the queries, where keys have 4 bits; q are their values
+  float q_scale[kSparseRows];
   float *scores, *wide, *k_scale, *v_scale;
 };
+
+static void turn_query(float* q, int64_t width, int8_t* codes, float* scale) {
+  turn(q, width);
+  quantize(q, width, codes, scale);
+  for (int64_t d = 0; d < width; ++d) q[d] = codes[d] * *scale;
+}
 
 static void prepare(const Attention& a, const Part& part, float* scratch, Tile* tile) {
   const int64_t width = a.width, group = a.heads / a.kv_heads;
   tile->scores = scratch;
   float* turned = tile->scores + part.rows * kBlock;
-  tile->wide = turned + part.rows * width;
+  int8_t* codes = (int8_t*)(turned + part.rows * width);
+  tile->wide = turned + part.rows * (width + width / 4);
   tile->k_scale = tile->wide + kBlock * width;
   tile->v_scale = tile->k_scale + kBlock;
   for (int64_t r = 0; r < part.rows; ++r) {
@@ -358,6 +382,8 @@ static void prepare(const Attention& a, const Part& part, float* scratch, Tile* 
     const float* from = a.qkv + (token * (a.heads + 2 * a.kv_heads) + part.kv_head * group + head) * width;
     tile->q[r] = turned + r * width;
     rotate(from, a.cos + token * a.half, a.sin + token * a.half, a.half, width, turned + r * width);
+    tile->codes[r] = codes + r * width;
+    if (a.coarse.keys) turn_query(turned + r * width, width, codes + r * width, tile->q_scale + r);
     part.peaks[r] = -INFINITY;
     part.totals[r] = 0;
   }
@@ -411,6 +437,65 @@ static void attend_dense(const Attention& a, const Part& part, Tile& tile) {
   }
 }
 
+// Rows of a part against `count` keys of 4 bits from position `at` on; sees: as attend_keys'.
+template <class Sees>
+P3M_INLINE void attend_coarse_keys(
+    const Attention& a, const Part& part, Tile& tile, int64_t at, int64_t count, const Sees& sees) {
+  const int64_t width = a.width, capacity = a.coarse.capacity, first = part.kv_head * capacity;
+  const CoarseRows keys(
+      a.coarse.keys + first * (width / 2), a.coarse.k_scale + first * (width / kGroup), at, count, width, capacity);
+  const CoarseRows values(
+      a.coarse.values + first * (width / 2), a.coarse.v_scale + first * (width / kGroup), at, count, width, capacity);
+  for (int64_t j = 0; j < kBlock; ++j) tile.k_scale[j] = tile.v_scale[j] = 1;
+  if (part.rows > P3M_ROWS) {
+    all_dots(tile.q, part.rows, widen(keys, count, width, tile.wide), count, width, 0, tile.scores);
+  } else {
+    all_dots(tile.codes, tile.q_scale, part.rows, keys, count, width, tile.scores);
+  }
+  for (int64_t r = 0; r < part.rows; ++r) {
+    int64_t from = 0, to = count;
+    sees(r, &from, &to);
+    soften(tile.scores + r * kBlock, from, to, a.scale, tile.k_scale, tile.v_scale, width, part.sums + r * width,
+        part.peaks + r, part.totals + r);
+  }
+  if (part.rows > P3M_ROWS) {
+    all_weigh(tile.scores, part.rows, widen(values, count, width, tile.wide), count, width, 0, part.sums);
+  } else {
+    all_weigh(tile.scores, part.rows, values, count, width, part.sums);
+  }
+}
+
+// Each query reads the last kRecent keys as int8, as far as they are there, those before them of 4 bits.
+static void attend_coarse(const Attention& a, const Part& part, Tile& tile) {
+  const int64_t group = a.heads / a.kv_heads;
+  const auto position_of = [&](int64_t r) { return a.position + (part.first_row + r) / group; };
+  const auto first_seen = [&](int64_t r) { return a.window > 0 ? position_of(r) - a.window + 1 : 0; };
+  const auto first_fine = [&](int64_t r) {
+    const int64_t recent = position_of(r) - kRecent + 1;
+    return recent > a.coarse.ring_from ? recent : a.coarse.ring_from;
+  };
+  const int64_t coarse_end = first_fine(part.rows - 1) < part.end_key ? first_fine(part.rows - 1) : part.end_key;
+  for (int64_t key = part.first_key; key < coarse_end; key += kBlock) {
+    const int64_t count = coarse_end - key < kBlock ? coarse_end - key : kBlock;
+    attend_coarse_keys(a, part, tile, key, count, [&](int64_t r, int64_t* from, int64_t* to) {
+      const int64_t first = first_seen(r) - key, end = first_fine(r) - key;
+      *from = first < 0 ? 0 : first;
+      *to = end > count ? count : end;
+    });
+  }
+  const int64_t fine_first = first_fine(0) > part.first_key ? first_fine(0) : part.first_key;
+  for (int64_t key = fine_first, count; key < part.end_key; key += count) {
+    const int64_t whole = kBlock - key % kBlock;  // rows of the ring that lie together
+    count = part.end_key - key < whole ? part.end_key - key : whole;
+    attend_keys<int8_t>(a, part, tile, 0, part.rows, key % kRing, count, 0, [&](int64_t r, int64_t* from, int64_t* to) {
+      const int64_t seen = first_seen(r) - key, fine = first_fine(r) - key, end = position_of(r) + 1 - key;
+      const int64_t first = seen > fine ? seen : fine;
+      *from = first < 0 ? 0 : first;
+      *to = end > count ? count : end;
+    });
+  }
+}
+
 // One block for some rows, causally where it is the queries' own; `next` is the block after it.
 template <class T>
 static void attend_block(
@@ -455,7 +540,9 @@ static void attend_sparse(const Attention& a, const Part& part, Tile& tile) {
 static void attend(const Attention& a, const Part& part, float* scratch) {
   Tile tile;
   prepare(a, part, scratch, &tile);
-  if (a.block) {
+  if (a.coarse.keys) {
+    attend_coarse(a, part, tile);
+  } else if (a.block) {
     if (a.k_scale) {
       attend_sparse<int8_t>(a, part, tile);
     } else {
@@ -482,6 +569,7 @@ static void finish(const Attention& a, const Part* parts, int64_t count) {
       const float share = expf(parts[i].peaks[r] - peak) / total;
       for (int64_t d = 0; d < width; d += W) store(out + d, load(out + d) + load(parts[i].sums + r * width + d) * share);
     }
+    if (a.coarse.keys) turn(out, width);
   }
 }
 

@@ -1,4 +1,4 @@
-// phi3mobile::blocksparse_attention[_int8]: checks, then shares the work of attention_loops.cpp among the threads.
+// phi3mobile::blocksparse_attention[_int8, _int4]: checks, then shares the work of attention_loops.cpp among the threads.
 // Decode, one token, waits for the threads once: the few new cache rows are written before, each part rotates its own queries.
 // Shapes and meaning: phi3mobile/models/ops.py, the eager reference.
 #include "attention.h"
@@ -155,7 +155,12 @@ int64_t reach_of(const Attention& a) {
   return a.ring / passing * a.stride + a.ring % passing;
 }
 
-// Writes the new rows and attends. An evicting cache takes as many tokens at once as its ring holds beside their local window.
+// The first position whose int8 row the ring still has, before tokens are written from a.position on.
+int64_t ring_start(const Attention& a) {
+  return std::clamp<int64_t>(std::max(a.coarse.mark[0], a.coarse.mark[1] - kRing), 0, a.position);
+}
+
+// Writes the new rows and attends. A cache with a ring takes as many tokens at once as it holds beside their local window.
 // False: no memory.
 bool run(Attention a) {
   const int64_t end = a.position + a.count, columns = (a.heads + 2 * a.kv_heads) * a.width;
@@ -164,6 +169,11 @@ bool run(Attention a) {
     if (a.ring) {
       const int64_t oldest = std::max<int64_t>(0, a.position / a.block - a.local_blocks + 1);
       a.count = std::min(a.count, (oldest + reach_of(a)) * a.block - a.position);
+    }
+    if (a.coarse.keys) {
+      a.count = std::min(a.count, kRing - kRecent);
+      a.coarse.ring_from = ring_start(a);
+      a.coarse.mark[0] = a.coarse.ring_from, a.coarse.mark[1] = a.position + a.count;
     }
     const auto write = [&](int64_t first, int64_t last) { loops().write(a, first, last); };
     if (!share(a.count, 1 + kWorthThreads / (2 * a.kv_heads * a.width), write) || !attend_all(a)) return false;
@@ -184,7 +194,12 @@ bool is_dense(const Tensor& x, ScalarType type, std::initializer_list<int64_t> s
   return true;
 }
 
-// What the four operators share; null where an operator has none.
+// Rows of 4 bits, of an operator whose other caches are a ring of int8 rows.
+struct CoarseOperands {
+  const Tensor &keys, &values, &k_scale, &v_scale, &mark;
+};
+
+// What the operators share; null where an operator has none.
 struct Operands {
   const Tensor &qkv, &cos, &sin, &k_cache, &v_cache;
   const Tensor *k_scale, *v_scale, *mark;
@@ -192,7 +207,30 @@ struct Operands {
   int64_t heads, window;
   double scale;
   int64_t block, local_blocks, stride, head_step, ring;
+  const CoarseOperands* coarse = nullptr;
 };
+
+// False: shapes or types do not fit. The schema makes caches mutable, see attention().
+bool take_coarse(const CoarseOperands& o, Attention* a) {
+  if (o.keys.dim() != 4 || a->width % kGroup || a->capacity != kRing) return false;
+  Coarse& coarse = a->coarse;
+  coarse.capacity = o.keys.size(2);
+  const auto rows_fit = [&](const Tensor& x) {
+    return is_dense(x, ScalarType::Byte, {1, a->kv_heads, coarse.capacity, a->width / 2});
+  };
+  const auto scales_fit = [&](const Tensor& x) {
+    return is_dense(x, ScalarType::BFloat16, {1, a->kv_heads, a->width / kGroup, coarse.capacity});
+  };
+  const bool fits = rows_fit(o.keys) && rows_fit(o.values) && scales_fit(o.k_scale) && scales_fit(o.v_scale) &&
+                    is_dense(o.mark, ScalarType::Long, {2});
+  if (!fits) return false;
+  coarse.keys = static_cast<uint8_t*>(const_cast<void*>(o.keys.const_data_ptr()));
+  coarse.values = static_cast<uint8_t*>(const_cast<void*>(o.values.const_data_ptr()));
+  coarse.k_scale = static_cast<uint16_t*>(const_cast<void*>(o.k_scale.const_data_ptr()));
+  coarse.v_scale = static_cast<uint16_t*>(const_cast<void*>(o.v_scale.const_data_ptr()));
+  coarse.mark = const_cast<int64_t*>(o.mark.const_data_ptr<int64_t>());
+  return true;
+}
 
 // The sparse form's numbers, once they are known to mean something.
 bool take_pattern(const Operands& o, Attention* a) {
@@ -234,7 +272,7 @@ Tensor& attention(KernelRuntimeContext& context, const Operands& o, Tensor& out)
                     is_dense(o.sin, ScalarType::Float, {a.count, a.half}) && rows_fit(k_cache) && rows_fit(o.v_cache) &&
                     is_dense(o.input_pos, ScalarType::Long, {1}) &&
                     (!o.k_scale || (scales_fit(*o.k_scale) && scales_fit(*o.v_scale))) &&
-                    (!o.mark || is_dense(*o.mark, ScalarType::Long, {1}));
+                    (!o.mark || is_dense(*o.mark, ScalarType::Long, {1})) && (!o.coarse || take_coarse(*o.coarse, &a));
   ET_KERNEL_CHECK_MSG(context, fits, InvalidArgument, out,
       "attention: shapes or types of qkv, cos, sin, caches and input_pos do not fit %lld heads", (long long)a.heads);
   const bool sensible = (o.block == 0 && !o.mark) || take_pattern(o, &a);
@@ -246,7 +284,8 @@ Tensor& attention(KernelRuntimeContext& context, const Operands& o, Tensor& out)
       "attention: a ring of %lld blocks does not fit a cache of %lld rows", (long long)o.ring, (long long)a.capacity);
 
   a.position = o.input_pos.const_data_ptr<int64_t>()[0];
-  const int64_t positions = a.ring ? a.periods * a.stride * a.block : a.capacity;
+  const int64_t rows = a.coarse.keys ? a.coarse.capacity : a.capacity;
+  const int64_t positions = a.ring ? a.periods * a.stride * a.block : rows;
   const bool inside = a.position >= 0 && a.position <= positions && a.count <= positions - a.position;
   ET_KERNEL_CHECK_MSG(context, inside, InvalidArgument, out,
       "attention: %lld tokens at position %lld are outside the KV cache of %lld", (long long)a.count, (long long)a.position,
@@ -301,6 +340,17 @@ Tensor& attention_int8_out(KernelRuntimeContext& context, const Tensor& qkv, con
       out);
 }
 
+Tensor& attention_int4_out(KernelRuntimeContext& context, const Tensor& qkv, const Tensor& cos, const Tensor& sin,
+    const Tensor& k_cache, const Tensor& v_cache, const Tensor& k_scale, const Tensor& v_scale, const Tensor& k_ring,
+    const Tensor& v_ring, const Tensor& k_ring_scale, const Tensor& v_ring_scale, const Tensor& mark, const Tensor& input_pos,
+    int64_t heads, int64_t window, double scale, Tensor& out) {
+  const CoarseOperands coarse{k_cache, v_cache, k_scale, v_scale, mark};
+  return attention(context,
+      {qkv, cos, sin, k_ring, v_ring, &k_ring_scale, &v_ring_scale, nullptr, input_pos, heads, window, scale, 0, 0, 0, 0, 0,
+          &coarse},
+      out);
+}
+
 Tensor& evicting_out(KernelRuntimeContext& context, const Tensor& qkv, const Tensor& cos, const Tensor& sin,
     const Tensor& k_cache, const Tensor& v_cache, const Tensor& mark, const Tensor& input_pos, int64_t heads, double scale,
     int64_t block, int64_t local_blocks, int64_t stride, int64_t head_step, int64_t ring, Tensor& out) {
@@ -326,7 +376,8 @@ template <size_t kArguments, class Function>
 executorch::runtime::Kernel counted(const char* name, Function) {
   return executorch::runtime::Kernel(
       name, [](KernelRuntimeContext& context, executorch::runtime::Span<executorch::runtime::EValue*> stack) {
-        if (stack.size() <= kArguments || !stack[kArguments - 1]->isInt() || !stack[kArguments]->isTensor()) {
+        if (stack.size() <= kArguments || !(stack[kArguments - 1]->isInt() || stack[kArguments - 1]->isDouble()) ||
+            !stack[kArguments]->isTensor()) {
           ET_LOG(Error, "attention: the program is from another version of phi3mobile: export it again");
           context.fail(Error::InvalidProgram);
           return;
@@ -336,17 +387,19 @@ executorch::runtime::Kernel counted(const char* name, Function) {
 }
 
 constexpr char kDense[] = "phi3mobile::blocksparse_attention.out", kDenseInt8[] = "phi3mobile::blocksparse_attention_int8.out";
+constexpr char kDenseInt4[] = "phi3mobile::blocksparse_attention_int4.out";
 constexpr char kEvicting[] = "phi3mobile::blocksparse_attention_evicting.out";
 constexpr char kEvictingInt8[] = "phi3mobile::blocksparse_attention_evicting_int8.out";
 
 // The count is the place of the result.
 const executorch::runtime::Kernel kernels[] = {
+    counted<16>(kDenseInt4, EXECUTORCH_FN(attention_int4_out, kDenseInt4)),
     counted<13>(kDense, EXECUTORCH_FN(attention_out, kDense)),
     counted<15>(kDenseInt8, EXECUTORCH_FN(attention_int8_out, kDenseInt8)),
     counted<14>(kEvicting, EXECUTORCH_FN(evicting_out, kEvicting)),
     counted<16>(kEvictingInt8, EXECUTORCH_FN(evicting_int8_out, kEvictingInt8)),
 };
-[[maybe_unused]] const auto registered = executorch::runtime::register_kernels({kernels, 4});
+[[maybe_unused]] const auto registered = executorch::runtime::register_kernels({kernels, 5});
 
 }  // namespace
 
