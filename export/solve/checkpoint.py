@@ -15,14 +15,14 @@ from phi3mobile.export.quantize import quantize
 from phi3mobile.export.solve.balance import FormOf, balance, best_sizes, divide
 from phi3mobile.export.solve.card import Card
 from phi3mobile.export.solve.folder import HEAD, matrix_of, read_part, vector_of, write_part
-from phi3mobile.export.solve.gptq import solve
+from phi3mobile.export.solve.gptq import Inputs, solve
 from phi3mobile.export.solve.mixture import router_weights
 from phi3mobile.export.solve.pictures import beside
 from phi3mobile.export.solve.stream import (
     Weights,
+    hessian,
     load_layer,
     load_norm,
-    products,
     rounded,
     run_layer,
     run_watched,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from phi3mobile.export.solve.rotate import Rotated
 
 EMBEDDING = "model.embed_tokens.weight"
+EVERY = 2  # sequences that the float model reads too: what it would have seen needs fewer than the rounding does
 
 
 @torch.no_grad()
@@ -67,7 +68,8 @@ def solve_checkpoint(
     packed = _kept(folder / "packed-embedding.safetensors", lambda: {EMBEDDING: quantize(table, *form_of(EMBEDDING))})
     embed = QuantizedEmbedding(matrix_of(packed, EMBEDDING))
     card = Card(config, card_tokens, functional.embedding(card_tokens, table), embed(card_tokens), activation_group)
-    exact = beside(functional.embedding(tokens, table) * config.embedding_multiplier, seen[0])
+    every = 1 if config.block(0).routing else EVERY  # experts need all of their tokens
+    exact = beside(functional.embedding(tokens, table) * config.embedding_multiplier, seen[0])[::every]
     x = beside(embed(tokens) * config.embedding_multiplier, seen[1])
     for index in range(layers):
         progress("solve layers", index, layers + 1)
@@ -90,7 +92,8 @@ def solve_checkpoint(
                 index,
                 x,
                 inputs,
-                lambda name, weight, hessian: solve(weight, hessian, *form_of(name)),
+                lambda name, weight, inputs: solve(weight, inputs, *form_of(name)),
+                every,
                 chosen,
                 lambda name, weight: quantize(weight, *form_of(name)),
                 activation_group,
@@ -118,7 +121,7 @@ def _end(
         divide(norm, sizes)
         if bits.bits == 4:
             seen = rounded(norm(x), activation_group)
-            packed = solve(head * sizes, products(seen, seen, torch.ones(1)), *bits)
+            packed = solve(head * sizes, Inputs(hessian(seen, torch.ones(seen.shape[:2]))), *bits)
         else:
             packed = quantize(head * sizes, *bits)
     found: dict[str, Packed | torch.Tensor] = {

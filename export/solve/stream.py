@@ -7,17 +7,18 @@ it gives in the float model: so later matrices make good what earlier ones spoil
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from phi3mobile.errors import InputError
-from phi3mobile.export.solve.gptq import matched
+from phi3mobile.export.solve.gptq import Inputs
 from phi3mobile.export.solve.mixture import FEWEST, Recorded, expert_number, mixture_of, watch
-from phi3mobile.models.attend import attend
+from phi3mobile.models.attend import visible
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.finite import is_finite
 from phi3mobile.models.modules import Halves
@@ -28,15 +29,17 @@ from phi3mobile.models.rope import rope_tables
 from phi3mobile.models.tensors import ATTENTION_NORM, FINAL_NORM, MLP_NORM, in_layer
 
 _ROWS = 4096  # activations rounded or multiplied at once
+_COLUMNS = 512  # of a Hessian at once
+_SEQUENCES = 8  # through a layer at once, where nothing in it waits for the others
 
-Solve = Callable[[str, torch.Tensor, torch.Tensor], Packed]  # name, weight [N, K], hessian [K, K] -> packed
+Solve = Callable[[str, torch.Tensor, Inputs], Packed]  # name, weight [N, K], what it multiplies -> packed
 Weights = Callable[[str], torch.Tensor]
 
 
 class Solving(nn.Module):
     """A linear that is solved on the first inputs that it gets, x [B, T, K], and computes as the phone does with the rest.
 
-    `exact` [B, T, K]: what it sees in the float model.
+    `exact`: what it sees in the float model, of each `every`th sequence.
     """
 
     def __init__(
@@ -46,12 +49,13 @@ class Solving(nn.Module):
         exact: torch.Tensor,
         solve: Solve,
         power: Power,
+        every: int = 1,
         weights: Callable[[], torch.Tensor] | None = None,
         activation_group: int | None = None,
     ) -> None:
         """weights: of its own tokens [B, T], where it does not see all. activation_group: quantize_activation's."""
         super().__init__()
-        self.activation_group = activation_group
+        self.activation_group, self.every = activation_group, every
         self.name, self.linear, self.exact, self.solve, self.power = name, linear, exact, solve, power
         self.weights = weights or (lambda: power.weights)
         self.packed: Packed | None = None
@@ -61,9 +65,9 @@ class Solving(nn.Module):
         x = rounded(x, self.activation_group)
         if self.packed is None:
             weights, seen = self.weights(), x.view(-1, *x.shape[-2:])  # an expert's tokens are [n, K]
-            hessian = products(seen, seen, weights)
-            weight = matched(self.linear.weight, hessian, products(seen, self.exact.view_as(seen) - seen, weights))
-            self.packed = self.solve(self.name, weight, hessian)
+            some = slice(None, None, self.every)
+            moved = drift(seen[some], self.exact.view(-1, *self.exact.shape[-2:]), weights[some])
+            self.packed = self.solve(self.name, self.linear.weight, Inputs(hessian(seen, weights), moved))
             self.quantized = QuantizedLinear(replace(self.packed, bias=self.linear.bias), self.activation_group)
             del self.linear.weight, self.exact  # nobody reads them again
         return self.quantized.of_rounded(x)
@@ -90,23 +94,43 @@ def require_finite(what: str, x: torch.Tensor) -> None:
 
 
 def rounded(x: torch.Tensor, group: int | None = None) -> torch.Tensor:
-    """models.quantized.quantize_activation; of whole rows in two passes over x [B, T, K]."""
-    if group is not None:
-        return quantize_activation(x, group)
-    tokens = x.flatten(0, -2)
+    """models.quantized.quantize_activation of x [..., K], some tokens at once; of whole rows in two passes over them."""
+    made = torch.empty(x.shape)
+    for part, out in zip(*(rows.reshape(-1, x.shape[-1]).split(_ROWS // 8) for rows in (x, made)), strict=True):
+        out.copy_(_rounded_rows(part) if group is None else quantize_activation(part, group))
+    return made
+
+
+def _rounded_rows(tokens: torch.Tensor) -> torch.Tensor:
     low, high = tokens.amin(-1).clamp_(max=0), tokens.amax(-1).clamp_(min=0)
     scale = ((high - low) / 255).clamp_(min=torch.finfo(torch.float32).eps)
     zero = (-128 - torch.round(low / scale)).clamp_(-128, 127).to(torch.int32)
-    return torch.fake_quantize_per_channel_affine(tokens, scale, zero, 0, -128, 127).view_as(x)
+    return torch.fake_quantize_per_channel_affine(tokens, scale, zero, 0, -128, 127)
 
 
-def products(x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """sum over tokens of weight * x y^T, both [B, T, K], weights [B, T] or [1] -> [K, K]. With y = x, the Hessian."""
-    share = (weights / weights.mean()).expand(x.shape[:2]).reshape(-1, 1)
+def drift(x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Mean over tokens of weight * x (y - x)^T, both [B, T, K], weights [B, T] -> [K, K]."""
     total = torch.zeros(x.shape[-1], y.shape[-1])
-    for left, right, own in zip(*(part.split(_ROWS) for part in (x.flatten(0, 1), y.flatten(0, 1), share)), strict=True):
-        total.addmm_((left * own).t(), right)
+    for left, right, own in _parts(x, y, weights):
+        total.addmm_((left * own).t(), right - left)
     return total
+
+
+def hessian(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Mean over tokens of weight * x x^T, [B, T, K], weights [B, T] -> [K, K]: symmetric, so half of it is multiplied."""
+    width = x.shape[-1]
+    total = torch.zeros(width, width)
+    for left, right, own in _parts(x, x, weights):
+        left = (left * own).t()
+        for start in range(0, width, _COLUMNS):
+            total[start : start + _COLUMNS, start:].addmm_(left[start : start + _COLUMNS], right[:, start:])
+    return total.triu_().add_(total.triu(1).t())
+
+
+def _parts(x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Some tokens of both after the other, with their shares [n, 1]."""
+    shares = (weights / weights.sum()).reshape(-1, 1)
+    return zip(x.flatten(0, 1).split(_ROWS), y.flatten(0, 1).split(_ROWS), shares.split(_ROWS), strict=True)
 
 
 def load_layer(config: DecoderConfig, index: int, weights: Weights) -> Halves:
@@ -129,16 +153,22 @@ def load_norm(config: DecoderConfig, weights: Weights) -> nn.Module:
 
 
 def run_layer(config: DecoderConfig, layer: Halves, index: int, x: torch.Tensor) -> torch.Tensor:
-    """x [B, T, D] -> [B, T, D], every sequence from position 0."""
-    cos, sin = rope_tables(config, x.shape[1])
-    q, k, v = layer.attention_inputs(x, cos[: x.shape[1]], sin[: x.shape[1]])
-    rows = zip(q.split(1), k.split(1), v.split(1), strict=True)
-    return layer.attention_output(x, torch.cat([_attend(config, index, *row) for row in rows]))
+    """x [B, T, D] -> [B, T, D], every sequence from position 0; a few sequences at once."""
+    return torch.cat([_run(config, layer, index, some) for some in x.split(_SEQUENCES)])
 
 
-def _attend(config: DecoderConfig, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    block = config.block(index)
-    return attend(q, k, v, 0, config.attention_scale, block.window, block.pattern)
+def _run(config: DecoderConfig, layer: Halves, index: int, x: torch.Tensor) -> torch.Tensor:
+    return layer.attention_output(x, _attended(config, layer, index, x))
+
+
+def _attended(config: DecoderConfig, layer: Halves, index: int, x: torch.Tensor) -> torch.Tensor:
+    """x [B, T, D] -> what the heads bring together, [B, T, H*D]: as models.attend has it, of all sequences at once."""
+    block, at = config.block(index), torch.arange(x.shape[1])
+    cos, sin = (table[: len(at)] for table in rope_tables(config, len(at)))
+    q, k, v = (rows.transpose(1, 2) for rows in layer.attention_inputs(x, cos, sin))
+    seen = visible(at, at, block.window, block.pattern)[None]
+    y = functional.scaled_dot_product_attention(q, k, v, seen, scale=config.attention_scale, enable_gqa=True)
+    return y.transpose(1, 2).flatten(2)
 
 
 def run_watched(
@@ -148,19 +178,20 @@ def run_watched(
 
     InputError if that is not finite.
     """
-    inputs: dict[str, torch.Tensor] = {}
-    linears = [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
+    inputs: dict[str, list[torch.Tensor]] = {}
     hooks = [
-        linear.register_forward_pre_hook(lambda module, given, name=name: inputs.update({name: given[0]}))
-        for name, linear in linears
+        linear.register_forward_pre_hook(lambda module, given, name=name: inputs.setdefault(name, []).append(given[0]))
+        for name, linear in layer.named_modules()
+        if isinstance(linear, nn.Linear)
     ]
     chosen = watch(layer)
     x = run_layer(config, layer, index, x)
     for hook in hooks:
         hook.remove()
-    for name, seen in inputs.items():
+    joined = {name: torch.cat(inputs.pop(name)) for name in list(inputs)}
+    for name, seen in joined.items():
         require_finite(f"what model.layers.{index}.{name}.weight multiplies", seen)
-    return x, inputs, chosen()
+    return x, joined, chosen()
 
 
 def solve_layer(
@@ -170,13 +201,14 @@ def solve_layer(
     x: torch.Tensor,
     exact: dict[str, torch.Tensor],
     solve: Solve,
+    every: int = 1,
     chosen: Recorded | None = None,
     round_only: Callable[[str, torch.Tensor], Packed] | None = None,
     activation_group: int | None = None,
 ) -> tuple[dict[str, Packed], torch.Tensor]:
     """Solve a float layer in place on hidden states x [B, T, D]: its matrices by name, and the hidden states behind it.
 
-    `exact`: what its linears see in the float model. The layer computes with its integers from then on. `chosen`: where a
+    `exact`: what its linears see in the float model, of each `every`th sequence. The layer computes with its integers from then on. `chosen`: where a
     mixture sends the tokens; experts with too few of them are left to `round_only` (name, weight).
     """
     power = Power()
@@ -200,12 +232,12 @@ def solve_layer(
                 continue
             weights = partial(_of_rows, power, rows)
         assert seen is not None, f"{full} saw no tokens"
-        solving[full] = Solving(full, linear, seen, solve, power, weights, activation_group)
+        solving[full] = Solving(full, linear, seen, solve, power, every, weights, activation_group)
         setattr(layer.get_submodule(owner), attribute, solving[full])
     if mixture is not None:
         assert chosen is not None, f"layer {index}: nothing says where its tokens go"
         routing, mixture[1].routing = mixture[1].routing, chosen
-    x = run_layer(config, layer, index, x)
+    x = _run(config, layer, index, x)  # all sequences: a matrix is solved when its inputs come
     if mixture is not None:
         mixture[1].routing = routing
     require_finite(f"what layer {index} makes", x)
