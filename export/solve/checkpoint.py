@@ -18,16 +18,7 @@ from phi3mobile.export.solve.folder import HEAD, matrix_of, read_part, vector_of
 from phi3mobile.export.solve.gptq import Inputs, solve
 from phi3mobile.export.solve.mixture import router_weights
 from phi3mobile.export.solve.pictures import beside
-from phi3mobile.export.solve.stream import (
-    Weights,
-    hessian,
-    load_layer,
-    load_norm,
-    rounded,
-    run_layer,
-    run_watched,
-    solve_layer,
-)
+from phi3mobile.export.solve.stream import Weights, hessian, load_layer, load_norm, rounded, run_layer, run_watched, solve_layer
 from phi3mobile.models.checkpoint import Checkpoint
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.form import Form
@@ -40,7 +31,6 @@ if TYPE_CHECKING:
     from phi3mobile.export.solve.rotate import Rotated
 
 EMBEDDING = "model.embed_tokens.weight"
-EVERY = 2  # sequences that the float model reads too: what it would have seen needs fewer than the rounding does
 
 
 @torch.no_grad()
@@ -68,14 +58,13 @@ def solve_checkpoint(
     packed = _kept(folder / "packed-embedding.safetensors", lambda: {EMBEDDING: quantize(table, *form_of(EMBEDDING))})
     embed = QuantizedEmbedding(matrix_of(packed, EMBEDDING))
     card = Card(config, card_tokens, functional.embedding(card_tokens, table), embed(card_tokens), activation_group)
-    every = 1 if config.block(0).routing else EVERY  # experts need all of their tokens
-    exact = beside(functional.embedding(tokens, table) * config.embedding_multiplier, seen[0])[::every]
+    exact = beside(functional.embedding(tokens, table) * config.embedding_multiplier, seen[0])
     x = beside(embed(tokens) * config.embedding_multiplier, seen[1])
     for index in range(layers):
         progress("solve layers", index, layers + 1)
         layer, path = load_layer(config, index, weights), folder / f"packed-layer-{index:03}.safetensors"
         card.through_float(layer, index)
-        exact, inputs, chosen = run_watched(config, layer, index, exact)
+        exact, inputs, made, chosen = run_watched(config, layer, index, exact)
         if chosen is not None:
             card.count_experts(chosen, config)
         if not path.exists() and (trained := on_grid(layer, index, form_of)):
@@ -92,8 +81,8 @@ def solve_checkpoint(
                 index,
                 x,
                 inputs,
+                made,
                 lambda name, weight, inputs: solve(weight, inputs, *form_of(name)),
-                every,
                 chosen,
                 lambda name, weight: quantize(weight, *form_of(name)),
                 activation_group,

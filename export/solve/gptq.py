@@ -25,28 +25,44 @@ _CHUNK = 1 << 18  # values searched at once: their intermediates stay in cache
 
 
 class Inputs:
-    """What a matrix multiplies, by sums over its tokens x: the damped Hessian sum x x^T [K, K], its factor and its drift.
+    """What a matrix multiplies, by means over its tokens: the damped Hessian of x x^T [K, K], and its factor U.
 
-    drift: sum x (y - x)^T [K, K], where the float model multiplies y.
+    seen: of x y^T [K, K], where the float model multiplies y; or made: of x z^T [K, N], where z is what it makes of y.
     """
 
-    def __init__(self, hessian: torch.Tensor, drift: torch.Tensor | None = None, damping: float = DAMPING) -> None:
-        self.hessian, self.drift = hessian.clone(), drift
+    def __init__(
+        self,
+        hessian: torch.Tensor,
+        seen: torch.Tensor | None = None,
+        made: torch.Tensor | None = None,
+        damping: float = DAMPING,
+    ) -> None:
+        self.hessian, self.seen, self.made = hessian.clone(), seen, made
         power = self.hessian.diagonal()
-        power.add_(damping * power.mean().clamp(min=torch.finfo(torch.float32).tiny))
+        self.damp = damping * float(power.mean().clamp(min=torch.finfo(torch.float32).tiny))
+        power.add_(self.damp)
         self.order = torch.argsort(power, descending=True)
         last = self.order.flip(0)
-        self.factor = torch.linalg.cholesky(self.hessian[last][:, last]).flip(0, 1)  # of the columns in order: H = U U^T
+        self.factor = torch.linalg.cholesky(self.hessian[last][:, last]).flip(0, 1)  # of the columns in order
 
-    def matched(self, weight: torch.Tensor) -> torch.Tensor:
-        """The float weight that makes of x what `weight` [N, K] makes of y: least squares (after GPTAQ, arXiv 2504.02692)."""
-        if self.drift is None:
-            return weight
-        right = (self.drift @ weight.t())[self.order]
-        half = torch.linalg.solve_triangular(self.factor, right, upper=True)
-        moved = torch.empty_like(right)
-        moved[self.order] = torch.linalg.solve_triangular(self.factor.t(), half, upper=False)
-        return weight + moved.t()
+    def along(self, weight: torch.Tensor) -> torch.Tensor:
+        """weight [N, K] -> U^T weight^T [K, N], columns in order."""
+        return _lower(self.factor.t(), weight.t()[self.order])
+
+    def matched(self, weight: torch.Tensor, start: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """The float weight that makes of x what `weight` [N, K], rows from `start` on, makes of y: least squares (after GPTAQ,
+        arXiv 2504.02692); and the same along U, [K, N]."""
+        if self.seen is not None:
+            made = self.seen @ weight.t()
+        elif self.made is not None:
+            made = self.made[:, start : start + len(weight)]
+        else:
+            return weight, self.along(weight)
+        wanted = made.add(weight.t(), alpha=self.damp)[self.order]
+        along = torch.linalg.solve_triangular(self.factor, wanted, upper=True)
+        moved = torch.empty_like(along)
+        moved[self.order] = torch.linalg.solve_triangular(self.factor.t(), along, upper=False)
+        return moved.t(), along
 
 
 def solve(weight: torch.Tensor, inputs: Inputs, bits: int, group: int, offsets: bool = False) -> Packed:
@@ -56,21 +72,19 @@ def solve(weight: torch.Tensor, inputs: Inputs, bits: int, group: int, offsets: 
     """
     quantize(weight[:1], bits, group)  # says what can't be packed
     parts = []
-    for rows in weight.split(_ROWS):
-        rows = inputs.matched(rows)
-        if bits == 4:
-            parts.append(_solve_rows(rows, inputs, group, offsets))
-        else:
-            parts.append(quantize(rows, bits, group))
+    for start in range(0, len(weight), _ROWS):
+        rows, along = inputs.matched(weight[start : start + _ROWS], start)
+        parts.append(_solve_rows(rows, along, inputs, group, offsets) if bits == 4 else quantize(rows, bits, group))
     return stacked(parts)
 
 
-def _solve_rows(weight: torch.Tensor, inputs: Inputs, group: int, offsets: bool) -> Packed:
+def _solve_rows(weight: torch.Tensor, along: torch.Tensor, inputs: Inputs, group: int, offsets: bool) -> Packed:
     centres = choose_offsets(weight, group) if offsets else None
     if centres:  # what they leave is solved on symmetric groups
         weight = shifted(weight, centres)
+        along = inputs.along(weight)
     scales = search_scales(weight, inputs.hessian.diagonal(), group)
-    codes, slope = round_in_order(weight, inputs, scales, group)
+    codes, slope = round_in_order(along, inputs, scales, group)
     codes, scales = polish(codes, slope, inputs.hessian, scales, group)
     return Packed(4, group, pack_nibbles(codes.to(torch.int8)), scales.bfloat16(), offsets=centres)
 
@@ -98,12 +112,9 @@ def search_scales(weight: torch.Tensor, importance: torch.Tensor, group: int) ->
     return scales
 
 
-def round_in_order(
-    weight: torch.Tensor, inputs: Inputs, scales: torch.Tensor, group: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """GPTQ's codes float32 [N, K] for given scales [N, K/group], and half the error's gradient there, [N, K]."""
-    order, factor = inputs.order, inputs.factor
-    left = _lower(factor.t(), weight.t()[order])  # [K, N]: a column of the weight is a row here
+def round_in_order(along: torch.Tensor, inputs: Inputs, scales: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """GPTQ's codes float32 [N, K] for a weight along U [K, N] and scales [N, K/group]; half the error's gradient, [N, K]."""
+    order, factor, left = inputs.order, inputs.factor, along.clone()
     steps = scales.t()[order // group]
     codes, values = torch.empty_like(left), torch.empty_like(left)
 
@@ -162,9 +173,7 @@ def polish(
     return codes.t(), scales.t()
 
 
-def _in_turn(
-    start: int, end: int, block: int, step: Callable[[int, int], None], push: Callable[[int, int, int], None]
-) -> None:
+def _in_turn(start: int, end: int, block: int, step: Callable[[int, int], None], push: Callable[[int, int, int], None]) -> None:
     """step(a, b) for one block of columns after the other; push(a, b, c) brings what was done to a ... b to b ... c before
     that is begun. By halves, so most of it is few large products."""
     if end - start <= block:

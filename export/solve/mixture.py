@@ -39,7 +39,7 @@ def mixture_of(layer: Halves) -> tuple[str, Mixture] | None:
 
 
 def watch(layer: Halves) -> Callable[[], Recorded | None]:
-    """From now on, what the layer's mixture chooses; call the result after the layer has run over all tokens, in parts or not."""
+    """From now on, what the layer's mixture chooses; call the result when all tokens are through, in however many parts."""
     found, seen = mixture_of(layer), []
     if found is None:
         return lambda: None

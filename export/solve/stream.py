@@ -39,7 +39,7 @@ Weights = Callable[[str], torch.Tensor]
 class Solving(nn.Module):
     """A linear that is solved on the first inputs that it gets, x [B, T, K], and computes as the phone does with the rest.
 
-    `exact`: what it sees in the float model, of each `every`th sequence.
+    `exact`: what it sees in the float model [B, T, K], or with `made` what it makes there, without its bias [B, T, N].
     """
 
     def __init__(
@@ -47,15 +47,15 @@ class Solving(nn.Module):
         name: str,
         linear: nn.Linear,
         exact: torch.Tensor,
+        made: bool,
         solve: Solve,
         power: Power,
-        every: int = 1,
         weights: Callable[[], torch.Tensor] | None = None,
         activation_group: int | None = None,
     ) -> None:
         """weights: of its own tokens [B, T], where it does not see all. activation_group: quantize_activation's."""
         super().__init__()
-        self.activation_group, self.every = activation_group, every
+        self.activation_group, self.made = activation_group, made
         self.name, self.linear, self.exact, self.solve, self.power = name, linear, exact, solve, power
         self.weights = weights or (lambda: power.weights)
         self.packed: Packed | None = None
@@ -65,9 +65,9 @@ class Solving(nn.Module):
         x = rounded(x, self.activation_group)
         if self.packed is None:
             weights, seen = self.weights(), x.view(-1, *x.shape[-2:])  # an expert's tokens are [n, K]
-            some = slice(None, None, self.every)
-            moved = drift(seen[some], self.exact.view(-1, *self.exact.shape[-2:]), weights[some])
-            self.packed = self.solve(self.name, self.linear.weight, Inputs(hessian(seen, weights), moved))
+            product = products(seen, self.exact.view(*seen.shape[:2], -1), weights)
+            inputs = Inputs(hessian(seen, weights), **{"made" if self.made else "seen": product})
+            self.packed = self.solve(self.name, self.linear.weight, inputs)
             self.quantized = QuantizedLinear(replace(self.packed, bias=self.linear.bias), self.activation_group)
             del self.linear.weight, self.exact  # nobody reads them again
         return self.quantized.of_rounded(x)
@@ -108,16 +108,16 @@ def _rounded_rows(tokens: torch.Tensor) -> torch.Tensor:
     return torch.fake_quantize_per_channel_affine(tokens, scale, zero, 0, -128, 127)
 
 
-def drift(x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Mean over tokens of weight * x (y - x)^T, both [B, T, K], weights [B, T] -> [K, K]."""
+def products(x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Mean over tokens of weight * x y^T, x [B, T, K], y [B, T, N], weights [B, T] -> [K, N]."""
     total = torch.zeros(x.shape[-1], y.shape[-1])
     for left, right, own in _parts(x, y, weights):
-        total.addmm_((left * own).t(), right - left)
+        total.addmm_((left * own).t(), right)
     return total
 
 
 def hessian(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Mean over tokens of weight * x x^T, [B, T, K], weights [B, T] -> [K, K]: symmetric, so half of it is multiplied."""
+    """products(x, x, weights): symmetric, so half of it is multiplied."""
     width = x.shape[-1]
     total = torch.zeros(width, width)
     for left, right, own in _parts(x, x, weights):
@@ -173,25 +173,28 @@ def _attended(config: DecoderConfig, layer: Halves, index: int, x: torch.Tensor)
 
 def run_watched(
     config: DecoderConfig, layer: Halves, index: int, x: torch.Tensor
-) -> tuple[torch.Tensor, dict[str, torch.Tensor], Recorded | None]:
-    """As run_layer; what each linear sees, by name (an expert its own tokens [n, K], if it has any); what a mixture chose.
-
-    InputError if that is not finite.
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor], Recorded | None]:
+    """As run_layer; what each linear sees, by name (an expert its own tokens [n, K], if it has any); what those that are not
+    taller than wide make, without biases; what a mixture chose. InputError if what one sees is not finite.
     """
-    inputs: dict[str, list[torch.Tensor]] = {}
-    hooks = [
-        linear.register_forward_pre_hook(lambda module, given, name=name: inputs.setdefault(name, []).append(given[0]))
-        for name, linear in layer.named_modules()
-        if isinstance(linear, nn.Linear)
-    ]
+    seen: dict[str, list[torch.Tensor]] = {}
+    made: dict[str, list[torch.Tensor]] = {}
+
+    def watch_linear(name: str, linear: nn.Linear, given: tuple[torch.Tensor], result: torch.Tensor) -> None:
+        seen.setdefault(name, []).append(given[0])
+        if linear.out_features <= linear.in_features:
+            made.setdefault(name, []).append(result if linear.bias is None else result - linear.bias)
+
+    linears = [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
+    hooks = [linear.register_forward_hook(partial(watch_linear, name)) for name, linear in linears]
     chosen = watch(layer)
     x = run_layer(config, layer, index, x)
     for hook in hooks:
         hook.remove()
-    joined = {name: torch.cat(inputs.pop(name)) for name in list(inputs)}
-    for name, seen in joined.items():
-        require_finite(f"what model.layers.{index}.{name}.weight multiplies", seen)
-    return x, joined, chosen()
+    inputs, outputs = ({name: torch.cat(parts.pop(name)) for name in list(parts)} for parts in (seen, made))
+    for name, values in inputs.items():
+        require_finite(f"what model.layers.{index}.{name}.weight multiplies", values)
+    return x, inputs, outputs, chosen()
 
 
 def solve_layer(
@@ -200,16 +203,17 @@ def solve_layer(
     index: int,
     x: torch.Tensor,
     exact: dict[str, torch.Tensor],
+    made: dict[str, torch.Tensor],
     solve: Solve,
-    every: int = 1,
     chosen: Recorded | None = None,
     round_only: Callable[[str, torch.Tensor], Packed] | None = None,
     activation_group: int | None = None,
 ) -> tuple[dict[str, Packed], torch.Tensor]:
     """Solve a float layer in place on hidden states x [B, T, D]: its matrices by name, and the hidden states behind it.
 
-    `exact`: what its linears see in the float model, of each `every`th sequence. The layer computes with its integers from then on. `chosen`: where a
-    mixture sends the tokens; experts with too few of them are left to `round_only` (name, weight).
+    `exact`, `made`: what its linears see in the float model and what some make there, which takes less; both are emptied. The
+    layer computes with its integers from then on. `chosen`: where a mixture sends the tokens; experts with too few of them are
+    left to `round_only` (name, weight).
     """
     power = Power()
     for role in (ATTENTION_NORM, MLP_NORM):
@@ -220,7 +224,7 @@ def solve_layer(
     for name, linear in list(layer.named_modules()):
         if not isinstance(linear, nn.Linear):
             continue
-        full, seen = f"model.layers.{index}.{name}.weight", exact.pop(name, None)
+        full, seen, result = f"model.layers.{index}.{name}.weight", exact.pop(name, None), made.pop(name, None)
         owner, _, attribute = name.rpartition(".")
         weights, expert = None, expert_number(layer, name)
         if expert is not None:
@@ -232,7 +236,8 @@ def solve_layer(
                 continue
             weights = partial(_of_rows, power, rows)
         assert seen is not None, f"{full} saw no tokens"
-        solving[full] = Solving(full, linear, seen, solve, power, every, weights, activation_group)
+        known, given = (seen, False) if result is None else (result, True)
+        solving[full] = Solving(full, linear, known, given, solve, power, weights, activation_group)
         setattr(layer.get_submodule(owner), attribute, solving[full])
     if mixture is not None:
         assert chosen is not None, f"layer {index}: nothing says where its tokens go"

@@ -31,7 +31,7 @@ from phi3mobile.export.solve.calibration import FEWEST, calibration_of, card_tok
 from phi3mobile.export.solve.checkpoint import on_grid
 from phi3mobile.export.solve.folder import Solved, is_solved, read_part, write_part
 from phi3mobile.export.solve.gptq import Inputs, polish, round_in_order, search_scales, solve
-from phi3mobile.export.solve.stream import drift, hessian, load_layer, rounded, run_layer, run_watched
+from phi3mobile.export.solve.stream import hessian, load_layer, products, rounded, run_layer, run_watched
 from phi3mobile.files import new_folder
 from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.models.form import Form
@@ -94,7 +94,7 @@ def test_every_step_of_solving_lowers_the_error(group):
 
     scales = search_scales(weight, inputs.hessian.diagonal(), group)
     nearest = (weight / scales.repeat_interleave(group, 1)).round().clamp(-8, 7)
-    codes, slope = round_in_order(weight, inputs, scales, group)
+    codes, slope = round_in_order(inputs.along(weight), inputs, scales, group)
     difference = codes * scales.repeat_interleave(group, 1) - weight
     assert torch.allclose(slope, difference @ inputs.hessian, atol=1e-4 * float(slope.abs().max()))
     better, fitted = polish(codes, slope, inputs.hessian, scales, group)
@@ -120,7 +120,7 @@ def test_rounding_in_order_is_gptqs_recursion():
         rest = order[done + 1 :]
         if rest:
             exact[:, rest] -= torch.linalg.solve(h[rest][:, rest], torch.outer(h[rest, column], error)).t()
-    same = round_in_order(weight, inputs, scales, 32)[0] == codes
+    same = round_in_order(inputs.along(weight), inputs, scales, 32)[0] == codes
     assert same.float().mean() > 0.97  # a tie may fall either way in float32
 
 
@@ -143,10 +143,12 @@ def test_a_matched_weight_makes_good_what_was_spoilt_before_it():
     spoil[3, 5], spoil[7, 7] = 0.5, 0.7
     exact = torch.randn(3000, 32, generator=torch.Generator().manual_seed(2))
     x, unseen = (exact @ spoil)[:2000], exact[2000:]
-    inputs = Inputs(x.t() @ x, x.t() @ (exact[:2000] - x), damping=0.1)
-    better = inputs.matched(weight)
-    expected = weight.t() + torch.linalg.solve(inputs.hessian, inputs.drift @ weight.t())
-    assert torch.allclose(better, expected.t(), atol=1e-5)
+    seen = Inputs(x.t() @ x, seen=x.t() @ exact[:2000], damping=0.1)
+    better, along = seen.matched(weight)
+    expected = weight.t() + torch.linalg.solve(seen.hessian, x.t() @ (exact[:2000] - x) @ weight.t())
+    assert torch.allclose(better, expected.t(), atol=1e-4) and torch.allclose(along, seen.along(better), rtol=1e-3, atol=1e-2)
+    made = Inputs(x.t() @ x, made=x.t() @ exact[:2000] @ weight.t(), damping=0.1)
+    assert torch.allclose(made.matched(weight[3:], 3)[0], better[3:], atol=1e-4)
     spoilt, undone = (((unseen @ spoil) @ w.t() - unseen @ weight.t()).square().sum() for w in (weight, better))
     assert undone < 0.1 * spoilt
 
@@ -157,11 +159,12 @@ def test_balancing_changes_no_output(name, checkpoint_of):
     checkpoint = open_checkpoint(checkpoint_of(name))
     config, layer = checkpoint.config, load_layer(checkpoint.config, 0, checkpoint.tensor)
     x = torch.randn(2, 24, config.hidden_size, generator=torch.Generator().manual_seed(3))
-    before, inputs, _ = run_watched(config, layer, 0, x)
+    before, inputs, made, _ = run_watched(config, layer, 0, x)
     balance(config, layer, 0, inputs, lambda name: Form(4, 32))
-    after, seen, _ = run_watched(config, layer, 0, x)
+    after, seen, still, _ = run_watched(config, layer, 0, x)
     assert torch.allclose(before, after, atol=1e-4)
     assert all(torch.allclose(inputs[key], seen[key], atol=1e-3, rtol=1e-3) for key in inputs)
+    assert made and all(torch.allclose(made[key], still[key], atol=1e-4) for key in made)
     if not name.startswith("small"):
         assert not torch.equal(layer.mlp.down_proj.weight, checkpoint.tensor("model.layers.0.mlp.down_proj.weight"))
 
@@ -225,11 +228,11 @@ def test_activations_are_rounded_as_the_reference_rounds_them(seed, size):
 
 @pytest.mark.parametrize("width", [16, 1100])
 def test_sums_over_tokens_weigh_them(width):
-    x, y, weights = torch.randn(2, 30, width), torch.randn(2, 30, width), torch.rand(2, 30)
+    x, y, weights = torch.randn(2, 30, width), torch.randn(2, 30, 20), torch.rand(2, 30)
     shares = weights / weights.sum()
     found = hessian(x, weights)
     assert torch.allclose(found, torch.einsum("btk,btl,bt->kl", x, x, shares), atol=1e-5) and torch.equal(found, found.t())
-    assert torch.allclose(drift(x, y, weights), torch.einsum("btk,btl,bt->kl", x, y - x, shares), atol=1e-5)
+    assert torch.allclose(products(x, y, weights), torch.einsum("btk,btl,bt->kl", x, y, shares), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["tiny-gqa", "tiny-partial", "small-tiny"])
