@@ -66,7 +66,8 @@ class Solving(nn.Module):
         if self.packed is None:
             weights, seen = self.weights(), x.view(-1, *x.shape[-2:])  # an expert's tokens are [n, K]
             product = products(seen, self.exact.view(*seen.shape[:2], -1), weights)
-            inputs = Inputs(hessian(seen, weights), **{"made" if self.made else "seen": product})
+            own = hessian(seen, weights)
+            inputs = Inputs(own, made=product) if self.made else Inputs(own, seen=product)
             self.packed = self.solve(self.name, self.linear.weight, inputs)
             self.quantized = QuantizedLinear(replace(self.packed, bias=self.linear.bias), self.activation_group)
             del self.linear.weight, self.exact  # nobody reads them again
