@@ -26,6 +26,7 @@ from phi3mobile.models.tensors import DOWN, GATE_UP, NORMS, QKV, O, in_layer
 POWERS = (0.0, 0.15, 0.3, 0.45, 0.6)  # tried. 0: as they are; 1: all columns of one size
 TOGETHER = (0.15, 0.3, 0.45, 0.6, 0.75)  # of one size for all columns of a group, which its scale and offset take over
 _TRIED = 1024  # tokens that a power is tried on
+_ROWS = 512  # of the weight
 
 FormOf = Callable[[str], Form]  # of a matrix, by its name in the model
 
@@ -100,7 +101,7 @@ def best_sizes(
     power = sample.square().mean(0).view(shared or (1, 1, -1)).mean(1, keepdim=True)  # [A, 1, C]
     wide = power.unflatten(2, (-1, math.gcd(power.shape[2], SMALLEST_GROUP)))
     together = wide.mean(-1, keepdim=True).expand_as(wide).flatten(2)
-    sample = sample[:: -(-len(sample) // _TRIED)]
+    sample, weight = sample[:: -(-len(sample) // _TRIED)], weight[:: -(-len(weight) // _ROWS)]
     exact = functional.linear(sample, weight)
     signal = exact.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
     tried = []  # errors relative to each token's own output: a few tokens are enormous

@@ -15,19 +15,10 @@ from phi3mobile.export.quantize import quantize
 from phi3mobile.export.solve.balance import FormOf, balance, best_sizes, divide
 from phi3mobile.export.solve.card import Card
 from phi3mobile.export.solve.folder import HEAD, matrix_of, read_part, vector_of, write_part
-from phi3mobile.export.solve.gptq import solve
+from phi3mobile.export.solve.gptq import Inputs, solve
 from phi3mobile.export.solve.mixture import router_weights
 from phi3mobile.export.solve.pictures import beside
-from phi3mobile.export.solve.stream import (
-    Weights,
-    load_layer,
-    load_norm,
-    products,
-    rounded,
-    run_layer,
-    run_watched,
-    solve_layer,
-)
+from phi3mobile.export.solve.stream import Weights, hessian, load_layer, load_norm, rounded, run_layer, run_watched, solve_layer
 from phi3mobile.models.checkpoint import Checkpoint
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.form import Form
@@ -40,6 +31,7 @@ if TYPE_CHECKING:
     from phi3mobile.export.solve.rotate import Rotated
 
 EMBEDDING = "model.embed_tokens.weight"
+_ROWS = 256  # of a matrix looked at before the others
 
 
 @torch.no_grad()
@@ -69,11 +61,12 @@ def solve_checkpoint(
     card = Card(config, card_tokens, functional.embedding(card_tokens, table), embed(card_tokens), activation_group)
     exact = beside(functional.embedding(tokens, table) * config.embedding_multiplier, seen[0])
     x = beside(embed(tokens) * config.embedding_multiplier, seen[1])
+    del table  # in float32 as large as a layer
     for index in range(layers):
         progress("solve layers", index, layers + 1)
         layer, path = load_layer(config, index, weights), folder / f"packed-layer-{index:03}.safetensors"
         card.through_float(layer, index)
-        exact, inputs, chosen = run_watched(config, layer, index, exact)
+        exact, inputs, made, chosen = run_watched(config, layer, index, exact)
         if chosen is not None:
             card.count_experts(chosen, config)
         if not path.exists() and (trained := on_grid(layer, index, form_of)):
@@ -90,7 +83,8 @@ def solve_checkpoint(
                 index,
                 x,
                 inputs,
-                lambda name, weight, hessian: solve(weight, hessian, *form_of(name)),
+                made,
+                lambda name, weight, inputs: solve(weight, inputs, *form_of(name)),
                 chosen,
                 lambda name, weight: quantize(weight, *form_of(name)),
                 activation_group,
@@ -118,7 +112,7 @@ def _end(
         divide(norm, sizes)
         if bits.bits == 4:
             seen = rounded(norm(x), activation_group)
-            packed = solve(head * sizes, products(seen, seen, torch.ones(1)), *bits)
+            packed = solve(head * sizes, Inputs(hessian(seen, torch.ones(seen.shape[:2]))), *bits)
         else:
             packed = quantize(head * sizes, *bits)
     found: dict[str, Packed | torch.Tensor] = {
@@ -149,17 +143,19 @@ def on_grid(layer: Halves, index: int, form_of: FormOf) -> dict[str, Packed]:
     found = {}
     for key, module in layer.named_modules():
         if isinstance(module, nn.Linear):
-            name = f"model.layers.{index}.{key}.weight"
-            packed = quantize(module.weight, *form_of(name))
-            if not _rounds_to(packed, module.weight):
+            name, some = f"model.layers.{index}.{key}.weight", module.weight[:_ROWS]
+            if not _rounds_to(quantize(some, *form_of(name)), some):
                 return {}
-            found[name] = packed
+            found[name] = quantize(module.weight, *form_of(name))
+            if not _rounds_to(found[name], module.weight):
+                return {}
     return found
 
 
 def _rounds_to(packed: Packed, weight: torch.Tensor) -> bool:
-    """Whether rounding changed nothing."""
-    return torch.allclose(packed.dequantized(), weight, rtol=1e-4, atol=1e-7)
+    """Whether rounding changed nothing; the first rows that it did are enough."""
+    parts = zip(torch.arange(len(weight)).split(_ROWS), weight.split(_ROWS), strict=True)
+    return all(torch.allclose(packed.rows(rows).dequantized(), part, rtol=1e-4, atol=1e-7) for rows, part in parts)
 
 
 def take_over(layer: Halves, index: int, packed: dict[str, Packed | torch.Tensor], activation_group: int | None = None) -> None:

@@ -14,8 +14,8 @@ WORTH_SAYING_S = 60.0
 
 
 def multiplications(config: DecoderConfig) -> float:
-    """Of a solve on TOKENS tokens. For a matrix [N, K]: its Hessian and drift, their factors, three updates of all columns, and
-    the tokens' way through it in both streams and on the card."""
+    """Of a solve on TOKENS tokens. For a matrix [N, K]: half its Hessian, sums with what the float model sees or makes, a
+    factor, four updates of all columns, and the tokens' way through it in both streams and on the card."""
     total = 0.0
     for tensor in config.tensors().values():
         if tensor.role not in LINEARS:
@@ -24,7 +24,8 @@ def multiplications(config: DecoderConfig) -> float:
         routing = config.block(tensor.layer or 0).routing
         share = 1.0 if tensor.expert is None or routing is None else routing.used / routing.experts
         tokens = TOKENS * share
-        total += 2 * tokens * width**2 + 4 * width**3 + 5 * rows * width**2 + 2 * (tokens + CARD_TOKENS * share) * rows * width
+        total += tokens * width * (width / 2 + min(rows, width)) + width**3 / 6 + 4 * rows * width**2
+        total += 2 * (tokens + CARD_TOKENS * share) * rows * width
     return total
 
 

@@ -138,7 +138,7 @@ def keep_checkpoint(
         progress("keep layers", index, config.num_hidden_layers)
         layer = load_layer(config, index, weights)
         card.through_float(layer, index)
-        exact, inputs, chosen = run_watched(config, layer, index, exact)
+        exact, inputs, _, chosen = run_watched(config, layer, index, exact)
         if chosen is not None:
             card.count_experts(chosen, config)
         part = kept_layer(keeping, layer, index, inputs)

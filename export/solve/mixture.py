@@ -39,7 +39,7 @@ def mixture_of(layer: Halves) -> tuple[str, Mixture] | None:
 
 
 def watch(layer: Halves) -> Callable[[], Recorded | None]:
-    """From now on, what the layer's mixture chooses; call the result after one forward."""
+    """From now on, what the layer's mixture chooses; call the result when all tokens are through, in however many parts."""
     found, seen = mixture_of(layer), []
     if found is None:
         return lambda: None
@@ -48,7 +48,7 @@ def watch(layer: Halves) -> Callable[[], Recorded | None]:
 
     def result() -> Recorded | None:
         hook.remove()
-        return seen[0]
+        return Recorded(torch.cat([one.experts for one in seen]), torch.cat([one.weights for one in seen]))
 
     return result
 

@@ -7,17 +7,18 @@ it gives in the float model: so later matrices make good what earlier ones spoil
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from phi3mobile.errors import InputError
-from phi3mobile.export.solve.gptq import matched
+from phi3mobile.export.solve.gptq import Inputs
 from phi3mobile.export.solve.mixture import FEWEST, Recorded, expert_number, mixture_of, watch
-from phi3mobile.models.attend import attend
+from phi3mobile.models.attend import visible
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.finite import is_finite
 from phi3mobile.models.modules import Halves
@@ -28,15 +29,17 @@ from phi3mobile.models.rope import rope_tables
 from phi3mobile.models.tensors import ATTENTION_NORM, FINAL_NORM, MLP_NORM, in_layer
 
 _ROWS = 4096  # activations rounded or multiplied at once
+_COLUMNS = 512  # of a Hessian at once
+_SEQUENCES = 8  # through a layer at once, where nothing in it waits for the others
 
-Solve = Callable[[str, torch.Tensor, torch.Tensor], Packed]  # name, weight [N, K], hessian [K, K] -> packed
+Solve = Callable[[str, torch.Tensor, Inputs], Packed]  # name, weight [N, K], what it multiplies -> packed
 Weights = Callable[[str], torch.Tensor]
 
 
 class Solving(nn.Module):
     """A linear that is solved on the first inputs that it gets, x [B, T, K], and computes as the phone does with the rest.
 
-    `exact` [B, T, K]: what it sees in the float model.
+    `exact`: what it sees in the float model [B, T, K], or with `made` what it makes there, without its bias [B, T, N].
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Solving(nn.Module):
         name: str,
         linear: nn.Linear,
         exact: torch.Tensor,
+        made: bool,
         solve: Solve,
         power: Power,
         weights: Callable[[], torch.Tensor] | None = None,
@@ -51,7 +55,7 @@ class Solving(nn.Module):
     ) -> None:
         """weights: of its own tokens [B, T], where it does not see all. activation_group: quantize_activation's."""
         super().__init__()
-        self.activation_group = activation_group
+        self.activation_group, self.made = activation_group, made
         self.name, self.linear, self.exact, self.solve, self.power = name, linear, exact, solve, power
         self.weights = weights or (lambda: power.weights)
         self.packed: Packed | None = None
@@ -61,9 +65,10 @@ class Solving(nn.Module):
         x = rounded(x, self.activation_group)
         if self.packed is None:
             weights, seen = self.weights(), x.view(-1, *x.shape[-2:])  # an expert's tokens are [n, K]
-            hessian = products(seen, seen, weights)
-            weight = matched(self.linear.weight, hessian, products(seen, self.exact.view_as(seen) - seen, weights))
-            self.packed = self.solve(self.name, weight, hessian)
+            product = products(seen, self.exact.view(*seen.shape[:2], -1), weights)
+            own = hessian(seen, weights)
+            inputs = Inputs(own, made=product) if self.made else Inputs(own, seen=product)
+            self.packed = self.solve(self.name, self.linear.weight, inputs)
             self.quantized = QuantizedLinear(replace(self.packed, bias=self.linear.bias), self.activation_group)
             del self.linear.weight, self.exact  # nobody reads them again
         return self.quantized.of_rounded(x)
@@ -90,23 +95,43 @@ def require_finite(what: str, x: torch.Tensor) -> None:
 
 
 def rounded(x: torch.Tensor, group: int | None = None) -> torch.Tensor:
-    """models.quantized.quantize_activation; of whole rows in two passes over x [B, T, K]."""
-    if group is not None:
-        return quantize_activation(x, group)
-    tokens = x.flatten(0, -2)
+    """models.quantized.quantize_activation of x [..., K], some tokens at once; of whole rows in two passes over them."""
+    made = torch.empty(x.shape)
+    for part, out in zip(*(rows.reshape(-1, x.shape[-1]).split(_ROWS // 8) for rows in (x, made)), strict=True):
+        out.copy_(_rounded_rows(part) if group is None else quantize_activation(part, group))
+    return made
+
+
+def _rounded_rows(tokens: torch.Tensor) -> torch.Tensor:
     low, high = tokens.amin(-1).clamp_(max=0), tokens.amax(-1).clamp_(min=0)
     scale = ((high - low) / 255).clamp_(min=torch.finfo(torch.float32).eps)
     zero = (-128 - torch.round(low / scale)).clamp_(-128, 127).to(torch.int32)
-    return torch.fake_quantize_per_channel_affine(tokens, scale, zero, 0, -128, 127).view_as(x)
+    return torch.fake_quantize_per_channel_affine(tokens, scale, zero, 0, -128, 127)
 
 
 def products(x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """sum over tokens of weight * x y^T, both [B, T, K], weights [B, T] or [1] -> [K, K]. With y = x, the Hessian."""
-    share = (weights / weights.mean()).expand(x.shape[:2]).reshape(-1, 1)
+    """Mean over tokens of weight * x y^T, x [B, T, K], y [B, T, N], weights [B, T] -> [K, N]."""
     total = torch.zeros(x.shape[-1], y.shape[-1])
-    for left, right, own in zip(*(part.split(_ROWS) for part in (x.flatten(0, 1), y.flatten(0, 1), share)), strict=True):
+    for left, right, own in _parts(x, y, weights):
         total.addmm_((left * own).t(), right)
     return total
+
+
+def hessian(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """products(x, x, weights): symmetric, so half of it is multiplied."""
+    width = x.shape[-1]
+    total = torch.zeros(width, width)
+    for left, right, own in _parts(x, x, weights):
+        left = (left * own).t()
+        for start in range(0, width, _COLUMNS):
+            total[start : start + _COLUMNS, start:].addmm_(left[start : start + _COLUMNS], right[:, start:])
+    return total.triu_().add_(total.triu(1).t())
+
+
+def _parts(x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Some tokens of both after the other, with their shares [n, 1]."""
+    shares = (weights / weights.sum()).reshape(-1, 1)
+    return zip(x.flatten(0, 1).split(_ROWS), y.flatten(0, 1).split(_ROWS), shares.split(_ROWS), strict=True)
 
 
 def load_layer(config: DecoderConfig, index: int, weights: Weights) -> Halves:
@@ -129,38 +154,48 @@ def load_norm(config: DecoderConfig, weights: Weights) -> nn.Module:
 
 
 def run_layer(config: DecoderConfig, layer: Halves, index: int, x: torch.Tensor) -> torch.Tensor:
-    """x [B, T, D] -> [B, T, D], every sequence from position 0."""
-    cos, sin = rope_tables(config, x.shape[1])
-    q, k, v = layer.attention_inputs(x, cos[: x.shape[1]], sin[: x.shape[1]])
-    rows = zip(q.split(1), k.split(1), v.split(1), strict=True)
-    return layer.attention_output(x, torch.cat([_attend(config, index, *row) for row in rows]))
+    """x [B, T, D] -> [B, T, D], every sequence from position 0; a few sequences at once."""
+    return torch.cat([_run(config, layer, index, some) for some in x.split(_SEQUENCES)])
 
 
-def _attend(config: DecoderConfig, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    block = config.block(index)
-    return attend(q, k, v, 0, config.attention_scale, block.window, block.pattern)
+def _run(config: DecoderConfig, layer: Halves, index: int, x: torch.Tensor) -> torch.Tensor:
+    return layer.attention_output(x, _attended(config, layer, index, x))
+
+
+def _attended(config: DecoderConfig, layer: Halves, index: int, x: torch.Tensor) -> torch.Tensor:
+    """x [B, T, D] -> what the heads bring together, [B, T, H*D]: as models.attend has it, of all sequences at once."""
+    block, at = config.block(index), torch.arange(x.shape[1])
+    cos, sin = (table[: len(at)] for table in rope_tables(config, len(at)))
+    q, k, v = (rows.transpose(1, 2) for rows in layer.attention_inputs(x, cos, sin))
+    seen = visible(at, at, block.window, block.pattern)[None]
+    y = functional.scaled_dot_product_attention(q, k, v, seen, scale=config.attention_scale, enable_gqa=True)
+    return y.transpose(1, 2).flatten(2)
 
 
 def run_watched(
     config: DecoderConfig, layer: Halves, index: int, x: torch.Tensor
-) -> tuple[torch.Tensor, dict[str, torch.Tensor], Recorded | None]:
-    """As run_layer; what each linear sees, by name (an expert its own tokens [n, K], if it has any); what a mixture chose.
-
-    InputError if that is not finite.
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor], Recorded | None]:
+    """As run_layer; what each linear sees, by name (an expert its own tokens [n, K], if it has any); what those that are not
+    taller than wide make, without biases; what a mixture chose. InputError if what one sees is not finite.
     """
-    inputs: dict[str, torch.Tensor] = {}
+    seen: dict[str, list[torch.Tensor]] = {}
+    made: dict[str, list[torch.Tensor]] = {}
+
+    def watch_linear(name: str, linear: nn.Linear, given: tuple[torch.Tensor], result: torch.Tensor) -> None:
+        seen.setdefault(name, []).append(given[0])
+        if linear.out_features <= linear.in_features:
+            made.setdefault(name, []).append(result if linear.bias is None else result - linear.bias)
+
     linears = [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
-    hooks = [
-        linear.register_forward_pre_hook(lambda module, given, name=name: inputs.update({name: given[0]}))
-        for name, linear in linears
-    ]
+    hooks = [linear.register_forward_hook(partial(watch_linear, name)) for name, linear in linears]
     chosen = watch(layer)
     x = run_layer(config, layer, index, x)
     for hook in hooks:
         hook.remove()
-    for name, seen in inputs.items():
-        require_finite(f"what model.layers.{index}.{name}.weight multiplies", seen)
-    return x, inputs, chosen()
+    inputs, outputs = ({name: torch.cat(parts.pop(name)) for name in list(parts)} for parts in (seen, made))
+    for name, values in inputs.items():
+        require_finite(f"what model.layers.{index}.{name}.weight multiplies", values)
+    return x, inputs, outputs, chosen()
 
 
 def solve_layer(
@@ -169,6 +204,7 @@ def solve_layer(
     index: int,
     x: torch.Tensor,
     exact: dict[str, torch.Tensor],
+    made: dict[str, torch.Tensor],
     solve: Solve,
     chosen: Recorded | None = None,
     round_only: Callable[[str, torch.Tensor], Packed] | None = None,
@@ -176,8 +212,9 @@ def solve_layer(
 ) -> tuple[dict[str, Packed], torch.Tensor]:
     """Solve a float layer in place on hidden states x [B, T, D]: its matrices by name, and the hidden states behind it.
 
-    `exact`: what its linears see in the float model. The layer computes with its integers from then on. `chosen`: where a
-    mixture sends the tokens; experts with too few of them are left to `round_only` (name, weight).
+    `exact`, `made`: what its linears see in the float model and what some make there, which takes less; both are emptied. The
+    layer computes with its integers from then on. `chosen`: where a mixture sends the tokens; experts with too few of them are
+    left to `round_only` (name, weight).
     """
     power = Power()
     for role in (ATTENTION_NORM, MLP_NORM):
@@ -188,7 +225,7 @@ def solve_layer(
     for name, linear in list(layer.named_modules()):
         if not isinstance(linear, nn.Linear):
             continue
-        full, seen = f"model.layers.{index}.{name}.weight", exact.pop(name, None)
+        full, seen, result = f"model.layers.{index}.{name}.weight", exact.pop(name, None), made.pop(name, None)
         owner, _, attribute = name.rpartition(".")
         weights, expert = None, expert_number(layer, name)
         if expert is not None:
@@ -200,12 +237,13 @@ def solve_layer(
                 continue
             weights = partial(_of_rows, power, rows)
         assert seen is not None, f"{full} saw no tokens"
-        solving[full] = Solving(full, linear, seen, solve, power, weights, activation_group)
+        known, given = (seen, False) if result is None else (result, True)
+        solving[full] = Solving(full, linear, known, given, solve, power, weights, activation_group)
         setattr(layer.get_submodule(owner), attribute, solving[full])
     if mixture is not None:
         assert chosen is not None, f"layer {index}: nothing says where its tokens go"
         routing, mixture[1].routing = mixture[1].routing, chosen
-    x = run_layer(config, layer, index, x)
+    x = _run(config, layer, index, x)  # all sequences: a matrix is solved when its inputs come
     if mixture is not None:
         mixture[1].routing = routing
     require_finite(f"what layer {index} makes", x)

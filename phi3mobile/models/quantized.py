@@ -64,10 +64,12 @@ class Packed:
 
 
 def stacked(parts: list[Packed]) -> Packed:
-    """Matrices of one width and form, without offsets, one below the other; all with a bias or none."""
+    """Matrices of one width and form, one below the other; all with a bias or none."""
     codes, scales = torch.cat([part.codes for part in parts]), torch.cat([part.scales for part in parts])
     biases = [part.bias for part in parts if part.bias is not None]
-    return Packed(parts[0].bits, parts[0].group, codes, scales, torch.cat(biases) if biases else None)
+    offsets = [part.offsets for part in parts if part.offsets is not None]
+    bias, below = torch.cat(biases) if biases else None, stacked(offsets) if offsets else None
+    return Packed(parts[0].bits, parts[0].group, codes, scales, bias, below)
 
 
 def pack_nibbles(codes: torch.Tensor) -> torch.Tensor:

@@ -30,8 +30,8 @@ from phi3mobile.export.solve.build import MOST_KL, quantize_checkpoint, refuse_l
 from phi3mobile.export.solve.calibration import FEWEST, calibration_of, card_tokens
 from phi3mobile.export.solve.checkpoint import on_grid
 from phi3mobile.export.solve.folder import Solved, is_solved, read_part, write_part
-from phi3mobile.export.solve.gptq import fit_scales, matched, polish, round_in_order, search_scales, solve
-from phi3mobile.export.solve.stream import load_layer, products, rounded, run_layer, run_watched
+from phi3mobile.export.solve.gptq import Inputs, polish, round_in_order, search_scales, solve
+from phi3mobile.export.solve.stream import hessian, load_layer, products, rounded, run_layer, run_watched
 from phi3mobile.files import new_folder
 from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.models.form import Form
@@ -64,7 +64,7 @@ def output_error(values: torch.Tensor, weight: torch.Tensor, x: torch.Tensor) ->
 def test_solving_beats_rounding_on_inputs_that_it_has_not_seen(group):
     weight = torch.randn(48, 192, generator=torch.Generator().manual_seed(0)) * 0.05
     seen, unseen = correlated(4000, 192, 1)[:2000], correlated(4000, 192, 1)[2000:]
-    solved = solve(weight, seen.t() @ seen, 4, group)
+    solved = solve(weight, Inputs(seen.t() @ seen), 4, group)
     nearest = quantize(weight, 4, group)
     assert output_error(solved.dequantized(), weight, unseen) < 0.6 * output_error(nearest.dequantized(), weight, unseen)
 
@@ -76,52 +76,65 @@ def test_what_is_solved_is_what_every_target_can_hold(seed, size, dead):
     x = correlated(100, 64, seed)
     if dead:
         x[:, 7], weight[2] = 0, 0
-    packed = solve(weight, x.t() @ x, 4, 32)
+    packed = solve(weight, Inputs(x.t() @ x), 4, 32)
     codes, scales = packed.unpacked(), packed.scales
     assert packed.shape == (5, 64) and scales.dtype == torch.bfloat16 and packed.group == 32
     assert codes.min() >= -8 and codes.max() <= 7
     assert scales.float().min() >= SMALLEST_SCALE and torch.equal(scales.half().float(), scales.float())
 
 
-def test_every_step_of_solving_lowers_the_error():
-    weight = torch.randn(40, 128, generator=torch.Generator().manual_seed(2)) * 0.1
-    x = correlated(800, 128, 3)
-    hessian = x.t() @ x + torch.eye(128)
+@pytest.mark.parametrize("group", [32, 64, 160])
+def test_every_step_of_solving_lowers_the_error(group):
+    weight = torch.randn(40, 320 if group != 160 else 160, generator=torch.Generator().manual_seed(2)) * 0.1
+    inputs = inputs_of(correlated(800, weight.shape[1], 3), 0.01)
 
     def error(codes, scales):
-        difference = codes * scales.repeat_interleave(32, 1) - weight
-        return float(((difference @ hessian) * difference).sum())
+        difference = codes * scales.repeat_interleave(group, 1) - weight
+        return float(((difference @ inputs.hessian) * difference).sum())
 
-    scales = search_scales(weight, hessian.diagonal(), 32)
-    nearest = (weight / scales.repeat_interleave(32, 1)).round().clamp(-8, 7)
-    codes = round_in_order(weight, hessian, scales, 32)
-    fitted = fit_scales(codes, weight @ hessian, hessian, scales, 32)
-    better = polish(codes, weight, hessian, fitted, 32)
-    assert error(nearest, scales) > error(codes, scales) > error(codes, fitted) * 0.9999 > error(better, fitted) * 0.9999
+    scales = search_scales(weight, inputs.hessian.diagonal(), group)
+    nearest = (weight / scales.repeat_interleave(group, 1)).round().clamp(-8, 7)
+    codes, slope = round_in_order(inputs.along(weight), inputs, scales, group)
+    difference = codes * scales.repeat_interleave(group, 1) - weight
+    assert torch.allclose(slope, difference @ inputs.hessian, atol=1e-4 * float(slope.abs().max()))
+    better, fitted = polish(codes, slope, inputs.hessian, scales, group)
+    assert error(nearest, scales) > error(codes, scales) > error(better, fitted)
+    assert torch.equal(fitted, fitted.bfloat16().float()) and not torch.equal(fitted, scales)
+
+
+def inputs_of(x: torch.Tensor, damping: float) -> Inputs:
+    return Inputs(x.t() @ x, damping=damping)
 
 
 def test_rounding_in_order_is_gptqs_recursion():
     """Against the textbook: after each column, the remaining weights move to the best answer given all that is rounded."""
     generator = torch.Generator().manual_seed(4)
-    weight, x = torch.randn(3, 32, generator=generator), correlated(200, 32, 5)
-    hessian = x.t() @ x + 0.1 * torch.eye(32)
-    scales = search_scales(weight, hessian.diagonal(), 32)
-    order = torch.argsort(hessian.diagonal(), descending=True).tolist()
-    exact, h = weight.double().clone(), hessian.double()
-    codes = torch.zeros(3, 32)
+    weight, inputs = torch.randn(3, 96, generator=generator), inputs_of(correlated(400, 96, 5), 0.1)
+    scales = search_scales(weight, inputs.hessian.diagonal(), 32)
+    order = torch.argsort(inputs.hessian.diagonal(), descending=True).tolist()
+    exact, h = weight.double().clone(), inputs.hessian.double()
+    codes = torch.zeros(3, 96)
     for done, column in enumerate(order):
-        codes[:, column] = (exact[:, column].float() / scales[:, 0]).round().clamp(-8, 7)
-        error = codes[:, column].double() * scales[:, 0].double() - exact[:, column]
+        codes[:, column] = (exact[:, column].float() / scales[:, column // 32]).round().clamp(-8, 7)
+        error = codes[:, column].double() * scales[:, column // 32].double() - exact[:, column]
         rest = order[done + 1 :]
         if rest:
             exact[:, rest] -= torch.linalg.solve(h[rest][:, rest], torch.outer(h[rest, column], error)).t()
-    same = round_in_order(weight, hessian, scales, 32) == codes
+    same = round_in_order(inputs.along(weight), inputs, scales, 32)[0] == codes
     assert same.float().mean() > 0.97  # a tie may fall either way in float32
+
+
+def test_the_rows_of_a_matrix_are_solved_apart():
+    """As many as fit the cache; with offsets too."""
+    weight, inputs = torch.randn(1100, 64, generator=torch.Generator().manual_seed(9)), inputs_of(correlated(200, 64, 9), 1)
+    whole = solve(weight, inputs, 4, 32, True)
+    some = solve(weight[1000:], inputs, 4, 32, True)
+    assert torch.equal(whole.dequantized()[1024:], some.dequantized()[24:]) and whole.shape == (1100, 64)
 
 
 def test_eight_bit_stays_as_rounding_has_it():
     weight, x = torch.randn(8, 64, generator=torch.Generator().manual_seed(6)), correlated(100, 64, 7)
-    assert torch.equal(solve(weight, x.t() @ x, 8, 64).codes, quantize(weight, 8, 64).codes)
+    assert torch.equal(solve(weight, inputs_of(x, 1), 8, 64).codes, quantize(weight, 8, 64).codes)
 
 
 def test_a_matched_weight_makes_good_what_was_spoilt_before_it():
@@ -130,7 +143,12 @@ def test_a_matched_weight_makes_good_what_was_spoilt_before_it():
     spoil[3, 5], spoil[7, 7] = 0.5, 0.7
     exact = torch.randn(3000, 32, generator=torch.Generator().manual_seed(2))
     x, unseen = (exact @ spoil)[:2000], exact[2000:]
-    better = matched(weight, x.t() @ x, x.t() @ (exact[:2000] - x), damping=0.1)
+    seen = Inputs(x.t() @ x, seen=x.t() @ exact[:2000], damping=0.1)
+    better, along = seen.matched(weight)
+    expected = weight.t() + torch.linalg.solve(seen.hessian, x.t() @ (exact[:2000] - x) @ weight.t())
+    assert torch.allclose(better, expected.t(), atol=1e-4) and torch.allclose(along, seen.along(better), rtol=1e-3, atol=1e-2)
+    made = Inputs(x.t() @ x, made=x.t() @ exact[:2000] @ weight.t(), damping=0.1)
+    assert torch.allclose(made.matched(weight[3:], 3)[0], better[3:], atol=1e-4)
     spoilt, undone = (((unseen @ spoil) @ w.t() - unseen @ weight.t()).square().sum() for w in (weight, better))
     assert undone < 0.1 * spoilt
 
@@ -141,11 +159,12 @@ def test_balancing_changes_no_output(name, checkpoint_of):
     checkpoint = open_checkpoint(checkpoint_of(name))
     config, layer = checkpoint.config, load_layer(checkpoint.config, 0, checkpoint.tensor)
     x = torch.randn(2, 24, config.hidden_size, generator=torch.Generator().manual_seed(3))
-    before, inputs, _ = run_watched(config, layer, 0, x)
+    before, inputs, made, _ = run_watched(config, layer, 0, x)
     balance(config, layer, 0, inputs, lambda name: Form(4, 32))
-    after, seen, _ = run_watched(config, layer, 0, x)
+    after, seen, still, _ = run_watched(config, layer, 0, x)
     assert torch.allclose(before, after, atol=1e-4)
     assert all(torch.allclose(inputs[key], seen[key], atol=1e-3, rtol=1e-3) for key in inputs)
+    assert made and all(torch.allclose(made[key], still[key], atol=1e-4) for key in made)
     if not name.startswith("small"):
         assert not torch.equal(layer.mlp.down_proj.weight, checkpoint.tensor("model.layers.0.mlp.down_proj.weight"))
 
@@ -190,7 +209,7 @@ def test_a_layer_that_was_trained_on_the_grid_keeps_its_integers(checkpoint_of):
 @pytest.mark.parametrize(("bits", "group"), [(3, 32), (4, 48), (4, 16)])
 def test_what_cannot_be_packed_is_refused(bits, group):
     with pytest.raises(InputError, match=r"bit weights|group"):
-        solve(torch.ones(2, 64), torch.eye(64), bits, group)
+        solve(torch.ones(2, 64), Inputs(torch.eye(64)), bits, group)
 
 
 # The pass
@@ -207,10 +226,13 @@ def test_activations_are_rounded_as_the_reference_rounds_them(seed, size):
     assert (difference > 0.01 * step).float().mean() < 0.01  # and ties are rare
 
 
-def test_a_hessian_weighs_tokens():
-    x, weights = torch.randn(2, 30, 16), torch.rand(2, 30)
-    expected = torch.einsum("btk,btl,bt->kl", x, x, weights / weights.mean())
-    assert torch.allclose(products(x, x, weights), expected, atol=1e-3)
+@pytest.mark.parametrize("width", [16, 1100])
+def test_sums_over_tokens_weigh_them(width):
+    x, y, weights = torch.randn(2, 30, width), torch.randn(2, 30, 20), torch.rand(2, 30)
+    shares = weights / weights.sum()
+    found = hessian(x, weights)
+    assert torch.allclose(found, torch.einsum("btk,btl,bt->kl", x, x, shares), atol=1e-5) and torch.equal(found, found.t())
+    assert torch.allclose(products(x, y, weights), torch.einsum("btk,btl,bt->kl", x, y, shares), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["tiny-gqa", "tiny-partial", "small-tiny"])

@@ -214,8 +214,12 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.inner(x))
+
+    def inner(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., hidden] -> [..., intermediate], what down_proj multiplies."""
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(functional.silu(gate) * up)
+        return functional.silu(gate) * up
 
 
 class Layer(Halves):
