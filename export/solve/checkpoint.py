@@ -56,7 +56,8 @@ def solve_checkpoint(
     config, layers = checkpoint.config, checkpoint.config.num_hidden_layers
     weights = checkpoint.tensor
     table = weights(EMBEDDING)
-    packed = _kept(folder / "packed-embedding.safetensors", lambda: {EMBEDDING: quantize(weights(EMBEDDING), *form_of(EMBEDDING))})
+    part = folder / "packed-embedding.safetensors"
+    packed = _kept(part, lambda: {EMBEDDING: quantize(weights(EMBEDDING), *form_of(EMBEDDING))})
     embed = QuantizedEmbedding(matrix_of(packed, EMBEDDING))
     card = Card(config, card_tokens, functional.embedding(card_tokens, table), embed(card_tokens), activation_group)
     exact = beside(functional.embedding(tokens, table) * config.embedding_multiplier, seen[0])
