@@ -11,7 +11,7 @@ import torch
 from phi3mobile.bench.ablate.settings import FLOAT
 from phi3mobile.errors import InputError
 from phi3mobile.export.quantize import SMALLEST_SCALE
-from phi3mobile.export.solve.gptq import round_in_order
+from phi3mobile.export.solve.gptq import Inputs, round_in_order
 from phi3mobile.models.finite import is_finite
 
 _FRACTIONS = tuple(0.75 + step / 16 for step in range(13))  # of half the codes: which one a group's extreme gets
@@ -44,10 +44,10 @@ def fake_quantize(
         return torch.cat([_nearest(part, search_scales(part, equal, bits), bits) for part in parts])
     if hessian is None:
         raise ValueError("gptq needs the Hessian of the inputs")
-    hessian = hessian + torch.eye(width) * (_DAMPING * hessian.diagonal().mean()).clamp(min=1e-30)
-    importance = hessian.diagonal().view(1, -1, group)
+    inputs = Inputs(hessian, damping=_DAMPING)
+    importance = inputs.hessian.diagonal().view(1, -1, group)
     scales = torch.cat([search_scales(part, importance, bits) for part in parts])
-    return round_in_order(weight.float(), hessian, scales, group, bits) * scales.repeat_interleave(group, 1)
+    return round_in_order(inputs.along(weight.float()), inputs, scales, group, bits)[0] * scales.repeat_interleave(group, 1)
 
 
 def _nearest(groups: torch.Tensor, scales: torch.Tensor, bits: int) -> torch.Tensor:

@@ -112,15 +112,17 @@ def search_scales(weight: torch.Tensor, importance: torch.Tensor, group: int) ->
     return scales
 
 
-def round_in_order(along: torch.Tensor, inputs: Inputs, scales: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+def round_in_order(
+    along: torch.Tensor, inputs: Inputs, scales: torch.Tensor, group: int, bits: int = 4
+) -> tuple[torch.Tensor, torch.Tensor]:
     """GPTQ's codes float32 [N, K] for a weight along U [K, N] and scales [N, K/group]; half the error's gradient, [N, K]."""
-    order, factor, left = inputs.order, inputs.factor, along.clone()
+    order, factor, left, half = inputs.order, inputs.factor, along.clone(), 2 ** (bits - 1)
     steps = scales.t()[order // group]
     codes, values = torch.empty_like(left), torch.empty_like(left)
 
     def step(start: int, end: int) -> None:
         for at in range(start, end):
-            torch.div(left[at], steps[at] * factor[at, at], out=codes[at]).round_().clamp_(-8, 7)
+            torch.div(left[at], steps[at] * factor[at, at], out=codes[at]).round_().clamp_(-half, half - 1)
             torch.mul(codes[at], steps[at], out=values[at])
             left[at:end].addr_(factor[at, at:end], values[at], alpha=-1)
 

@@ -178,7 +178,7 @@ def off_by_one_in_decode(config, context, positions, long, rows=layerwise.rope_r
     return rows(config, context, positions + int(positions[0] > 0), long)
 
 
-def int8_rows_as_they_are(x):
+def int8_values_as_they_are(x):
     return x
 
 
@@ -189,7 +189,7 @@ DEFECTS = {
     "the final norm 10 % off": (norm("model.norm", 1.1), {}, "logits"),
     "a row of the head 10 % off": (scales("lm_head", 0.9, 100), {}, "logits"),
     "rope off by one": (same, {"rope_rows": off_by_one_in_decode}, "decode: "),
-    "a KV cache of other rounding": (same, {"_int8_rows": int8_rows_as_they_are}, ""),
+    "a KV cache of other rounding": (same, {"int8_values": int8_values_as_they_are}, ""),
 }
 
 
