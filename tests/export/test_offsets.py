@@ -19,7 +19,7 @@ from phi3mobile.export.solve import build
 from phi3mobile.export.solve.budget import choose, measure_classes
 from phi3mobile.export.solve.calibration import card_tokens
 from phi3mobile.export.solve.folder import Solved, read_part, write_part
-from phi3mobile.export.solve.gptq import solve
+from phi3mobile.export.solve.gptq import Inputs, solve
 from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.models.form import Form
 from phi3mobile.models.loading import load_model
@@ -60,7 +60,7 @@ def test_solving_with_offsets_beats_rounding_with_them():
     generator = torch.Generator().manual_seed(0)
     mixing = torch.randn(128, 128, generator=generator)
     x, weight = torch.randn(4000, 128, generator=generator) @ mixing, torch.randn(48, 128, generator=generator)
-    found, rounded = solve(weight, x.t() @ x, 4, 32, offsets=True), quantize(weight, 4, 32, offsets=True)
+    found, rounded = solve(weight, Inputs(x.t() @ x), 4, 32, offsets=True), quantize(weight, 4, 32, offsets=True)
     assert found.form == rounded.form == Form(4, 32, True)
     losses = [(x @ (one.dequantized() - weight).t()).square().sum() for one in (found, rounded)]
     assert losses[0] < 0.8 * losses[1]
