@@ -212,6 +212,7 @@ def demo(demo_checkpoint, demo_bundle):
     exported.close()
 
 
+@pytest.mark.slow
 def test_the_demo_program_is_as_near_to_exact_activations_as_the_torch_model(demo, monkeypatch):
     """Over 30 layers, int8 rounding is chaotic: a change of 1e-7 in the embedding moves the torch model's own logits to 31 dB.
 
