@@ -56,7 +56,9 @@ def solve_checkpoint(
     config, layers = checkpoint.config, checkpoint.config.num_hidden_layers
     weights = checkpoint.tensor
     table = weights(EMBEDDING)
-    packed = _kept(folder / "packed-embedding.safetensors", lambda: {EMBEDDING: quantize(table, *form_of(EMBEDDING))})
+    packed = _kept(
+        folder / "packed-embedding.safetensors", lambda table=table: {EMBEDDING: quantize(table, *form_of(EMBEDDING))}
+    )
     embed = QuantizedEmbedding(matrix_of(packed, EMBEDDING))
     card = Card(config, card_tokens, functional.embedding(card_tokens, table), embed(card_tokens), activation_group)
     exact = beside(functional.embedding(tokens, table) * config.embedding_multiplier, seen[0])
