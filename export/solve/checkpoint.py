@@ -57,7 +57,7 @@ def solve_checkpoint(
     weights = checkpoint.tensor
     table = weights(EMBEDDING)
     packed = _kept(
-        folder / "packed-embedding.safetensors", lambda table=table: {EMBEDDING: quantize(table, *form_of(EMBEDDING))}
+        folder / "packed-embedding.safetensors", lambda: {EMBEDDING: quantize(weights(EMBEDDING), *form_of(EMBEDDING))}
     )
     embed = QuantizedEmbedding(matrix_of(packed, EMBEDDING))
     card = Card(config, card_tokens, functional.embedding(card_tokens, table), embed(card_tokens), activation_group)
