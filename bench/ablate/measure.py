@@ -22,8 +22,8 @@ from phi3mobile.export.solve.checkpoint import EMBEDDING
 from phi3mobile.export.solve.folder import HEAD, Solved
 from phi3mobile.export.solve.stream import load_layer, load_norm, rounded, run_layer
 from phi3mobile.models.checkpoint import Checkpoint
+from phi3mobile.models.coarse_rows import int8_values
 from phi3mobile.models.finite import is_finite
-from phi3mobile.models.ops import quantize_rows
 from phi3mobile.models.quantized import Packed
 from phi3mobile.progress import Progress, silent
 
@@ -160,8 +160,7 @@ def _kept(rows: torch.Tensor, bits: int) -> torch.Tensor:
         return rows
     if bits == 16:
         return rows.half().float()
-    codes, scales = quantize_rows(rows)
-    return codes.float() * scales[..., None]
+    return int8_values(rows)
 
 
 def _table(weight: torch.Tensor, setting: Setting) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Rows of a 4-bit KV cache in torch, the arithmetic of core/kernels/nibbles.h, and attention over them.
+"""Rows of int8 and 4-bit KV caches in torch, the arithmetic of core/kernels/nibbles.h, and attention over them.
 
 A row of keys or values is turned by a Hadamard matrix in groups of 32, which is its own inverse; queries are turned alike, so
 scores are what they were, and what is attended is turned back. Each group then has a bfloat16 scale and 4-bit numbers of 16
@@ -48,11 +48,18 @@ def coarse_values(packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return (LEVELS[codes.long()] * scales.float()[..., None]).flatten(-2)
 
 
+def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Symmetric int8 per row: float32 [..., D] -> int8 [..., D] and scales float32 [...]; a zero row has scale 0."""
+    most = x.abs().amax(-1)
+    limit = torch.full_like(most, 127.0)  # as a plain float it would become a multiplication by 1 / most
+    inverse = torch.where(most > 0, limit / most, 0.0)
+    return torch.round(x * inverse[..., None]).clamp(-127, 127).to(torch.int8), most / 127.0
+
+
 def int8_values(x: torch.Tensor) -> torch.Tensor:
-    """Rows float32 [..., D] as an int8 KV cache gives them back: one scale a row."""
-    peak = x.abs().amax(-1, keepdim=True)
-    inverse = torch.where(peak > 0, torch.full_like(peak, 127.0) / peak, torch.zeros(()))
-    return (x * inverse).round().clamp(-127, 127) * (peak / 127)
+    """Rows float32 [..., D] as an int8 KV cache gives them back."""
+    codes, scales = quantize_rows(x)
+    return codes.float() * scales[..., None]
 
 
 def rounded_queries(q: torch.Tensor) -> torch.Tensor:

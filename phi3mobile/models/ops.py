@@ -31,7 +31,7 @@ from __future__ import annotations
 import torch
 
 from phi3mobile.models.blocksparse import EvictingCache, Pattern
-from phi3mobile.models.coarse_rows import attend_mixed, coarse_values, quantize_coarse, rounded_queries, turn
+from phi3mobile.models.coarse_rows import attend_mixed, coarse_values, quantize_coarse, quantize_rows, rounded_queries, turn
 from phi3mobile.models.rope import apply_rope
 
 _library = torch.library.Library("phi3mobile", "DEF")
@@ -50,14 +50,6 @@ _SCHEMAS = {
     "blocksparse_attention_evicting": _ROWS + _MARK + _EVICTING,
     "blocksparse_attention_evicting_int8": _ROWS + _INT8 + _MARK + _EVICTING,
 }
-
-
-def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Symmetric int8 per row: float32 [..., D] -> int8 [..., D] and scales float32 [...]; a zero row has scale 0."""
-    most = x.abs().amax(-1)
-    limit = torch.full_like(most, 127.0)  # as a plain float it would become a multiplication by 1 / most
-    inverse = torch.where(most > 0, limit / most, 0.0)
-    return torch.round(x * inverse[..., None]).clamp(-127, 127).to(torch.int8), most / 127.0
 
 
 def _attend(q, keys, values, start: int, window: int, scale: float, pattern: Pattern | None) -> torch.Tensor:

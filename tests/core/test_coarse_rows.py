@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_kernels import cut, inputs, native, rotated, run  # noqa: F401  native: a fixture
+from test_kernels import cut, inputs, lowered, native, opened, rotated, run  # noqa: F401  native: a fixture
 
-from phi3mobile.engines.native import load_library, native_library
+from phi3mobile.engines.native import native_library
 from phi3mobile.models import ops  # noqa: F401  defines the operators
 from phi3mobile.models.coarse_rows import GROUP, LEVELS, RECENT, RING, coarse_values, quantize_coarse, rounded_queries, turn
 
@@ -40,21 +40,12 @@ class Attention(torch.nn.Module):
 
 @cache
 def exported(*shape):
-    from executorch.exir import to_edge_transform_and_lower
-
-    count = torch.export.Dim("count", min=1, max=CAPACITY)
-    with torch.no_grad():
-        args = (*inputs(3, *shape[:4]), torch.tensor([0]))
-        program = torch.export.export(Attention(*shape), args, dynamic_shapes=({0: count},) * 3 + (None,), strict=False)
-        return to_edge_transform_and_lower(program).to_executorch()
+    return lowered(Attention(*shape), shape[:4], CAPACITY)
 
 
 @cache
 def loaded(*shape):
-    from executorch.runtime import Runtime
-
-    load_library()  # registers the kernels
-    return Runtime.get().load_program(exported(*shape).buffer)
+    return opened(exported(*shape))
 
 
 def fresh(*shape):

@@ -43,24 +43,32 @@ def inputs(count, heads, kv_heads, width, half, seed=0):
     return torch.randn(count, (heads + 2 * kv_heads) * width, generator=g), 1.2 * angles.cos(), 1.2 * angles.sin()
 
 
-@cache
-def exported(int8, heads, kv_heads, width, half, window, capacity=CAPACITY):
+def lowered(module, sizes, most):
+    """The program of an attention; sizes: of its inputs, of `most` tokens at most."""
     from executorch.exir import to_edge_transform_and_lower
 
-    count = torch.export.Dim("count", min=1, max=capacity)
+    count = torch.export.Dim("count", min=1, max=most)
     with torch.no_grad():
-        module = Attention(int8, heads, kv_heads, width, half, window, capacity)
-        args = (*inputs(3, heads, kv_heads, width, half), torch.tensor([0]))
+        args = (*inputs(3, *sizes), torch.tensor([0]))
         program = torch.export.export(module, args, dynamic_shapes=({0: count},) * 3 + (None,), strict=False)
         return to_edge_transform_and_lower(program).to_executorch()
 
 
 @cache
-def loaded(*shape):
+def exported(int8, heads, kv_heads, width, half, window, capacity=CAPACITY):
+    return lowered(Attention(int8, heads, kv_heads, width, half, window, capacity), (heads, kv_heads, width, half), capacity)
+
+
+def opened(program):
     from executorch.runtime import Runtime
 
     load_library()  # registers the kernels
-    return Runtime.get().load_program(exported(*shape).buffer)
+    return Runtime.get().load_program(program.buffer)
+
+
+@cache
+def loaded(*shape):
+    return opened(exported(*shape))
 
 
 def fresh(*shape):

@@ -28,7 +28,6 @@ using executorch::runtime::Result;
 using executorch::runtime::Span;
 
 constexpr int64_t kVersion = 2;
-constexpr int64_t kLastRow = int64_t(1) << 31;  // in input_pos (engines/base.py)
 constexpr int64_t kMostRows = 1 << 24;
 
 struct Loaded {

@@ -32,7 +32,6 @@ struct Method {
 constexpr const char* kForward = "forward";
 constexpr const char* kEmbed = "token_embedding";
 constexpr const char* kDecode = "text_decoder";
-constexpr int64_t kLastRow = int64_t(1) << 31;  // in input_pos (engines/base.py)
 constexpr const char* kMethods[] = {kForward, kEmbed, kDecode, "encode", "project"};
 
 }  // namespace phi3mobile
@@ -44,7 +43,7 @@ struct p3m_model {
   phi3mobile::Log log;
   std::string error, packed_reason;
   int packed = P3M_PACKED_HEAP;
-  bool takes_last_row = false;  // the program knows phi3mobile::kLastRow
+  bool takes_last_row = false;  // the program knows kLastRow (segment.h)
   const float* logits = nullptr;
   int64_t count = 0, vocab = 0;
 };

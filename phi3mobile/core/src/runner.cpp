@@ -1,5 +1,6 @@
 #include "program.h"
 #include "packed_log.h"
+#include "segment.h"
 #include "threads.h"
 
 #include <algorithm>

@@ -8,57 +8,42 @@
 namespace phi3mobile {
 
 const float* Rows::forward(const int64_t* given, int64_t count, int64_t position, bool with_long) {
-  begin(count, position, with_long);
-  const float* logits = nullptr;
-  for (int64_t done = 0, part = 0; done < count; done += part) {
-    const int64_t at = position + done;
-    part = alike(given + done, count - done);
-    logits = run(
-        given + done, part, [&](const int64_t* some) { return engine.forward(some, part, at, is_long); },
-        [&](const float* rows) { return engine.forward_rows(rows, part, at, is_long); });
-    if (part < count) {
-      joined_.resize(size_t(count * engine.info.vocab));
-      std::copy(logits, logits + part * engine.info.vocab, joined_.data() + done * engine.info.vocab);
-      logits = joined_.data();
-    }
-  }
-  tokens.insert(tokens.end(), given, given + count);
-  return logits;
+  const auto joined = [&](const float* logits, int64_t done, int64_t part) -> const float* {
+    if (part == count) return logits;
+    joined_.resize(size_t(count * engine.info.vocab));
+    std::copy(logits, logits + part * engine.info.vocab, joined_.data() + done * engine.info.vocab);
+    return joined_.data();
+  };
+  return in_parts(given, count, position, with_long, &Engine::forward, &Engine::forward_rows, joined);
 }
 
 const float* Rows::prefill(const int64_t* given, int64_t count, int64_t position, bool with_long) {
-  begin(count, position, with_long);
-  const float* logits = nullptr;
-  for (int64_t done = 0, part = 0; done < count; done += part) {
-    const int64_t at = position + done;
-    part = alike(given + done, count - done);
-    logits = run(
-        given + done, part, [&](const int64_t* some) { return engine.prefill(some, part, at, is_long); },
-        [&](const float* rows) { return engine.prefill_rows(rows, part, at, is_long); });
-  }
-  tokens.insert(tokens.end(), given, given + count);
-  return logits;
+  const auto last = [](const float* logits, int64_t, int64_t) { return logits; };
+  return in_parts(given, count, position, with_long, &Engine::prefill, &Engine::prefill_rows, last);
 }
 
-void Rows::begin(int64_t count, int64_t position, bool with_long) {
+// Text and pictures one after the other, timed: an engine takes either. join(logits, done, part): what is given out of them so
+// far.
+template <class Join>
+const float* Rows::in_parts(
+    const int64_t* given, int64_t count, int64_t position, bool with_long, OfText of_text, OfRows of_rows, const Join& join) {
   tokens.resize(size_t(position));  // before the calls: if one fails, these rows are unknown
   is_long = with_long;
   farthest = std::max(position ? farthest : 0, position + count);
-}
-
-// How many of the first are all text, or all a picture's: an engine takes either.
-int64_t Rows::alike(const int64_t* given, int64_t count) const {
-  const bool seen = *given < 0;
-  return std::find_if(given, given + count, [&](int64_t token) { return (token < 0) != seen; }) - given;
-}
-
-// What the engine makes of tokens, or of rows of pictures, timed.
-template <class OfText, class OfRows>
-const float* Rows::run(const int64_t* given, int64_t count, const OfText& of_text, const OfRows& of_rows) {
-  const float* rows = *given < 0 ? sight->rows(given, count) : nullptr;
-  const auto start = std::chrono::steady_clock::now();
-  const float* logits = rows ? of_rows(rows) : of_text(given);
-  engine_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const float* logits = nullptr;
+  for (int64_t done = 0; done < count;) {
+    const int64_t* first = given + done;
+    const int64_t at = position + done;
+    const bool seen = *first < 0;
+    const int64_t part = std::find_if(first, given + count, [&](int64_t token) { return (token < 0) != seen; }) - first;
+    const float* rows = seen ? sight->rows(first, part) : nullptr;
+    const auto start = std::chrono::steady_clock::now();
+    logits = rows ? (engine.*of_rows)(rows, part, at, is_long) : (engine.*of_text)(first, part, at, is_long);
+    engine_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    logits = join(logits, done, part);
+    done += part;
+  }
+  tokens.insert(tokens.end(), given, given + count);
   return logits;
 }
 

@@ -50,10 +50,11 @@ struct Rows {
   double engine_s = 0;   // seconds in forwards so far
 
  private:
-  void begin(int64_t count, int64_t position, bool is_long);
-  int64_t alike(const int64_t* given, int64_t count) const;
-  template <class OfText, class OfRows>
-  const float* run(const int64_t* given, int64_t count, const OfText& of_text, const OfRows& of_rows);
+  using OfText = const float* (Engine::*)(const int64_t*, int64_t, int64_t, bool);
+  using OfRows = const float* (Engine::*)(const float*, int64_t, int64_t, bool);
+  template <class Join>
+  const float* in_parts(
+      const int64_t* given, int64_t count, int64_t position, bool with_long, OfText of_text, OfRows of_rows, const Join& join);
 
   std::vector<float> joined_;
 };
