@@ -25,7 +25,7 @@ from phi3mobile.bench.host import OURS, compare
 from phi3mobile.bench.mixture_gguf import decoded_bytes, write_random_gguf
 from phi3mobile.bench.mixture_picture import draw
 from phi3mobile.bench.peers import Entry, our_entry
-from phi3mobile.bench.shape import POOL, write_byte_tokenizer
+from phi3mobile.bench.shape import POOL, from_pool, write_byte_tokenizer
 from phi3mobile.bundle import open_bundle
 from phi3mobile.engines.registry import open_engine
 from phi3mobile.errors import InputError
@@ -66,8 +66,7 @@ class RandomCheckpoint(Checkpoint):
             return torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
         count, width = math.prod(shape), math.prod(shape[1:])
         start = self._order[name] * 7919 % POOL  # no two tensors alike: a program stores equal ones once
-        values = torch.cat([self._pool[start:], *[self._pool] * (count // POOL + 1)])[:count]
-        return (values * width**-0.5).view(shape)
+        return (from_pool(self._pool, start, count) * width**-0.5).view(shape)
 
     def check_values(self, progress: Progress = silent) -> None:
         """They are finite as they are made."""

@@ -69,6 +69,13 @@ def write_byte_tokenizer(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
+def from_pool(pool: torch.Tensor, start: int, count: int) -> torch.Tensor:
+    """`count` values of `pool` [P] from `start` on, round and round; the pool's own memory where it has them in one piece."""
+    first = pool[start : start + count]
+    rest = count - len(first)
+    return torch.cat([first, *[pool] * (rest // len(pool)), pool[: rest % len(pool)]]) if rest else first
+
+
 def _tensors(config: DecoderConfig) -> Iterator[tuple[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     pool = torch.randn(POOL, generator=generator).half()
@@ -79,5 +86,5 @@ def _tensors(config: DecoderConfig) -> Iterator[tuple[str, torch.Tensor]]:
         count, width = math.prod(shape), math.prod(shape[1:])
         start = int(torch.randint(POOL, (1,), generator=generator))
         spread = width**-0.5
-        values = torch.cat([pool[start:], *[pool] * (count // POOL + 1)])[:count]
+        values = from_pool(pool, start, count)
         yield name, (values * spread).view(shape)

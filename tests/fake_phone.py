@@ -23,11 +23,10 @@ class Program:
 
     def __init__(self, path: str) -> None:
         import torch
-        from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
-        from executorch.extension.pybindings import portable_lib
-        from executorch.kernels import quantized  # noqa: F401
 
-        self._torch, self._module = torch, portable_lib._load_for_executorch(path)
+        from phi3mobile.engines.bindings import load_bindings
+
+        self._torch, self._module = torch, load_bindings()._load_for_executorch(path)
         self._module.method_meta("forward")  # the bindings load a method when it is first used
 
     def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:

@@ -16,8 +16,9 @@ from torch import nn
 from torch.nn import functional
 
 from phi3mobile.errors import InputError
-from phi3mobile.export.quantize import SMALLEST_SCALE, quantize
+from phi3mobile.export.quantize import quantize
 from phi3mobile.export.recipe import Recipe, find_recipe
+from phi3mobile.export.scales import SMALLEST_SCALE
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.quantized import quantize_activation
 from phi3mobile.training.batches import IGNORED, Rows, pack

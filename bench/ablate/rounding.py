@@ -10,7 +10,7 @@ import torch
 
 from phi3mobile.bench.ablate.settings import FLOAT
 from phi3mobile.errors import InputError
-from phi3mobile.export.quantize import SMALLEST_SCALE
+from phi3mobile.export.scales import SMALLEST_SCALE
 from phi3mobile.export.solve.gptq import Inputs, round_in_order
 from phi3mobile.models.finite import is_finite
 

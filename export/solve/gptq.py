@@ -14,14 +14,13 @@ from collections.abc import Callable
 
 import torch
 
-from phi3mobile.export.quantize import GROUPS, SMALLEST_SCALE, choose_offsets, quantize, shifted
+from phi3mobile.export.quantize import GROUPS, choose_offsets, quantize, shifted
+from phi3mobile.export.scales import SMALLEST_SCALE, search_scales
 from phi3mobile.models.quantized import Packed, pack_nibbles, stacked
 
 DAMPING = 1.0  # of the mean input power, added to every column's: 20,000 tokens are not learned by heart
 _BLOCK = 64  # columns gone through one by one
 _ROWS = 1024  # of a weight at once: what is computed of them stays near the cache
-_DIVISORS = tuple(6.5 + step / 2 for step in range(16))  # of a group's extreme: the scales tried
-_CHUNK = 1 << 18  # values searched at once: their intermediates stay in cache
 
 
 class Inputs:
@@ -87,29 +86,6 @@ def _solve_rows(weight: torch.Tensor, along: torch.Tensor, inputs: Inputs, group
     codes, slope = round_in_order(along, inputs, scales, group)
     codes, scales = polish(codes, slope, inputs.hessian, scales, group)
     return Packed(4, group, pack_nibbles(codes.to(torch.int8)), scales.bfloat16(), offsets=centres)
-
-
-def search_scales(weight: torch.Tensor, importance: torch.Tensor, group: int) -> torch.Tensor:
-    """Scale of each group with the least rounding error weighted by `importance` [K]; [N, K/group], exact in bfloat16."""
-    rows, width = weight.shape
-    scales = torch.empty(rows, width // group)
-    importance = importance.view(1, -1, group)
-    step = max(1, _CHUNK // width)
-    for start in range(0, rows, step):
-        groups = weight[start : start + step].unflatten(1, (-1, group))
-        extreme, wanted = groups.abs().amax(-1), groups * importance
-        best, chosen = torch.full_like(extreme, torch.inf), torch.ones_like(extreme)
-        for divisor in _DIVISORS:
-            first = (extreme / divisor).clamp_(min=SMALLEST_SCALE)
-            codes = (groups * (1 / first)[..., None]).round_().clamp_(-8, 7)
-            dot = (codes * wanted).sum(-1)
-            norm = codes.square_().mul_(importance).sum(-1)
-            scale = torch.where(norm > 0, dot / norm, first).clamp_(min=SMALLEST_SCALE).bfloat16().float()
-            error = scale * (scale * norm - 2 * dot)  # but for what is the same for all
-            better = error < best
-            best, chosen = torch.where(better, error, best), torch.where(better, scale, chosen)
-        scales[start : start + step] = chosen
-    return scales
 
 
 def round_in_order(

@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch.nn import functional
 
-from phi3mobile.export.quantize import GROUPS, SMALLEST_SCALE, quantize
+from phi3mobile.export.quantize import GROUPS, quantize
+from phi3mobile.export.scales import SMALLEST_SCALE
 from phi3mobile.models.form import Form
 from phi3mobile.models.grid import Grid
 from phi3mobile.models.quantized import Packed, pack_nibbles

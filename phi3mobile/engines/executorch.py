@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phi3mobile.engines.base import BaseEngine, check_bundle, check_operators, marked
+from phi3mobile.engines.bindings import load_bindings
 
 if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
@@ -29,16 +30,14 @@ class ExecutorchEngine(BaseEngine):
         check_bundle(bundle, version("executorch"), None)
         start = time.perf_counter()
         import torch
-        from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  llama::* kernels
-        from executorch.extension.pybindings import portable_lib
-        from executorch.kernels import quantized  # noqa: F401  embedding kernels
 
-        check_operators(bundle.manifest["runtime"]["operators"], portable_lib._get_operator_names())  # now they are known
+        runtime = load_bindings()
+        check_operators(bundle.manifest["runtime"]["operators"], runtime._get_operator_names())
         self.import_s = time.perf_counter() - start
         start = time.perf_counter()
         torch.set_num_threads(1)  # else custom_sdpa's matrix products fight ExecuTorch's own threads: prefill 1.4x slower
         self._torch = torch
-        self._module = portable_lib._load_for_executorch(str(bundle.program))
+        self._module = runtime._load_for_executorch(str(bundle.program))
         self.forward(np.zeros(min(2, self.info.max_chunk), dtype=np.int64), 0)  # packs weights, starts threads
         self.load_s = time.perf_counter() - start
 

@@ -69,6 +69,11 @@ def load_library() -> ctypes.CDLL:
         ("p3m_set_threads", ctypes.c_int, [ctypes.c_int]),
         ("p3m_use_isa", ctypes.c_int, [text]),
         ("p3m_isa", text, []),
+        (
+            "p3m_round_groups",
+            ctypes.c_int,
+            [pointer, pointer, size, size, ctypes.c_int, pointer, ctypes.c_int, pointer, pointer],
+        ),
         ("p3m_has_operator", ctypes.c_int, [text]),
         ("p3m_runtime_version", text, []),
         ("p3m_open_experts", ctypes.c_int, [pointer, text, ctypes.c_uint64, ctypes.c_int, text, ctypes.c_size_t]),

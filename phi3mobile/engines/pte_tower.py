@@ -83,10 +83,11 @@ class _Bindings:
 
     def __init__(self, bundle: Bundle) -> None:
         import torch
-        from executorch.extension.pybindings import portable_lib
+
+        from phi3mobile.engines.bindings import load_bindings
 
         assert bundle.vision is not None
-        self._torch, self._module = torch, portable_lib._load_for_executorch(str(bundle.folder / bundle.vision["program"]))
+        self._torch, self._module = torch, load_bindings()._load_for_executorch(str(bundle.folder / bundle.vision["program"]))
 
     def run(self, method: str, given: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return self._module.run_method(method, (self._torch.from_numpy(given),))[0].numpy().reshape(shape)

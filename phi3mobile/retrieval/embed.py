@@ -52,10 +52,10 @@ class _Bindings:
 
     def __init__(self, pte: Path) -> None:
         import torch
-        from executorch.extension.pybindings import portable_lib
-        from executorch.kernels import quantized  # noqa: F401  embedding kernels
 
-        self._torch, self._module = torch, portable_lib._load_for_executorch(str(pte))
+        from phi3mobile.engines.bindings import load_bindings
+
+        self._torch, self._module = torch, load_bindings()._load_for_executorch(str(pte))
 
     def forward(self, tokens: np.ndarray, position: int) -> np.ndarray:
         inputs = self._torch.from_numpy(tokens)[None], self._torch.tensor([position])

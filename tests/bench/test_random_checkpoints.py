@@ -5,6 +5,7 @@ import torch
 from tiny import PRESETS
 
 from phi3mobile.bench.mixture import RandomCheckpoint
+from phi3mobile.bench.shape import from_pool
 from phi3mobile.bench.vision import SeeingCheckpoint
 from phi3mobile.bench.vision_transformers import first_token
 from phi3mobile.errors import InputError
@@ -33,3 +34,10 @@ def test_a_shape_that_is_not_there_is_named():
         first_token("phi-9", views=1, tokens=1, threads=1)
     with pytest.raises(InputError, match=r"phi-3-mini-4k sees no pictures: take phi-3-vision"):
         first_token("phi-3-mini-4k", views=1, tokens=1, threads=1)
+
+
+def test_values_come_from_the_pool_round_and_round():
+    pool = torch.arange(7.0)
+    for start in range(7):
+        for count in (1, 6, 7, 8, 20, 21, 22):
+            assert from_pool(pool, start, count).tolist() == [(start + number) % 7 for number in range(count)]

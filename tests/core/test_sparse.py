@@ -315,7 +315,8 @@ def fuzz(folder: Path, seconds: int, seed: int) -> str:
 
 
 @needs_kernels
-@pytest.mark.parametrize("seconds", [3, pytest.param(120, marks=pytest.mark.slow)])
+@pytest.mark.slow  # building with sanitizers takes a minute
+@pytest.mark.parametrize("seconds", [3, 120])
 def test_fuzz_under_sanitizers(seconds):
     """Every argument of every form, under AddressSanitizer and UBSan; the build is kept between runs."""
     folder = Path(__file__).parents[2] / "build" / "fuzz"

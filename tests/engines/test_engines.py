@@ -1,5 +1,7 @@
 """What every engine checks before it loads a bundle."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import psutil
@@ -59,3 +61,20 @@ def test_this_and_the_next_minor_version_run_a_program(installed):
 def test_other_versions_are_refused(installed):
     with pytest.raises(InputError, match=rf"made for ExecuTorch 1\.5\.1, installed is {installed}"):
         check_version("1.5.1", installed)
+
+
+def test_the_bindings_run_a_bundle_without_the_exporter(bundle_of):
+    """Importing it would take seconds at every start."""
+    code = """
+import sys
+import numpy as np
+from phi3mobile.bundle import open_bundle
+from phi3mobile.engines.registry import open_engine
+open_engine(open_bundle(sys.argv[1])).forward(np.arange(3), 0)
+print(sorted({"executorch.exir", "torch._inductor", "torchao"} & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(bundle_of("tiny-gqa", "android-cpu"))], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"

@@ -14,8 +14,8 @@ from phi3mobile.export.build import export
 from phi3mobile.export.integers import first_difference
 from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.plan import plan_export
-from phi3mobile.export.quantize import SMALLEST_SCALE
 from phi3mobile.export.recipe import find_recipe
+from phi3mobile.export.scales import SMALLEST_SCALE
 from phi3mobile.export.solve.build import method_for, quantize_checkpoint
 from phi3mobile.export.solve.folder import Solved
 from phi3mobile.export.solve.keep import is_packed

@@ -8,10 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from phi3mobile.engines.native import native_library
 from phi3mobile.errors import InputError
+from phi3mobile.export import scales
 from phi3mobile.export.packed import HEAD, PackedModel
-from phi3mobile.export.quantize import SMALLEST_SCALE, quantize
+from phi3mobile.export.quantize import quantize
 from phi3mobile.export.recipe import find_recipe, recipes
+from phi3mobile.export.scales import SMALLEST_SCALE
 from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.models.quantized import Packed, QuantizedEmbedding, pack_nibbles
 
@@ -160,3 +163,32 @@ def test_a_recipe_decides_each_tensors_bits(recipe, tmp_path):
     assert packed.tensor(HEAD).bits == chosen.head_bits  # a tied head follows its own rule
     assert packed.tensor("model.norm.weight").dtype == torch.float32
     assert packed.shape(HEAD) == packed.tensor(HEAD).shape
+
+
+@pytest.mark.skipif(native_library() is None, reason="the kernels are not built: make native")
+@quick
+@given(weights() | weights(64) | weights(6) | weights(70), st.booleans(), st.integers(0, 2**32))
+def test_the_kernel_rounds_with_torchs_bits(weight, halved, seed):
+    width, generator = weight.shape[1], torch.Generator().manual_seed(seed)
+    weight = weight.bfloat16() if halved else weight
+    importance = torch.rand(width, generator=generator) * 10.0 ** torch.randint(-6, 6, (width,), generator=generator)
+    for group in {width, *(size for size in (32, 64) if width % size == 0)}:
+        found = scales.round_groups(weight, group), scales.search_scales(weight, importance, group)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(scales, "_library", lambda: None)
+            expected = scales.round_groups(weight, group), scales.search_scales(weight, importance, group)
+        assert torch.equal(found[0][0], expected[0][0]) and torch.equal(found[0][1], expected[0][1])
+        assert torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("library", ["kernel", "torch"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_named_by_both(library, bad, monkeypatch):
+    if library == "torch":
+        monkeypatch.setattr(scales, "_library", lambda: None)
+    weight = torch.ones(40, 64)
+    weight[39, 63] = bad
+    with pytest.raises(InputError, match="not finite"):
+        scales.round_groups(weight, 32)
+    with pytest.raises(InputError, match="not finite"):
+        scales.search_scales(weight, torch.ones(64), 64)

@@ -23,8 +23,9 @@ from phi3mobile.errors import InputError
 from phi3mobile.export.build import export
 from phi3mobile.export.packed import PackedModel, load_packed
 from phi3mobile.export.plan import packed_bytes, plan_export
-from phi3mobile.export.quantize import SMALLEST_SCALE, quantize
+from phi3mobile.export.quantize import quantize
 from phi3mobile.export.recipe import EMBEDDING, HEAD, find_recipe, recipes
+from phi3mobile.export.scales import SMALLEST_SCALE
 from phi3mobile.export.solve.balance import balance, best_sizes
 from phi3mobile.export.solve.build import MOST_KL, quantize_checkpoint, refuse_loss
 from phi3mobile.export.solve.calibration import FEWEST, calibration_of, card_tokens
