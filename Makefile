@@ -65,7 +65,7 @@ test: .venv/.rooms setup lint
 
 test-all: setup lint .venv/.rooms
 	$(PIP) -e ".[peers,cluster,cross]"
-	$(BIN)/python -m pytest -q -m "slow or not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "slow or not slow"
 
 # Gets a cross compiler, qemu-user and the aarch64 wheel into build/arm64 (Debian on x86-64); part of test-all.
 test-arm64: setup
