@@ -36,8 +36,8 @@ class TileForm:
 
 @dataclass(frozen=True)
 class Codes:
-    """A matrix [N, K]. 4 bit: codes uint8 in 0 ... 15, scales uint16 [N, groups], bfloat16; 8 bit: codes int8, scales float32
-    [N, 1]. With offsets, of each group its code, int8 [N, groups], times the row's step, float32 [N, 1]."""
+    """A matrix [N, K]. 4 bit: codes 0 ... 15, uint8 [N, K/2] with even columns low, scales uint16 [N, groups], bfloat16. 8 bit:
+    codes int8 [N, K], scales float32 [N, 1]. Offsets are codes int8 [N, groups] times the row's step, float32 [N, 1]."""
 
     codes: np.ndarray
     scales: np.ndarray
@@ -53,7 +53,7 @@ def to_tiles(form: TileForm, matrix: Codes) -> np.ndarray:
     def padded(values: np.ndarray, with_: int = 0) -> np.ndarray:
         return np.pad(values, ((0, tiles * TILE - rows), (0, 0)), constant_values=with_) if rows % TILE else values
 
-    codes, scales = padded(matrix.codes, 8 if form.bits == 4 else 0), padded(matrix.scales)
+    codes, scales = padded(matrix.codes, 0x88 if form.bits == 4 else 0), padded(matrix.scales)
     parts = [_by_group(scales, tiles)]
     if matrix.offsets is not None and matrix.steps is not None:
         parts += [_by_group(padded(matrix.steps), tiles), _by_group(padded(matrix.offsets), tiles)]
@@ -94,19 +94,30 @@ def _by_group(values: np.ndarray, tiles: int) -> np.ndarray:
 
 
 def _mixed(form: TileForm, codes: np.ndarray) -> np.ndarray:
-    """[N, K] -> [tiles, bytes]: four columns of each row side by side; of 4 bits two times four, in the halves of bytes."""
-    if form.bits == 8:
-        four = codes.reshape(-1, TILE, form.width // 4, 4).transpose(0, 2, 1, 3)
-        return np.ascontiguousarray(four).reshape(len(four), -1).view(np.uint8)
-    cut = codes.reshape(-1, TILE, form.width // CODES, 2, 4, 4)  # [tile, row, block, half, v, i]
-    low, high = (np.ascontiguousarray(cut[:, :, :, half].transpose(0, 2, 3, 1, 4)).reshape(len(cut), -1) for half in (0, 1))
-    return low | (high << 4)
+    """Codes -> [tiles, bytes]: four columns of each row side by side; of 4 bits two times four, in the halves of bytes."""
+    fours = np.ascontiguousarray(codes if form.bits == 8 else _halves_of_blocks(codes)).view(np.uint32)
+    rows = np.ascontiguousarray(fours.reshape(-1, TILE, fours.shape[1]).transpose(0, 2, 1))
+    return rows.reshape(len(rows), -1).view(np.uint8)
 
 
 def _unmixed(form: TileForm, data: np.ndarray) -> np.ndarray:
-    if form.bits == 8:
-        four = np.ascontiguousarray(data).view(np.int8).reshape(len(data), -1, TILE, 4)
-        return four.transpose(0, 2, 1, 3).reshape(-1, form.width)
-    blocks = data.reshape(len(data), form.width // CODES, 4, TILE, 4)
-    both = np.stack([blocks & 15, blocks >> 4], axis=2)  # [tile, block, half, v, row, i]
-    return both.transpose(0, 4, 1, 2, 3, 5).reshape(-1, form.width)
+    fours = np.ascontiguousarray(data).view(np.uint32).reshape(len(data), -1, TILE).transpose(0, 2, 1)
+    rows = np.ascontiguousarray(fours).reshape(len(data) * TILE, -1)
+    return rows.view(np.int8) if form.bits == 8 else _neighbours(rows.view(np.uint8))
+
+
+def _halves_of_blocks(codes: np.ndarray) -> np.ndarray:
+    """uint8 [N, K/2], in a byte columns 2j and 2j + 1 -> in a byte columns j and j + 16 of a block of 32."""
+    blocks = codes.reshape(len(codes), -1, 2, CODES // 4)
+    low, high = blocks[:, :, 0], blocks[:, :, 1]
+    found = np.empty((*low.shape, 2), np.uint8)
+    found[..., 0], found[..., 1] = (low & 15) | (high << 4), (low >> 4) | (high & 0xF0)
+    return found.reshape(codes.shape)
+
+
+def _neighbours(codes: np.ndarray) -> np.ndarray:
+    """_halves_of_blocks' other way."""
+    even, odd = codes[:, 0::2].reshape(len(codes), -1, CODES // 4), codes[:, 1::2].reshape(len(codes), -1, CODES // 4)
+    found = np.empty((*even.shape[:2], 2, CODES // 4), np.uint8)
+    found[:, :, 0], found[:, :, 1] = (even & 15) | (odd << 4), (even >> 4) | (odd & 0xF0)
+    return found.reshape(codes.shape)

@@ -23,7 +23,7 @@ from phi3mobile.export.targets.executorch.segments import FROM_EXPERTS, MIDDLE, 
 from phi3mobile.export.targets.executorch.stamp import Results, output_shapes, segment_matrices
 from phi3mobile.models.config import DecoderConfig
 from phi3mobile.models.form import Form
-from phi3mobile.models.quantized import Packed, pack_nibbles
+from phi3mobile.models.quantized import Packed
 
 BACKEND, VERSION, ALIGNMENT = "Phi3mobileBackend", 2, 64
 
@@ -116,9 +116,9 @@ def read_layout(data: bytes) -> Layout:
 def tiles_of(matrix: Packed) -> np.ndarray:
     """uint8 [n], without the bias."""
     bits, group, offsets = matrix.form
-    codes, scales = matrix.unpacked().numpy(), matrix.scales.contiguous()
+    scales = matrix.scales.contiguous()
     found = Codes(
-        codes if bits == 8 else (codes + 8).view(np.uint8),
+        matrix.codes.numpy(),
         scales.float().numpy() if bits == 8 else scales.view(torch.uint16).numpy(),
         *((matrix.offsets.codes.numpy(), matrix.offsets.scales.numpy()) if matrix.offsets else ()),
     )
@@ -134,5 +134,4 @@ def packed_of(form: TileForm, data: np.ndarray, rows: int) -> Packed:
     if found.offsets is not None and found.steps is not None:
         steps = torch.from_numpy(found.steps.copy())
         offsets = Packed(8, form.groups, torch.from_numpy(found.offsets.copy()), steps)
-    codes = pack_nibbles(torch.from_numpy(found.codes.view(np.int8) - 8))
-    return Packed(4, form.group, codes, scales.view(torch.bfloat16), offsets=offsets)
+    return Packed(4, form.group, torch.from_numpy(found.codes.copy()), scales.view(torch.bfloat16), offsets=offsets)
