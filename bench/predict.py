@@ -1,7 +1,8 @@
 """Expected speed and memory of a bundle on a phone nobody has measured, and how wrong such predictions were so far.
 
 Decode reads the weights and the KV cache once per token: a share of the memory bandwidth. Prefill computes two operations per
-weight and token, a picture what its views and rows take: a share of the cores' int8 peak. The shares are medians over published
+weight and token, a picture what its views and rows take: a share of the cores' int8 peak. What of a token's weights memory does
+not hold comes from flash. The shares are medians over published
 figures (published.toml): of decode over those of ExecuTorch, whose kernels our bundles run on; of prefill, of which there are
 few, over all CPU runtimes.
 `errors` predicts each published CPU figure from the others.
@@ -16,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from phi3mobile.bench.experts import FLASH
 from phi3mobile.bundle import tower_bytes
 from phi3mobile.models.vision import plan_crops
 from phi3mobile.screen import size
@@ -25,6 +27,7 @@ HERE = Path(__file__).parent
 # executorch 14474); Android has no fixed limit, but 4-bit 8B models did not load on 8 GB phones (executorch 5582, 3599).
 RUNTIME = "ExecuTorch"  # whose published figures the predictions come from
 APP_SHARE = 0.5
+PAGES_SHARE = 0.6  # of all memory, for that and the weights' clean pages together; assumed
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Range:
 
 @dataclass(frozen=True)
 class Prediction:
-    """decode, prefill: tokens/s; needs, budget: bytes that cannot be dropped, and that the system lets an app have."""
+    """decode, prefill: tokens/s. Bytes: needs, that cannot be dropped; budget, that the system lets an app have; flash, that
+    decoding a token reads from there."""
 
     phone: str
     context: int
@@ -49,6 +53,7 @@ class Prediction:
     prefill: Range
     needs: int
     budget: int
+    flash: int = 0
 
     @property
     def fits(self) -> bool:
@@ -56,7 +61,9 @@ class Prediction:
 
     @property
     def verdict(self) -> str:
-        return "fits" if self.fits else f"does not fit: {self.needs / 1e9:.1f} GB of {self.budget / 1e9:.1f} GB"
+        if not self.fits:
+            return f"does not fit: {self.needs / 1e9:.1f} GB of {self.budget / 1e9:.1f} GB"
+        return f"its memory holds too little: {self.flash / 1e9:.2f} GB a token from flash" if self.flash else "fits"
 
 
 def phones() -> dict[str, dict[str, Any]]:
@@ -119,14 +126,32 @@ def predict(manifest: Mapping[str, Any], phone: Mapping[str, Any], depth: int | 
         read -= mixture["bytes"] * (1 - mixture["used"] / mixture["experts"])
     loaded = 0 if manifest["weights_mapped"] else memory["weights"]
     needs = memory["kv_per_token"] * model["context"] + memory["activations"] + loaded
+    ram = phone["ram_gb"] * 1e9
+    flash = _from_flash(manifest, PAGES_SHARE * ram - needs)
+    decode = _range(decode_shares(rows), phone["bandwidth_gb_s"] * 1e9 / read)
     return Prediction(
         phone["name"],
         model["context"],
-        _range(decode_shares(rows), phone["bandwidth_gb_s"] * 1e9 / read),
+        Range(*(1 / (1 / rate + flash / FLASH) for rate in (decode.value, decode.low, decode.high))),
         _range(prefill_shares(rows), peak_ops(phone) / _token_operations(manifest)),
         int(needs),
-        int(APP_SHARE * phone["ram_gb"] * 1e9),
+        int(APP_SHARE * ram),
+        int(flash),
     )
+
+
+def _from_flash(manifest: Mapping[str, Any], room: float) -> float:
+    """Bytes of a token's weights that `room` bytes of memory do not hold: dense weights go round and all are read again, of a
+    mixture's experts uniform routing finds the share that is there."""
+    if not manifest["weights_mapped"]:
+        return 0
+    weights, mixture = manifest["memory"]["weights"], manifest["runtime"].get("experts")
+    if mixture is None:
+        return weights if weights > room else 0
+    dense, used = weights - mixture["bytes"], mixture["bytes"] * mixture["used"] / mixture["experts"]
+    if dense > room:
+        return dense + used
+    return used * (1 - min(1.0, (room - dense) / mixture["bytes"]))
 
 
 def _token_operations(manifest: Mapping[str, Any]) -> int:

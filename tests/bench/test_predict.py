@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from phi3mobile.bench.experts import FLASH
 from phi3mobile.bench.predict import (
     card_rows,
     decode_shares,
@@ -82,6 +83,22 @@ def test_what_fits():
     heap = predict(MINI | {"weights_mapped": False}, phone)
     assert not heap.fits and heap.verdict == "does not fit: 3.1 GB of 3.0 GB"
     assert not predict(changed(model={"context": 16384}), phone).fits
+
+
+def test_what_memory_does_not_hold_comes_from_flash():
+    phone = phones()["iPhone 14"]  # 6 GB: 3.6 GB for weights' pages and what cannot be dropped
+    large = changed(memory={"weights": 8_000_000_000})
+    found = predict(large, phone)
+    assert found.fits and found.flash == 8_000_000_000
+    assert found.verdict == "its memory holds too little: 8.00 GB a token from flash"
+    assert found.decode.high < FLASH / 8e9 < predict(large, phone | {"ram_gb": 24}).decode.low
+
+    mixture = {"bytes": 22_650_000_000, "layers": 32, "experts": 16, "used": 2, "hidden": 4096, "inner": 6400}
+    moe = changed(memory={"weights": 23_680_000_000}) | {"runtime": MINI["runtime"] | {"experts": mixture}}
+    read = [predict(moe, phone | {"ram_gb": ram}).flash for ram in (1, 6, 12, 24, 48)]
+    assert read == sorted(read, reverse=True) and read[-1] == 0
+    assert read[0] == 23_680_000_000 - 22_650_000_000 * 14 // 16  # not even what is not an expert
+    assert predict(moe, phone).decode.high < FLASH / read[1]
 
 
 # phi-3.5-vision: 366 GFLOP a view, 44 MFLOP a row (counted by running)
