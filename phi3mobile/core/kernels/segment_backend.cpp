@@ -2,6 +2,7 @@
 // named data, mapped with the file and multiplied as they lie.
 #include "base/error.h"
 #include "base/json.h"
+#include "large_pages.h"
 #include "segment.h"
 
 #include <memory>
@@ -62,6 +63,7 @@ Matrix matrix_of(const Json& about, BackendInitContext& context, Loaded& loaded)
   m.rows = whole(about, "rows");
   if (!m.form.sensible() || m.rows < 1 || m.rows > kMostRows) refuse("a matrix of impossible sizes");
   m.tiles = static_cast<const uint8_t*>(data_of(about["tiles"], m.form.matrix_bytes(m.rows), context, loaded));
+  want_large_pages(m.tiles, size_t(m.form.matrix_bytes(m.rows)));
   if (!about["bias"].is_null()) m.bias = static_cast<const float*>(data_of(about["bias"], m.rows * 4, context, loaded));
   return m;
 }

@@ -1,4 +1,5 @@
 #include "expert_file.h"
+#include "large_pages.h"
 #include "tiles.h"
 
 #include <algorithm>
@@ -114,6 +115,7 @@ std::unique_ptr<ExpertFile> ExpertFile::open(const std::string& path, uint64_t b
       *error = path + " can't be mapped: " + std::strerror(errno);
       return nullptr;
     }
+    want_large_pages(at, size_t(f.size_));
     f.mapped_ = static_cast<const uint8_t*>(at);
     f.checked_.assign(2 * records, 0);
     f.counted_.mapped = 1;
