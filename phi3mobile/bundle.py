@@ -170,7 +170,9 @@ class Bundle:
     def program_bytes(self) -> int:
         name = self.manifest["runtime"]["program"]
         others = {self.manifest["runtime"].get("experts", {}).get("file"), *((self.vision or {}).get(p) for p in VISION_FILES)}
-        return sum(listed["bytes"] for part in {name, *filter(None, others)} for listed in files_of(self.manifest, part).values())
+        return sum(
+            listed["bytes"] for part in {name, *filter(None, others)} for listed in files_of(self.manifest, part).values()
+        )
 
     @property
     def vision(self) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What a session needs of an image encoder: views in, rows of the decoder's embeddings out; and what all bundles' are alike in."""
+"""What a session needs of an image encoder: views in, rows of the decoder's embeddings out; and what all bundles' do alike."""
 
 from __future__ import annotations
 

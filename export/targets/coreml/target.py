@@ -122,8 +122,9 @@ def _with_tower(written: Written, packed: PackedModel, folder: Path, plan: Expor
     from phi3mobile.export.targets.coreml.tower import write_vision
     from phi3mobile.models.vision_config import num_crops
 
-    section, *more = write_vision(PackedVision(packed.checkpoint, packed.recipe.vision_bits), folder, progress)
-    return written.with_tower(section | {"num_crops": num_crops(plan.folder)}, *more)
+    tower = PackedVision(packed.checkpoint, packed.recipe.vision_bits)
+    section, operators, activations = write_vision(tower, folder, progress)
+    return written.with_tower(section | {"num_crops": num_crops(plan.folder)}, operators, activations)
 
 
 def _cache(recipe: Recipe) -> str:
