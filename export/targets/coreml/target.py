@@ -89,7 +89,7 @@ class CoremlTarget(Target):
 
         return [
             TowerCheck(
-                *("pictures, rewriting", 60.0),
+                *("pictures, rewriting", 70.0),
                 lambda: reference_vision(packed, half=True),
                 lambda: open_mil_tower(bundle, half=False),
             ),
