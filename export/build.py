@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from phi3mobile.bundle import write_manifest
+from phi3mobile.bundle import VISION_FILES, write_manifest
 from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.plan import ExportPlan, plan_export
 from phi3mobile.export.recipe import DEFAULT_RECIPE
@@ -102,17 +102,16 @@ def _packed(plan: ExportPlan, scratch: Path, progress: Progress) -> tuple[Packed
 
 def _manifest(plan: ExportPlan, written: Written, folder: Path, quality: dict[str, object] | None) -> dict[str, object]:
     """All of manifest.json but its format and the files' hashes."""
-    program = folder / written.runtime["program"]
-    weights = sum(path.stat().st_size for path in (program, *program.rglob("*")) if path.is_file())
+    weights = _bytes(folder / written.runtime["program"])
     config, again = plan.config, 0  # bytes of a tower in the decoder's program
     if written.vision is not None and "grid" in written.vision:
-        again = (folder / written.vision["program"]).stat().st_size
+        again = _bytes(folder / written.vision["program"])
     if (experts := written.runtime.get("experts")) is not None:
         weights += experts["bytes"]
         experts["memory"] = plan.experts_memory
     model = model_section(config, plan.context, plan.chunk, weights - again) | {"back": written.back}
     if written.vision is not None:
-        weights += sum((folder / written.vision[part]).stat().st_size for part in ("program", "separators"))
+        weights += sum(_bytes(folder / written.vision[part]) for part in VISION_FILES)
     return {
         "name": plan.name,
         "family": config.family,
@@ -132,6 +131,11 @@ def _manifest(plan: ExportPlan, written: Written, folder: Path, quality: dict[st
         "provenance": {"source": plan.source, "source_hash": plan.checkpoint.source_hash(), "tool": version("phi3mobile")},
         "license": license_of(plan.folder),
     }
+
+
+def _bytes(program: Path) -> int:
+    """Of a file, or of all in a folder."""
+    return sum(path.stat().st_size for path in (program, *program.rglob("*")) if path.is_file())
 
 
 def model_section(config: DecoderConfig, context: int, chunk: int, weights: int) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from phi3mobile.bundle import files_of
 from phi3mobile.screen import size
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def bundle_card(bundle: Bundle) -> dict[str, str]:
 
 def _bundled_tower(bundle: Bundle) -> str:
     about = bundle.vision or {}
-    bytes_ = bundle.manifest["files"][about["program"]]["bytes"]
+    bytes_ = sum(listed["bytes"] for listed in files_of(bundle.manifest, about["program"]).values())
     return f"{size(bytes_)} of the file, {about['bits']} bits; {about['num_crops']} crops of a picture unless asked otherwise"
 
 
@@ -76,7 +77,8 @@ def _eviction(manifest: dict[str, Any]) -> str:
 
 def placement(bundle: Bundle) -> dict[str, Census]:
     """The census of every .mlpackage among a bundle's programs, by package and function, its default function first."""
-    packages = [program for program in bundle.programs if program.suffix == ".mlpackage"]
+    programs = [*bundle.programs, *([bundle.folder / bundle.vision["program"]] if bundle.vision else [])]
+    packages = [program for program in programs if program.suffix == ".mlpackage"]
     if not packages:
         return {}
     from phi3mobile.engines import mil

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from phi3mobile.export.solve.rotate import Rotated
 
 GROUP = 32  # columns of a scale of 4 bits
+SEPARATORS = "separators.bin"  # float32 [2, 4 C]: after a row of tokens, before the global view
 _VIEWS = 4  # that go through a layer at once
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -115,6 +117,32 @@ class PackedVision:
             form = self.form_of(name)
             total += math.prod(shape) * (4 if form is None else form.bits_per_weight(shape[1]) / 8)
         return round(total)
+
+
+def write_separators(packed: PackedVision, folder: Path, program: str, rows: int) -> dict[str, Any]:
+    """Write the separators into `folder`; returns what the manifest says of a tower whose program lies there.
+
+    rows: most that one call of it projects.
+    """
+    values = torch.stack(packed.separators()).numpy().astype("<f4")
+    (folder / SEPARATORS).write_bytes(values.tobytes())
+    config = packed.config
+    return {
+        "program": program,
+        "separators": SEPARATORS,
+        "hidden": config.projection_size,
+        "width": config.hidden_size,
+        "rows": rows,
+        "bits": packed.bits,
+        "view_operations": config.view_operations,
+        "row_operations": config.row_operations,
+    }
+
+
+def separators_difference(path: Path, packed: PackedVision) -> str:
+    """Whether the file at `path` holds other separators, in a line; "": it holds these."""
+    own = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.float32)
+    return "" if torch.equal(own, torch.cat(packed.separators())) else "the separators are others than its source's"
 
 
 def load_packed_vision(packed: PackedVision) -> Vision:

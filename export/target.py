@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,14 @@ from phi3mobile.errors import InputError
 if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
     from phi3mobile.engines.base import Engine
+    from phi3mobile.engines.tower import Tower
     from phi3mobile.export.integers import Integers
     from phi3mobile.export.layerwise import LayerCheck
     from phi3mobile.export.packed import PackedModel
     from phi3mobile.export.packed_vision import PackedVision
     from phi3mobile.export.plan import ExportPlan
     from phi3mobile.export.recipe import Recipe
+    from phi3mobile.models.clip import Vision
     from phi3mobile.models.config import DecoderConfig
     from phi3mobile.models.decoder import Decoder
     from phi3mobile.progress import Progress
@@ -39,11 +41,16 @@ class Written:
     back: int | None = None  # tokens that a position may go back; None: any number
     kv_held: Callable[[int], int] | None = None  # bytes that so many tokens take; None: kv_per_token each
     programs: tuple[str, ...] = ()  # paths of what the engine loads, in order; none: `program` itself
-    vision: dict[str, Any] | None = None  # the manifest's section, of a model that sees pictures (engines/pte_tower.py)
+    vision: dict[str, Any] | None = None  # the manifest's section, of a model that sees pictures (engines/tower.py)
 
     @property
     def operators(self) -> list[str]:
         return self.runtime["operators"]
+
+    def with_tower(self, section: dict[str, Any], operators: list[str], activations: int) -> Written:
+        """The same with a tower beside it: the runtime needs the operators of both."""
+        runtime = self.runtime | {"operators": sorted({*self.operators, *operators})}
+        return replace(self, runtime=runtime, activations=self.activations + activations, vision=section)
 
     def kv_bytes(self, tokens: int) -> int:
         """Bytes of KV cache that a sequence of so many tokens takes."""
@@ -58,6 +65,16 @@ class Check:
     gate: float | None  # what every stage must reach; None: reported only
     reference: Callable[[], Decoder]
     open: Callable[[], Engine]
+
+
+@dataclass(frozen=True)
+class TowerCheck:
+    """The same of a tower for pictures; three in four of its rows must reach the gate."""
+
+    name: str  # begins with "pictures"
+    gate: float
+    reference: Callable[[], Vision]
+    open: Callable[[], Tower]
 
 
 class Target:
@@ -115,6 +132,10 @@ class Target:
 
     def tower_difference(self, bundle: Bundle, packed: PackedVision) -> str:
         """What the bundle's tower holds other than these integers, norms and biases, in a line; "": it holds them."""
+        raise NotImplementedError
+
+    def tower_checks(self, bundle: Bundle, packed: PackedVision) -> list[TowerCheck]:
+        """What `verify` compares of the bundle's tower, given the integers that it holds."""
         raise NotImplementedError
 
     def checks(self, bundle: Bundle, packed: PackedModel) -> list[Check | LayerCheck]:

@@ -1,8 +1,6 @@
 """A bundle's tower against torch with the same integers: what `phi3mobile verify` says of pictures.
 
-Both see the same views. As in layerwise.py a value at the edge between two integers is rounded the one way or the other, and
-layers amplify that; so three of four patches must be as exact as the gate, in the best of the views. A wrong matrix, head or
-position is off by more than half of everything.
+Both see the same views. Three of four patches must be as exact as the gate of the target's check, in the best of the views.
 """
 
 from __future__ import annotations
@@ -12,15 +10,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from phi3mobile.bundle import Bundle
-from phi3mobile.engines.registry import open_tower
-from phi3mobile.export.packed_vision import PackedVision, load_packed_vision
+from phi3mobile.export.packed_vision import PackedVision
 from phi3mobile.export.solve.rotate import Rotated
+from phi3mobile.export.target import TowerCheck
 from phi3mobile.export.tower_pictures import measured_views
 from phi3mobile.export.weights import Source
 from phi3mobile.models.clip import merged
 
-GATE = 30.0  # dB of three in four patches, in the best view; 23 layers of random weights reach 40
 _VIEWS = 2
 
 
@@ -28,10 +24,14 @@ _VIEWS = 2
 class TowerResult:
     """Noise over signal of each patch or row."""
 
+    name: str
+    gate: float
     difference: str = ""  # of the integers; "": they are the source's
     noise: dict[str, list[list[float]]] = field(default_factory=dict)  # method -> of each view, of each row
-    name = "pictures"
-    required = f"required: the source's integers, {GATE:g} dB"
+
+    @property
+    def required(self) -> str:
+        return f"required: the source's integers, {self.gate:g} dB"
 
     @property
     def stages(self) -> list[str]:
@@ -47,7 +47,7 @@ class TowerResult:
     @property
     def failure(self) -> str:
         """What is wrong, in a line; "": nothing."""
-        low = [f"{stage} has {self.typical(stage):.1f} dB" for stage in self.noise if self.typical(stage) < GATE]
+        low = [f"{stage} has {self.typical(stage):.1f} dB" for stage in self.noise if self.typical(stage) < self.gate]
         return self.difference or ", ".join(low) or ("" if self.noise else "nothing was compared")
 
     @property
@@ -57,7 +57,7 @@ class TowerResult:
     def document(self) -> dict[str, object]:
         """For the JSON line."""
         return {
-            "gate_dB": GATE,
+            "gate_dB": self.gate,
             "passed": self.passed,
             "failure": self.failure or None,
             "reached_dB": {stage: round(self.typical(stage), 1) for stage in self.noise},
@@ -79,11 +79,11 @@ def packed_vision_of(source: Source) -> PackedVision:
 
 
 @torch.no_grad()
-def compare_tower(bundle: Bundle, packed: PackedVision, difference: str) -> TowerResult:
+def compare_tower(check: TowerCheck, difference: str) -> TowerResult:
     """difference: what the target found wrong with the integers."""
-    result, tower = TowerResult(difference), open_tower(bundle)
+    result, tower = TowerResult(check.name, check.gate, difference), check.open()
     try:
-        reference, seen = load_packed_vision(packed), measured_views()[:_VIEWS]
+        reference, seen = check.reference(), measured_views()[:_VIEWS]
         for view in seen:
             expected = reference.encode(view[None])
             _add(result, "encode", expected[0], tower.encode(view.numpy()))

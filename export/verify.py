@@ -121,7 +121,8 @@ def verify(
     if bundle.vision is not None:
         progress("pictures", 0, 1)
         tower = packed_vision_of(source)
-        done.append(compare_tower(bundle, tower, target.tower_difference(bundle, tower)))
+        difference = target.tower_difference(bundle, tower)
+        done += [compare_tower(check, difference) for check in target.tower_checks(bundle, tower)]
     if (floats := source.floats) is not None:
         progress("4 bit", 0, 1)
         against = lambda: model_from(floats, bundle.info.max_context)  # noqa: E731

@@ -135,7 +135,7 @@ LATER: dict[str, Callable[[Any], bool]] = {
         for key in ("used", "layers", "experts", "hidden", "inner", "group13", "group2", "bytes")
     },
     "runtime.experts.memory": _or_null(_whole(1)),  # bytes for them where nothing else is asked for
-    **{f"vision.{part}": _path_inside for part in VISION_FILES},  # of a model that sees pictures (engines/pte_tower.py)
+    **{f"vision.{part}": _path_inside for part in VISION_FILES},  # of a model that sees pictures (engines/tower.py)
     **{f"vision.{key}": _whole(1) for key in _VISION_NUMBERS},
     **{f"vision.{key}_operations": _whole(1) for key in ("view", "row")},
     "vision.grid": lambda value: (
@@ -170,8 +170,9 @@ class Bundle:
     def program_bytes(self) -> int:
         name = self.manifest["runtime"]["program"]
         others = {self.manifest["runtime"].get("experts", {}).get("file"), *((self.vision or {}).get(p) for p in VISION_FILES)}
-        files = self.manifest["files"].items()
-        return sum(listed["bytes"] for path, listed in files if path == name or path in others or path.startswith(f"{name}/"))
+        return sum(
+            listed["bytes"] for part in {name, *filter(None, others)} for listed in files_of(self.manifest, part).values()
+        )
 
     @property
     def vision(self) -> dict[str, Any] | None:
@@ -243,12 +244,18 @@ def own_operators(manifest: dict[str, Any]) -> list[str]:
     return [name for name in manifest["runtime"]["operators"] if name.startswith("phi3mobile::")]
 
 
+def files_of(manifest: Mapping[str, Any], program: str) -> dict[str, dict[str, Any]]:
+    """What a manifest lists of a program: the file, or the files in the folder that it is."""
+    files = manifest["files"].items()
+    return {path: listed for path, listed in files if path == program or path.startswith(f"{program}/")}
+
+
 def tower_bytes(manifest: Mapping[str, Any]) -> int:
     """Of the weights what no decoded token reads: a tower for pictures, twice if the decoder's program has it too; 0: none."""
     vision = manifest.get("vision")
     if vision is None:
         return 0
-    found = [manifest["files"][vision[part]]["bytes"] for part in VISION_FILES]
+    found = [sum(listed["bytes"] for listed in files_of(manifest, vision[part]).values()) for part in VISION_FILES]
     return sum(found) + (found[0] if vision.get("grid") else 0)
 
 
@@ -283,7 +290,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if (vision := manifest.get("vision")) is not None:
         _check_vision(path, vision, manifest)
     for key, program in (("runtime.program", manifest["runtime"]["program"]), *(("programs", p) for p in manifest["programs"])):
-        if not any(name == program or name.startswith(f"{program}/") for name in manifest["files"]):
+        if not files_of(manifest, program):
             raise InputError(f"{path}: {key} is not among its files; export the bundle again")
     return manifest
 
@@ -292,7 +299,9 @@ def _check_vision(path: Path, vision: Any, manifest: dict[str, Any]) -> None:
     needed = (*VISION_FILES, *_VISION_NUMBERS)
     if lacking := [key for key in needed if not isinstance(vision, dict) or key not in vision]:
         raise InputError(f"{path}: vision lacks {', '.join(lacking)}; export the bundle again")
-    if missing := [vision[part] for part in VISION_FILES if vision[part] not in manifest["files"]]:
+    program, separators = (vision[part] for part in VISION_FILES)
+    there = {program: files_of(manifest, program), separators: separators in manifest["files"]}
+    if missing := [name for name, found in there.items() if not found]:
         raise InputError(f"{path}: vision names {', '.join(missing)}, no file of the bundle; export the bundle again")
     if vision["hidden"] != manifest["model"]["hidden"]:
         raise InputError(

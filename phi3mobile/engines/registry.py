@@ -56,6 +56,7 @@ def open_engine(bundle: Bundle, threads: int = 0, experts_memory: int | None = N
 TOWERS = {
     "executorch": "phi3mobile.engines.pte_tower:open_executorch_tower",
     "native": "phi3mobile.engines.pte_tower:open_native_tower",
+    "coreml": "phi3mobile.engines.coreml:open_mil_tower",
 }
 
 

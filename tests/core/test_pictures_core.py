@@ -292,6 +292,28 @@ def test_what_stands_before_each_piece_is_pythons(tmp_path, config, frames):
     assert first.calls == second.calls and len(first.calls) == 3
 
 
+def test_a_tower_may_be_a_folder(tmp_path):
+    """As Core ML's packages are."""
+    engine = SeeingChain(VOCAB, max_context=3000, max_chunk=3000)
+    folder = write_seeing_bundle(tmp_path / "bundle", engine)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "vision.mlpackage").mkdir()
+    (folder / "vision.bin").rename(folder / "vision.mlpackage/weight.bin")
+    manifest["files"]["vision.mlpackage/weight.bin"] = manifest["files"].pop("vision.bin")
+    manifest["vision"]["program"] = "vision.mlpackage"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert open_bundle(folder).vision == manifest["vision"]
+    with core_session(folder, engine, tower=DrawnTower()) as session:
+        found = session.answer({"messages": [says(session.picture(PICTURES["C"]))], "max_tokens": 2})
+    assert found.statistics["finish_reason"] == "length"
+    for wrong in ("vision.mlpackag", "vision.mlpackage/weight"):
+        manifest["vision"]["program"] = wrong
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        for opened in (lambda: core_session(folder, engine, tower=DrawnTower()).__enter__(), lambda: open_bundle(folder)):
+            with pytest.raises((CoreError, InputError), match=f"vision names {wrong}, no file of the bundle"):
+                opened()
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [

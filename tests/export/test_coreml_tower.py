@@ -14,29 +14,14 @@ from phi3mobile.errors import InputError  # noqa: E402
 from phi3mobile.export.packed_vision import PackedVision  # noqa: E402
 from phi3mobile.export.plan import plan_export  # noqa: E402
 from phi3mobile.export.targets.coreml.matrices import identifier  # noqa: E402
+from phi3mobile.export.targets.coreml.reference import reference_vision  # noqa: E402
 from phi3mobile.export.targets.coreml.tower import ROWS, write_tower  # noqa: E402
 from phi3mobile.models.checkpoint import open_checkpoint  # noqa: E402
-from phi3mobile.models.clip import Vision  # noqa: E402
-from phi3mobile.models.loading import fill  # noqa: E402
 from phi3mobile.models.presets import PRESETS  # noqa: E402
-from phi3mobile.models.quantized import Packed  # noqa: E402
-from phi3mobile.models.vision_config import PREFIX, VisionConfig  # noqa: E402
+from phi3mobile.models.vision_config import VisionConfig  # noqa: E402
 
 TINY = PRESETS["vision-tiny"]
 WIDE = replace(TINY, vision=VisionConfig(64, intermediate_size=4096, num_hidden_layers=3))  # as wide as the released tower
-
-
-def dequantized(packed: PackedVision) -> Vision:
-    """The torch module with these integers' values and exact activations."""
-
-    def value(name: str) -> torch.Tensor:
-        tensor = packed.tensor(name)
-        return tensor.dequantized() if isinstance(tensor, Packed) else tensor
-
-    with torch.device("meta"):
-        vision = Vision(packed.config)
-    fill(vision, packed.names(), value, PREFIX)
-    return vision.eval()
 
 
 def decibels(reference: np.ndarray, values: np.ndarray) -> float:
@@ -57,7 +42,7 @@ def written(request, tmp_path_factory):
 
 def test_it_encodes_and_projects_as_torch_does(written):
     packed, path, _ = written
-    vision, program = dequantized(packed), mil.load(path)
+    vision, program = reference_vision(packed), mil.load(path)
     generator = torch.Generator().manual_seed(3)
     view = torch.randn(1, 3, 336, 336, generator=generator).half().float()
     rows = torch.randn(1, ROWS, packed.config.merged_size, generator=generator).half().float()
@@ -105,8 +90,8 @@ def test_weights_are_the_packed_integers_bit_for_bit(written):
 @pytest.mark.parametrize(
     "recipe, reason",
     [
-        ("ios-gpu", "the decoders of Core ML packages take tokens only, no rows of pictures"),
-        ("ios-ane", "the decoders of Core ML packages take tokens only, no rows of pictures"),
+        ("ios-ane", "of Core ML's recipes only ios-gpu's decoder takes rows of pictures, the others' take tokens"),
+        ("ios-executorch", "of Core ML's recipes only ios-gpu's decoder takes rows of pictures, the others' take tokens"),
         (
             "litert",
             "LiteRT-LM's packages know one size of picture and one number of tokens, and here both depend on the picture",

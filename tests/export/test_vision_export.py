@@ -24,6 +24,7 @@ from phi3mobile.export.recipe import find_recipe
 from phi3mobile.export.solve.calibration import calibration_of
 from phi3mobile.export.targets.executorch.program import Pte
 from phi3mobile.export.targets.executorch.read_vision import tower_difference
+from phi3mobile.export.targets.executorch.target import TARGET
 from phi3mobile.export.tower_check import compare_tower
 from phi3mobile.export.tower_pictures import measured_views
 from phi3mobile.models.checkpoint import open_checkpoint
@@ -119,10 +120,12 @@ def test_a_tower_of_another_checkpoint_is_found_out(seeing, packed, folder):
     ):
         other.vector = lambda asked, name=name: vector(asked) * (1.01 if asked.endswith(name) else 1)
         assert tower_difference(bundle, other) == said
-        assert not compare_tower(bundle, packed, said).passed
+        (check,) = TARGET.tower_checks(bundle, packed)
+        assert not compare_tower(check, said).passed
     flipped = PackedVision(open_checkpoint(folder))
     flipped.vector = lambda asked: vector(asked).flip(0) if asked.endswith("layers.0.layer_norm1.bias") else vector(asked)
-    assert not compare_tower(bundle, flipped, "").passed and compare_tower(bundle, packed, "").passed
+    (wrong,), (right,) = (TARGET.tower_checks(bundle, held) for held in (flipped, packed))
+    assert not compare_tower(wrong, "").passed and compare_tower(right, "").passed
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -301,7 +304,8 @@ def test_four_bits_on_request_and_a_card(folder, tmp_path, text):
     assert bundle.vision["bits"] == card["bits"] == 4 and 5 < card["features_db"] < 30 and len(card["layers_db"]) == 2
     assert "pictures: features" in bundle_card(bundle)["quality"]
     four = PackedVision(open_checkpoint(folder), 4)
-    result = compare_tower(bundle, four, tower_difference(bundle, four))
+    (check,) = TARGET.tower_checks(bundle, four)
+    result = compare_tower(check, tower_difference(bundle, four))
     assert result.passed, result.document()
 
 

@@ -7,6 +7,10 @@ conversation does not pay for a long cache.
     tokens int32 [1, T], position int32 [1], keys int32 [E] = 0..E-1; with a LongRoPE switch, long int32 [1]: 1 = long factors
     logits float16 [1, T, V]; states k_cache_<layer> and v_cache_<layer>, float16 [1, Hkv, rows, D]
 
+A model that sees pictures takes embeddings float16 [1, T, hidden] in place of tokens, those of text from one function more:
+
+    embed: tokens int32 [1, T] -> embeddings float16 [1, T, hidden], T as in any of the others
+
 The rows that padding writes come after the sequence and are overwritten by its next tokens; the cache has room for them.
 """
 
@@ -22,6 +26,7 @@ import torch
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Function, Var, get_new_symbol, types
 
+from phi3mobile.engines.coreml import EMBED
 from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.targets.coreml import blocks, sparse
 from phi3mobile.export.targets.coreml.layers import Layers
@@ -63,7 +68,8 @@ def plan(config: DecoderConfig, context: int, chunk: int) -> Sizes:
 def build(packed: PackedModel, sizes: Sizes, weights: Weights) -> dict[str, Function]:
     """The functions by name; their constants go to `weights`."""
     matrices = Matrices(packed, weights)
-    return {name: _function(packed.config, sizes, matrices, length) for name, length in sizes.lengths.items()}
+    functions = {name: _function(packed.config, sizes, matrices, length) for name, length in sizes.lengths.items()}
+    return functions if packed.config.vision is None else functions | {EMBED: _embed(packed.config, sizes, matrices)}
 
 
 def cache_shape(config: DecoderConfig, sizes: Sizes) -> tuple[int, ...]:
@@ -74,7 +80,7 @@ def _function(config: DecoderConfig, sizes: Sizes, matrices: Matrices, length: i
     mb.name_count.clear()
     counts = [count for count in sizes.key_counts if count >= length]
     inputs = {
-        "tokens": mb.placeholder(shape=(1, length), dtype=types.int32),
+        **_given(config, length),
         "position": mb.placeholder(shape=(1,), dtype=types.int32),
         "keys": mb.placeholder(shape=(get_new_symbol() if len(counts) > 1 else counts[0],), dtype=types.int32),
     }
@@ -91,6 +97,25 @@ def _function(config: DecoderConfig, sizes: Sizes, matrices: Matrices, length: i
     return function
 
 
+def _embed(config: DecoderConfig, sizes: Sizes, matrices: Matrices) -> Function:
+    mb.name_count.clear()
+    lengths = sorted(sizes.lengths.values())
+    tokens = mb.placeholder(shape=(1, get_new_symbol() if len(lengths) > 1 else lengths[0]), dtype=types.int32)
+    with Function({"tokens": tokens}, opset_version=TARGET) as function:
+        function.set_outputs([Layers(config, matrices).embed(function.inputs["tokens"], name="embeddings")])
+    if len(lengths) > 1:
+        shapes = ct.EnumeratedShapes([(1, length) for length in lengths], default=(1, lengths[-1]))
+        function.set_input_types((ct.TensorType("tokens", shape=shapes, dtype=np.int32),))
+    return function
+
+
+def _given(config: DecoderConfig, length: int) -> dict[str, Var]:
+    """What stands at the positions: tokens, or rows of a model that sees pictures."""
+    if config.vision is None:
+        return {"tokens": mb.placeholder(shape=(1, length), dtype=types.int32)}
+    return {"embeddings": mb.placeholder(shape=(1, length, config.hidden_size), dtype=types.fp16)}
+
+
 def _forward(config: DecoderConfig, sizes: Sizes, matrices: Matrices, length: int, inputs: dict[str, Var]) -> Var:
     layers = Layers(config, matrices)
     position, keys = inputs["position"], inputs["keys"]
@@ -98,7 +123,7 @@ def _forward(config: DecoderConfig, sizes: Sizes, matrices: Matrices, length: in
     cos, sin = _rope(config, sizes, matrices, queries, inputs.get("long"))
     begin, end = blocks.span(position, length, cache_shape(config, sizes))
     attend = _Attention(config, sizes, queries, keys)
-    x = layers.embed(inputs["tokens"])
+    x = layers.embed(inputs["tokens"]) if "tokens" in inputs else inputs["embeddings"]
     for layer in range(config.num_hidden_layers):
         q, k, v = layers.projected(x, layer)
         q, k = blocks.rope(q, cos, sin), blocks.rope(k, cos, sin)

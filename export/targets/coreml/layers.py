@@ -15,9 +15,9 @@ from phi3mobile.models.pieces import Block
 from phi3mobile.models.tensors import ATTENTION_NORM, DOWN, FINAL_NORM, GATE_UP, MLP_NORM, QKV, O, Tensor
 
 
-def embedded(matrices: Matrices, tokens: Var) -> Var:
+def embedded(matrices: Matrices, tokens: Var, **named: str) -> Var:
     """Rows of the packed table: int32 [1, T] -> [1, T, hidden]."""
-    return mb.gather(x=matrices.matrix(EMBEDDING), indices=tokens, axis=0, validate_indices=False)
+    return mb.gather(x=matrices.matrix(EMBEDDING), indices=tokens, axis=0, validate_indices=False, **named)
 
 
 def gate_and_up(matrices: Matrices, x: Var, fused: Tensor) -> tuple[Var, Var]:
@@ -68,8 +68,11 @@ class Layers:
     def __init__(self, config: DecoderConfig, matrices: Matrices) -> None:
         self.config, self.matrices = config, matrices
 
-    def embed(self, tokens: Var) -> Var:
-        return _times(embedded(self.matrices, tokens), self.config.embedding_multiplier)
+    def embed(self, tokens: Var, **named: str) -> Var:
+        factor = self.config.embedding_multiplier
+        if factor == 1:
+            return embedded(self.matrices, tokens, **named)
+        return _times(embedded(self.matrices, tokens), factor, **named)
 
     def projected(self, x: Var, layer: int) -> tuple[Var, Var, Var]:
         """q [1, H, T, D], k and v [1, Hkv, T, D], not yet rotated."""
@@ -114,8 +117,8 @@ class Layers:
         return NORMS[kind](self.matrices, x, self.config.tensor(role, layer).module, self.config.rms_norm_eps)
 
 
-def _times(x: Var, factor: float) -> Var:
-    return x if factor == 1 else mb.mul(x=x, y=np.float16(factor))
+def _times(x: Var, factor: float, **named: str) -> Var:
+    return x if factor == 1 else mb.mul(x=x, y=np.float16(factor), **named)
 
 
 def _per_kv_head(group: int, kv_heads: int, dim: int) -> list[int]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from phi3mobile.bundle import Bundle
+from phi3mobile.engines.coreml import EMBED
 from phi3mobile.engines.mil.program import Program, load
 from phi3mobile.engines.mil.pte import blobs_of_pte
 from phi3mobile.engines.mil.spec import Blob, Op
@@ -125,7 +126,8 @@ class MilIntegers(Integers):
 
 
 def _constants(program: Program) -> Iterator[Op]:
-    """Of the default function: all have the same."""
-    for op in program.function().block.walk():
+    """Of the default function, for all decoders have the same, and of the one that makes rows of tokens, where there is one."""
+    functions = [program.function(), *(function for name, function in program.functions.items() if name == EMBED)]
+    for op in (op for function in functions for op in function.block.walk()):
         if op.type == _CONSTEXPR or (op.type == "const" and isinstance(op.arguments.get("val"), Blob)):
             yield op

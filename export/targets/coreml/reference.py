@@ -1,13 +1,17 @@
-"""The torch model that a Core ML program must agree with: the same packed weights, exact activations."""
+"""The torch models that Core ML programs must agree with: the same packed weights, exact activations."""
 
 from __future__ import annotations
 
 import torch
 
 from phi3mobile.export.packed import PackedModel
+from phi3mobile.export.packed_vision import PackedVision
 from phi3mobile.export.targets.coreml.matrices import code_offsets
+from phi3mobile.models.clip import Vision
 from phi3mobile.models.decoder import Decoder
+from phi3mobile.models.loading import fill
 from phi3mobile.models.quantized import Packed
+from phi3mobile.models.vision_config import PREFIX
 
 
 def reference_model(packed: PackedModel, context: int, half: bool = False) -> Decoder:
@@ -21,8 +25,7 @@ def reference_model(packed: PackedModel, context: int, half: bool = False) -> De
     model.lm_head.weight = model.model.embed_tokens.weight  # replaced below: quantized apart even where they are tied
     for name in {*packed.checkpoint.names(), "lm_head.weight"}:
         module, _, attribute = name.rpartition(".")
-        value = packed.tensor(name)
-        value = _matrix(value, half) if isinstance(value, Packed) else value.half().float() if half else value
+        value = _value(packed.tensor(name), half)
         setattr(model.get_submodule(module), attribute, torch.nn.Parameter(value, requires_grad=False))
     model.allocate()
     if half:
@@ -30,7 +33,17 @@ def reference_model(packed: PackedModel, context: int, half: bool = False) -> De
     return model.eval()
 
 
-def _matrix(value: Packed, half: bool) -> torch.Tensor:
+def reference_vision(packed: PackedVision, half: bool = False) -> Vision:
+    """The tower and projector in the same way."""
+    with torch.device("meta"):
+        vision = Vision(packed.config)
+    fill(vision, packed.names(), lambda name: _value(packed.tensor(name), half), PREFIX)
+    return vision.eval()
+
+
+def _value(value: Packed | torch.Tensor, half: bool) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value.half().float() if half else value
     if not half:
         return value.dequantized()
     groups = value.unpacked().float().unflatten(1, (-1, value.group))

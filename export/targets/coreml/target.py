@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phi3mobile.export.recipe import Recipe
-from phi3mobile.export.target import Check, Target, Written
+from phi3mobile.export.target import Check, Target, TowerCheck, Written
 from phi3mobile.export.targets.coreml.options import CoremlRecipe
 
 if TYPE_CHECKING:
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from phi3mobile.export.integers import Integers
     from phi3mobile.export.layerwise import LayerCheck
     from phi3mobile.export.packed import PackedModel
+    from phi3mobile.export.packed_vision import PackedVision
     from phi3mobile.export.plan import ExportPlan
     from phi3mobile.models.config import DecoderConfig
     from phi3mobile.progress import Progress
 
 PLAIN = ("rmsnorm", "swiglu", "window", "longrope")
-ALL = (*PLAIN, "layernorm", "gegelu", "bias", "multiplier", "blocksparse", "masked_ids", "row_order")
+ALL = (*PLAIN, "layernorm", "gegelu", "bias", "multiplier", "blocksparse", "masked_ids", "row_order", "vision")
 ENGINES = {"states": "coreml", "read-only": "coreml-ane", "delegate": "coreml-delegate"}
 
 
@@ -55,8 +56,8 @@ class CoremlTarget(Target):
         return ALL if _cache(recipe) == "states" else PLAIN
 
     def why_not(self, piece: str) -> str:
-        if piece == "vision":  # tower.py writes the encoder
-            return "the decoders of Core ML packages take tokens only, no rows of pictures"
+        if piece == "vision":
+            return "of Core ML's recipes only ios-gpu's decoder takes rows of pictures, the others' take tokens"
         return ""
 
     def engine(self, recipe: Recipe) -> str:
@@ -68,12 +69,34 @@ class CoremlTarget(Target):
     def write(self, packed: PackedModel, folder: Path, plan: ExportPlan, progress: Progress) -> Written:
         from phi3mobile.export.targets.coreml.write import to_coreml
 
-        return to_coreml(packed, folder, plan.context, plan.chunk, progress)
+        written = to_coreml(packed, folder, plan.context, plan.chunk, progress)
+        return written if plan.config.vision is None else _with_tower(written, packed, folder, plan, progress)
 
     def integers(self, bundle: Bundle, config: DecoderConfig) -> Integers:
         from phi3mobile.export.targets.coreml.read import MilIntegers
 
         return MilIntegers(bundle, config)
+
+    def tower_difference(self, bundle: Bundle, packed: PackedVision) -> str:
+        from phi3mobile.export.targets.coreml.read_vision import tower_difference
+
+        return tower_difference(bundle, packed)
+
+    def tower_checks(self, bundle: Bundle, packed: PackedVision) -> list[TowerCheck]:
+        """As `checks`."""
+        from phi3mobile.engines.coreml import open_mil_tower
+        from phi3mobile.export.targets.coreml.reference import reference_vision
+
+        return [
+            TowerCheck(
+                *("pictures, rewriting", 70.0),
+                lambda: reference_vision(packed, half=True),
+                lambda: open_mil_tower(bundle, half=False),
+            ),
+            TowerCheck(
+                *("pictures, float16", 40.0), lambda: reference_vision(packed), lambda: open_mil_tower(bundle, half=True)
+            ),
+        ]
 
     def checks(self, bundle: Bundle, packed: PackedModel) -> list[Check | LayerCheck]:
         """rewriting: float32 arithmetic, against torch with the program's own constants: only the rewriting of the graph is
@@ -91,6 +114,17 @@ class CoremlTarget(Target):
             ),
             Check("float16", 40.0, lambda: reference_model(packed, context), lambda: interpreter(bundle, half=True)),
         ]
+
+
+def _with_tower(written: Written, packed: PackedModel, folder: Path, plan: ExportPlan, progress: Progress) -> Written:
+    """The tower's files beside the decoder's."""
+    from phi3mobile.export.packed_vision import PackedVision
+    from phi3mobile.export.targets.coreml.tower import write_vision
+    from phi3mobile.models.vision_config import num_crops
+
+    tower = PackedVision(packed.checkpoint, packed.recipe.vision_bits)
+    section, operators, activations = write_vision(tower, folder, progress)
+    return written.with_tower(section | {"num_crops": num_crops(plan.folder)}, operators, activations)
 
 
 def _cache(recipe: Recipe) -> str:

@@ -10,28 +10,56 @@ Inside all is [1, channels, 1, positions] as in ane.py, attention is head by hea
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Function, Var, types
 
-from phi3mobile.export.packed_vision import PackedVision
+from phi3mobile.export.packed_vision import PackedVision, write_separators
 from phi3mobile.export.targets.coreml.matrices import Matrices
 from phi3mobile.export.targets.coreml.package import TARGET, Weights, write_package
 from phi3mobile.models.vision_config import PROJECTOR, TOWER, VisionConfig, layer_prefix
+from phi3mobile.progress import Progress, silent
 
+PROGRAM = "vision.mlpackage"
 ROWS = 128  # of one call of `project`; the host pads the last one
 FUNCTIONS = "encode", "project"
 
 
+def write_vision(packed: PackedVision, folder: Path, progress: Progress = silent) -> tuple[dict[str, Any], list[str], int]:
+    """Write the package and the separators into `folder`.
+
+    Returns of the manifest's section what the files say, the operators, and bytes of activations.
+    """
+    operators = write_tower(packed, folder / PROGRAM, partial(progress, "tower"))
+    return write_separators(packed, folder, PROGRAM, ROWS), operators, activation_bytes(packed.config)
+
+
+def activation_bytes(config: VisionConfig) -> int:
+    """float16 values alive at once in a view, at most: all heads' scores with their softmax, or the MLP; an estimate."""
+    most = max(2 * config.num_attention_heads * config.positions, 2 * config.intermediate_size)
+    return 2 * config.positions * (most + 4 * config.hidden_size)
+
+
+def constants(packed: PackedVision) -> Weights:
+    """Every constant of the package by its name, as it is written."""
+    return _functions(packed)[1]
+
+
 def write_tower(packed: PackedVision, path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
     """Write the .mlpackage at `path`; returns the operator types in it."""
+    functions, weights = _functions(packed)
+    return write_package(path, functions, "encode", weights, progress)
+
+
+def _functions(packed: PackedVision) -> tuple[dict[str, Function], Weights]:
     weights = Weights()
     matrices = Matrices(packed, weights)
-    functions = {"encode": _encode(matrices, packed), "project": _project(matrices, packed.config)}
-    return write_package(path, functions, "encode", weights, progress)
+    return {"encode": _encode(matrices, packed), "project": _project(matrices, packed.config)}, weights
 
 
 def _encode(matrices: Matrices, packed: PackedVision) -> Function:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from phi3mobile.export.packed_vision import PackedVision
+from phi3mobile.export.packed_vision import PackedVision, separators_difference
 from phi3mobile.export.targets.executorch import clip, stamp
 from phi3mobile.export.targets.executorch.program import Pte
 
@@ -41,8 +41,7 @@ def tower_difference(bundle: Bundle, packed: PackedVision) -> str:
             wanted = clip.vectors_of(packed, kind, layer)
             if len(vectors) != len(wanted) or not all(any(_same(one, other) for other in vectors) for one in wanted):
                 return f"{where} has other norms or positions than its source"
-    own = torch.frombuffer(bytearray((bundle.folder / bundle.vision["separators"]).read_bytes()), dtype=torch.float32)
-    return "" if torch.equal(own, torch.cat(packed.separators())) else "the separators are others than its source's"
+    return separators_difference(bundle.folder / bundle.vision["separators"], packed)
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:

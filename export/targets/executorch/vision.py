@@ -16,13 +16,13 @@ from executorch.exir.passes import MemoryPlanningPass
 from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
 from torch import nn
 
-from phi3mobile.export.packed_vision import PackedVision
+from phi3mobile.export.packed_vision import PackedVision, write_separators
 from phi3mobile.export.targets.executorch import clip, stamp
 from phi3mobile.export.targets.executorch.write import LoweredSegment, operators_of
 from phi3mobile.models.vision_config import VisionConfig
 from phi3mobile.progress import Progress, silent
 
-PROGRAM, SEPARATORS = "vision.pte", "separators.bin"
+PROGRAM = "vision.pte"
 
 
 class Encode(nn.Module):
@@ -82,18 +82,7 @@ def write_vision(
         )
         with (folder / PROGRAM).open("wb") as file:
             program.write_to_file(file)
-    separators = torch.stack(packed.separators()).numpy().astype("<f4")
-    (folder / SEPARATORS).write_bytes(separators.tobytes())
-    section = {
-        "program": PROGRAM,
-        "separators": SEPARATORS,  # float32 [2, 4 C]: after a row of tokens, before the global view
-        "hidden": config.projection_size,
-        "width": config.hidden_size,
-        "rows": rows,
-        "bits": packed.bits,
-        "view_operations": config.view_operations,
-        "row_operations": config.row_operations,
-    }
+    section = write_separators(packed, folder, PROGRAM, rows)
     plans = program.executorch_program.execution_plan
     return section, operators_of(plans), sum(sum(plan.non_const_buffer_sizes) for plan in plans)
 

@@ -143,6 +143,13 @@ Json upgraded(Json manifest) {
   return manifest;
 }
 
+// Whether the manifest lists the program: the file, or files in the folder that it is.
+bool is_listed(const Json& manifest, const std::string& program) {
+  const auto& all = manifest["files"].object();
+  return std::any_of(all.begin(), all.end(),
+      [&](const auto& listed) { return listed.first == program || listed.first.rfind(program + "/", 0) == 0; });
+}
+
 // InputError: a section `vision` that lacks something or names files that are not there.
 void check_vision(const std::string& path, const Json& manifest) {
   const Json& vision = manifest["vision"];
@@ -153,10 +160,9 @@ void check_vision(const std::string& path, const Json& manifest) {
     lacking += (lacking.empty() ? "" : ", ") + std::string(field.name);
   }
   if (!lacking.empty()) throw InputError(path + ": vision lacks " + lacking + kAgain);
-  for (const char* part : {"program", "separators"}) {
-    const std::string& name = vision[part].string();
-    if (!manifest["files"].has(name)) missing += (missing.empty() ? "" : ", ") + name;
-  }
+  const std::string program = vision["program"].string(), separators = vision["separators"].string();
+  if (!is_listed(manifest, program)) missing = program;
+  if (!manifest["files"].has(separators)) missing += (missing.empty() ? "" : ", ") + separators;
   if (!missing.empty()) throw InputError(path + ": vision names " + missing + ", no file of the bundle" + kAgain);
   const int64_t hidden = vision["hidden"].integer(), model = manifest["model"]["hidden"].integer();
   if (hidden != model) {
@@ -189,15 +195,10 @@ Json read_manifest(const std::string& folder) {
     }
   }
   check_vision(path, manifest);
-  const auto among_files = [&](const std::string& program) {
-    const auto& all = manifest["files"].object();
-    return std::any_of(all.begin(), all.end(),
-        [&](const auto& listed) { return listed.first == program || listed.first.rfind(program + "/", 0) == 0; });
-  };
   std::vector<std::string> programs{manifest["runtime"]["program"].string()};
   for (const Json& program : manifest["programs"].array()) programs.push_back(program.string());
   for (const std::string& program : programs) {
-    if (!among_files(program)) throw InputError(path + ": the program " + program + " is not among its files" + kAgain);
+    if (!is_listed(manifest, program)) throw InputError(path + ": the program " + program + " is not among its files" + kAgain);
   }
   return manifest;
 }
