@@ -28,7 +28,8 @@ PRODUCTS = {
     ("phi3mobile/verbs/doctor.py", "executorch"),
     ("phi3mobile/extras.py", "coreai"),
 }
-# Whoever wants one engine and no other: the torch reference, kernels and bindings as such, an embedder's .pte, a phone's own runtime.
+# Whoever wants one engine and no other: the torch reference, kernels and bindings as such, an embedder's .pte, a phone's own
+# runtime.
 DIRECT = {"bindings", "eager", "native", "mil", "packed_cache", "android", "apple", "objc"}
 
 
