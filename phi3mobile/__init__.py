@@ -11,14 +11,15 @@ if TYPE_CHECKING:
     from phi3mobile.session.conversation import Conversation
     from phi3mobile.session.guidance import Guide
     from phi3mobile.session.sampling import Sampling
-    from phi3mobile.session.session import Session, Statistics
+    from phi3mobile.session.session import Session
+    from phi3mobile.session.statistics import Statistics
 
 __all__ = ["Conversation", "Guide", "InputError", "Sampling", "Session", "Statistics", "export", "load_model"]
 
 _HOMES = {
     "Conversation": "phi3mobile.session.conversation",
     "Guide": "phi3mobile.session.guidance",
-    "Statistics": "phi3mobile.session.session",
+    "Statistics": "phi3mobile.session.statistics",
     "Sampling": "phi3mobile.session.sampling",
     "Session": "phi3mobile.session.session",
     "load_model": "phi3mobile.models.loading",

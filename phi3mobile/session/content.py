@@ -160,3 +160,24 @@ def _unused(messages: Sequence[Message]) -> str:
     """A private character that is in no content."""
     taken = set("".join(message.text for message in messages))
     return next(char for char in map(chr, range(0xE100, 0xF900)) if char not in taken)
+
+
+def checked_messages(messages: Sequence[dict[str, Any]], sees: bool) -> list[dict[str, Any]]:
+    """A copy of the messages, lists of texts joined where nobody sees pictures. Which roles may follow is the chat format's."""
+    checked = list(messages)
+    if not checked:
+        raise InputError("there are no messages; give at least one user message")
+    if not sees and has_images(checked):
+        raise InputError("a picture was given, and this model reads text only: export a model that sees, or leave it out")
+    checked = checked if sees else plain(checked)
+    for index, message in enumerate(checked):
+        content = message.get("content") if isinstance(message, dict) else None
+        if (
+            content is None
+            or not isinstance(message.get("role"), str)
+            or not isinstance(content, str | (list if sees else str))
+        ):
+            raise InputError(f"message {index} is {message!r:.80}; it must be a dict with the texts role and content")
+    if checked[-1]["role"] == "user" and isinstance(last := checked[-1]["content"], str) and not last.strip():
+        raise InputError("the prompt is empty: the last user message has no text; write one")
+    return [dict(message) for message in checked]

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
-
 from phi3mobile.engines import Engine
 from phi3mobile.engines.tower import Tower
 from phi3mobile.errors import InputError
-from phi3mobile.session.content import encode, has_images, plain, see
+from phi3mobile.session.content import checked_messages, encode, see
 from phi3mobile.session.conversation import Window
 from phi3mobile.session.decoding import Decoder, Rows
 from phi3mobile.session.defaults import MAX_TOKENS, chosen_sampling
 from phi3mobile.session.guidance import Guide
 from phi3mobile.session.repetition import Repetition
 from phi3mobile.session.sampling import GREEDY, Sampling
+from phi3mobile.session.statistics import Statistics, statistics_of
+from phi3mobile.session.stops import StopGate
 from phi3mobile.session.tools import CONTROL, CallGate, ToolCall, Tools, spans
 
 if TYPE_CHECKING:
@@ -39,30 +38,6 @@ class Parts(Protocol):
 
     @property
     def eos_ids(self) -> frozenset[int]: ...
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """One answer in numbers. Times count this side's work, not the consumer's time between two pieces of text."""
-
-    # stop (an eos id), tool_calls, stop_string, length (max_tokens), context_full, repetition, cancelled, error (raised)
-    finish_reason: str
-    prompt_tokens: int  # of the first prompt, if the window slid
-    reused_tokens: int  # of these, found in the KV cache
-    prefilled_tokens: int  # run as prefill, again after a LongRoPE switch or a slide
-    generated_tokens: int  # without the eos id
-    ttft_s: float  # from the call to the first token; 0 if there was none
-    prefill_s: float
-    decode_s: float  # from the first to the last token, without prefills in between
-    prefill_tokens_per_s: float  # 0 if nothing was run
-    decode_tokens_per_s: float  # 0 with fewer than two tokens
-    interval_p50_ms: float  # between two tokens; 0 with fewer than two
-    interval_p95_ms: float
-    long_switch: bool  # rows with the other LongRoPE factors were thrown away and prefilled again
-    forwards: int  # decode forwards
-    drafted: int  # lookup tokens proposed, and how many were right
-    accepted: int
-    dropped_messages: int  # by overflow="slide"
 
 
 class Session:
@@ -154,7 +129,7 @@ class Session:
         """
         if overflow not in ("stop", "slide"):
             raise InputError(f'overflow is {overflow!r}; it must be "stop" or "slide"')
-        messages = _checked(messages, self.pictures is not None)
+        messages = checked_messages(messages, self.pictures is not None)
         toolbox = self._toolbox(tools, guide)
         window = Window(
             messages,
@@ -360,7 +335,7 @@ class Session:
             raise
         finally:
             tokens.close()
-            self.statistics = _statistics(decoder, window.dropped if window else 0)
+            self.statistics = statistics_of(decoder, window.dropped if window else 0)
 
     def _end_running(self) -> None:
         if self._running is not None:
@@ -379,79 +354,3 @@ class Session:
             todo = f"{of_pictures} are of pictures, " + (f"num_crops {fits} would fit" if fits else "show fewer of them")
             return InputError(too_long + todo)
         return InputError(too_long + "shorten it, drop older messages, or export with a larger context")
-
-
-class StopGate:
-    """Lets text through up to the first stop string, holding back what may still become one.
-
-    The stop string that is complete first ends the text (the longest, if several end there): however the text is cut.
-    """
-
-    def __init__(self, stops: tuple[str, ...]) -> None:
-        self._stops = stops
-        self._held = ""
-        self.hit = False
-
-    def push(self, text: str) -> str:
-        """The text that may be shown now; "" once a stop string was seen."""
-        if self.hit:
-            return ""
-        text = self._held + text
-        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
-            self.hit, self._held = True, ""
-            return text[: min(found)[1]]
-        keep = max((n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-    def finish(self) -> str:
-        """What was held back, now that nothing follows."""
-        held, self._held = self._held, ""
-        return held
-
-
-def _checked(messages: Sequence[dict[str, Any]], sees: bool) -> list[dict[str, Any]]:
-    """A copy of the messages, lists of texts joined where nobody sees pictures. Which roles may follow is the chat format's."""
-    checked = list(messages)
-    if not checked:
-        raise InputError("there are no messages; give at least one user message")
-    if not sees and has_images(checked):
-        raise InputError("a picture was given, and this model reads text only: export a model that sees, or leave it out")
-    checked = checked if sees else plain(checked)
-    for index, message in enumerate(checked):
-        content = message.get("content") if isinstance(message, dict) else None
-        if (
-            content is None
-            or not isinstance(message.get("role"), str)
-            or not isinstance(content, str | (list if sees else str))
-        ):
-            raise InputError(f"message {index} is {message!r:.80}; it must be a dict with the texts role and content")
-    if checked[-1]["role"] == "user" and isinstance(last := checked[-1]["content"], str) and not last.strip():
-        raise InputError("the prompt is empty: the last user message has no text; write one")
-    return [dict(message) for message in checked]
-
-
-def _statistics(d: Decoder, dropped: int) -> Statistics:
-    gaps = d.times[1:]
-    decode_s = max(0.0, sum(gaps) - d.refill_s)
-    p50, p95 = np.percentile(gaps, [50, 95]) * 1000 if gaps else (0.0, 0.0)
-    return Statistics(
-        d.finish_reason,
-        d.prompt_tokens,
-        d.reused_tokens or 0,
-        d.prefilled_tokens,
-        d.generated_tokens,
-        ttft_s=d.times[0] if d.times else 0.0,
-        prefill_s=d.prefill_s,
-        decode_s=decode_s,
-        prefill_tokens_per_s=d.prefilled_tokens / d.prefill_s if d.prefill_s else 0.0,
-        decode_tokens_per_s=len(gaps) / decode_s if decode_s else 0.0,
-        interval_p50_ms=float(p50),
-        interval_p95_ms=float(p95),
-        long_switch=d.long_switch,
-        forwards=d.forwards,
-        drafted=d.drafted,
-        accepted=d.accepted,
-        dropped_messages=dropped,
-    )

@@ -12,7 +12,8 @@ from phi3mobile.errors import InputError
 
 if TYPE_CHECKING:
     from phi3mobile.retrieval.library import Passage
-    from phi3mobile.session.session import Session, Statistics
+    from phi3mobile.session.session import Session
+    from phi3mobile.session.statistics import Statistics
 
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")

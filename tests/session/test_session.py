@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from phi3mobile.errors import InputError
 from phi3mobile.session.decoding import Decoder, Rows
 from phi3mobile.session.sampling import Sampling, sample
-from phi3mobile.session.session import Session, StopGate
+from phi3mobile.session.session import Session
+from phi3mobile.session.stops import StopGate
 
 encode, decode = FakeTokenizer().encode, FakeTokenizer().decode
 USER = [{"role": "user", "content": "abc def."}]
