@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from phi3mobile.errors import InputError
-from phi3mobile.text.chat import KNOWN_TEMPLATES, ChatFormat, Messages, load_chat
+from phi3mobile.text.chat import KNOWN_TEMPLATES, ChatFormat, load_chat
+from phi3mobile.text.messages import Messages
 from phi3mobile.text.tokenizer import Tokenizer
 from phi3mobile.text.vocabularies import load_tokenizer
 from phi3mobile.training.batches import Document

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phi3mobile.errors import InputError
-from phi3mobile.text.chat import Messages
+from phi3mobile.text.messages import Messages
 from phi3mobile.training.chats import read_lines
 
 KINDS = ("harmful", "benign")

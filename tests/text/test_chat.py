@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phi3mobile.errors import InputError
-from phi3mobile.text.chat import KNOWN_TEMPLATES, ChatFormat, guess_template, load_chat, render_segments
+from phi3mobile.text.chat import KNOWN_TEMPLATES, ChatFormat, guess_template, load_chat
+from phi3mobile.text.segments import render_segments
 from phi3mobile.text.tokenizer import AddedToken, Tokenizer
 from phi3mobile.text.vocabularies import load_tokenizer
 

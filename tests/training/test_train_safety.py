@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from training_tiny import pair_lines
 
 from phi3mobile.errors import InputError
-from phi3mobile.text.chat import check_messages
+from phi3mobile.text.messages import check_messages
 from phi3mobile.training.config import Safety
 from phi3mobile.training.redteam import REFUSALS, STRATEGIES, attacks, read_prompts, refuses
 from phi3mobile.training.safety import curate, safety

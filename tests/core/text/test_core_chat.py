@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from texts import texts
 
 from phi3mobile.errors import InputError
-from phi3mobile.text.chat import KNOWN_TEMPLATES, ROLES, ChatFormat, _spans, check_messages
+from phi3mobile.text.chat import KNOWN_TEMPLATES, ChatFormat
+from phi3mobile.text.messages import ROLES, check_messages
+from phi3mobile.text.segments import joined
 
 CHATML = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content | trim + '<|im_end|>\n' }}{% endfor %}"
 TEMPLATES = {**KNOWN_TEMPLATES, "trimming": CHATML + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"}
@@ -36,7 +38,7 @@ def segments(request) -> dict:
 def expected_ids(tokenizer, segments, messages):
     try:
         check_messages(messages)
-        return tokenizer.encode_spans(_spans(segments, messages))
+        return tokenizer.encode_spans(joined(segments, messages))
     except InputError as error:
         return str(error)
 

@@ -1,4 +1,4 @@
-// Messages to the text that a model was trained on, from the segments of a template (phi3mobile/text/chat.py).
+// Messages to the text that a model was trained on, from the segments of a template (phi3mobile/text/segments.py).
 #pragma once
 
 #include "base/json.h"
