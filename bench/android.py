@@ -18,8 +18,9 @@ from typing import Any, Protocol
 from phi3mobile.bench.adb import Adb, ShellFailed, Unplugged
 from phi3mobile.bench.battery import MARK, Sample, parse_capacity_mah, parse_sample
 from phi3mobile.bench.protocol import Plan, Run, RunFailed, bundle_hash
-from phi3mobile.bundle import MANIFEST, Bundle
+from phi3mobile.bundle import Bundle
 from phi3mobile.errors import InputError
+from phi3mobile.manifest import MANIFEST
 from phi3mobile.progress import Progress
 
 FOLDER = "/data/local/tmp/phi3mobile"

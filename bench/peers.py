@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phi3mobile.bench.worker import Worker, WorkerDied
-from phi3mobile.bundle import Bundle, open_bundle, tower_bytes
+from phi3mobile.bundle import Bundle, open_bundle
 from phi3mobile.errors import InputError
 from phi3mobile.files import cache_folder, new_folder, scratch_folder
+from phi3mobile.manifest import tower_bytes
 from phi3mobile.models.pieces import pieces
 from phi3mobile.progress import Progress
 

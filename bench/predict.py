@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 from phi3mobile.bench.experts import FLASH
-from phi3mobile.bundle import tower_bytes
+from phi3mobile.manifest import tower_bytes
 from phi3mobile.models.vision import plan_crops
 from phi3mobile.screen import size
 

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from phi3mobile.bundle import VISION_FILES, write_manifest
+from phi3mobile.bundle import write_manifest
 from phi3mobile.export.packed import PackedModel
 from phi3mobile.export.plan import ExportPlan, plan_export
 from phi3mobile.export.recipe import DEFAULT_RECIPE
@@ -17,6 +17,7 @@ from phi3mobile.export.solve.calibration import calibration_of
 from phi3mobile.export.solve.folder import Solved
 from phi3mobile.export.target import Written
 from phi3mobile.files import new_folder
+from phi3mobile.manifest import VISION_FILES
 from phi3mobile.models.checkpoint import Checkpoint
 from phi3mobile.models.companions import TOKENIZER_FILES
 from phi3mobile.models.config import DecoderConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from phi3mobile.bundle import files_of
+from phi3mobile.manifest import files_of
 from phi3mobile.screen import size
 
 if TYPE_CHECKING:

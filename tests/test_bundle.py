@@ -11,13 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from phi3mobile import bundle as bundle_module
-from phi3mobile.bundle import MANIFEST, SCHEMA, Bundle, open_bundle
+from phi3mobile.bundle import Bundle, open_bundle
 from phi3mobile.bundle_v1 import upgraded
 from phi3mobile.engines import check_operators, check_version
 from phi3mobile.engines.registry import open_engine
 from phi3mobile.errors import InputError
 from phi3mobile.export.cards import bundle_card
 from phi3mobile.files import sha256
+from phi3mobile.manifest import MANIFEST, SCHEMA
 from phi3mobile.session.session import Session
 
 FILES = ("model.pte", "tokenizer.json", "tokenizer_config.json")

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phi3mobile.assistant.meters import memory_free
-from phi3mobile.bundle import MANIFEST, is_bundle
+from phi3mobile.bundle import is_bundle
 from phi3mobile.bundle_v1 import upgraded
+from phi3mobile.manifest import MANIFEST
 
 FITS, TIGHT, TOO_LARGE, DAMAGED, UNKNOWN = "fits", "tight", "too large", "damaged", "unknown"
 _TIGHT_SHARE = 0.8  # of the free memory

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from phi3mobile.bundle import VISION_FILES, files_of
 from phi3mobile.errors import InputError
+from phi3mobile.manifest import VISION_FILES, files_of
 from phi3mobile.models.vision import PATCHES, SIDE
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from exported import VOCAB
 from tiny import PRESETS, tiny
 
 from phi3mobile import extras
-from phi3mobile.bundle import MANIFEST, open_bundle
+from phi3mobile.bundle import open_bundle
 from phi3mobile.engines.base import BaseEngine
 from phi3mobile.engines.native import native_library
 from phi3mobile.engines.registry import find_engine, open_engine
@@ -27,6 +27,7 @@ from phi3mobile.export.target import Target
 from phi3mobile.export.targets import target_of
 from phi3mobile.export.verify import source_of, verify
 from phi3mobile.export.weights import Weights
+from phi3mobile.manifest import MANIFEST
 from phi3mobile.models.pieces import pieces
 from phi3mobile.session.session import Session
 

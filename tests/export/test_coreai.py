@@ -18,7 +18,7 @@ from tiny import random_tokens, tiny
 
 pytest.importorskip("coreai", reason="Core AI is not installed: pip install 'phi3mobile[coreai]'")
 
-from phi3mobile.bundle import MANIFEST, open_bundle
+from phi3mobile.bundle import open_bundle
 from phi3mobile.engines import coreai
 from phi3mobile.engines.registry import open_engine
 from phi3mobile.errors import InputError
@@ -32,6 +32,7 @@ from phi3mobile.export.targets.coreai.read import AimodelIntegers
 from phi3mobile.export.targets.coreai.reference import Twin, reference_model
 from phi3mobile.export.targets.coreai.write import to_coreai, write_program
 from phi3mobile.info import EngineInfo
+from phi3mobile.manifest import MANIFEST
 from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.models.form import Form
 from phi3mobile.session.session import Session

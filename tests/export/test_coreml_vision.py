@@ -12,7 +12,7 @@ from exported import psnr
 
 pytest.importorskip("coremltools", reason="coremltools is not installed: pip install 'phi3mobile[coreml]'")
 
-from phi3mobile.bundle import MANIFEST, open_bundle
+from phi3mobile.bundle import open_bundle
 from phi3mobile.cli import main
 from phi3mobile.engines import mil
 from phi3mobile.engines.coreml import MilEngine, open_mil, open_mil_tower
@@ -32,6 +32,7 @@ from phi3mobile.export.targets.coreml.reference import reference_model, referenc
 from phi3mobile.export.targets.coreml.target import TARGET
 from phi3mobile.export.targets.coreml.write import to_coreml
 from phi3mobile.export.tower_check import compare_tower
+from phi3mobile.manifest import MANIFEST
 from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.models.vision import merge, views
 from phi3mobile.session.session import Session

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny import random_model, tiny
 
-from phi3mobile.bundle import MANIFEST, open_bundle
+from phi3mobile.bundle import open_bundle
 from phi3mobile.cli import main
 from phi3mobile.engines.eager import EagerEngine
 from phi3mobile.errors import InputError
@@ -21,6 +21,7 @@ from phi3mobile.export.solve.build import refuse_loss
 from phi3mobile.export.solve.card import compare as compare_answers
 from phi3mobile.export.solve.card import signal_to_noise
 from phi3mobile.export.verify import Comparison, Error, compare
+from phi3mobile.manifest import MANIFEST
 from phi3mobile.models.checkpoint import open_checkpoint
 
 BAD = [math.nan, math.inf, -math.inf]

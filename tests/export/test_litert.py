@@ -16,7 +16,7 @@ pytest.importorskip("ai_edge_litert", reason="LiteRT is not installed: pip insta
 from ai_edge_litert import schema_py_generated as schema
 
 from phi3mobile import extras
-from phi3mobile.bundle import MANIFEST, open_bundle
+from phi3mobile.bundle import open_bundle
 from phi3mobile.cli import main
 from phi3mobile.engines import EngineInfo, litert, packed_cache
 from phi3mobile.engines.litert import LitertEngine, check_litert, open_litert
@@ -29,6 +29,7 @@ from phi3mobile.export.recipe import find_recipe
 from phi3mobile.export.targets import target_of
 from phi3mobile.export.targets.litert.decoder import int4_bytes
 from phi3mobile.export.targets.litert.write import to_litert
+from phi3mobile.manifest import MANIFEST
 from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.models.form import Form
 from phi3mobile.models.presets import PRESETS

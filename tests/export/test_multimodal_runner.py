@@ -12,7 +12,7 @@ import torch
 from exported import VOCAB, psnr, talking_checkpoint
 from safetensors.torch import load_file, save_file
 
-from phi3mobile.bundle import open_bundle, tower_bytes
+from phi3mobile.bundle import open_bundle
 from phi3mobile.engines.registry import open_tower
 from phi3mobile.errors import InputError
 from phi3mobile.export.build import export
@@ -20,6 +20,7 @@ from phi3mobile.export.packed_vision import PackedVision
 from phi3mobile.export.plan import plan_export
 from phi3mobile.export.targets.executorch.program import Pte
 from phi3mobile.export.targets.executorch.read_vision import tower_difference
+from phi3mobile.manifest import tower_bytes
 from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.models.vision import fit, plan_crops
 from phi3mobile.session.pictures import Pictures

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from phi3mobile.bundle import MANIFEST, open_bundle
+from phi3mobile.bundle import open_bundle
 from phi3mobile.cli import main
 from phi3mobile.engines.native import native_library
 from phi3mobile.export import layerwise
@@ -21,6 +21,7 @@ from phi3mobile.export.targets import target_of
 from phi3mobile.export.targets.executorch.program import Pte
 from phi3mobile.export.verify import run_check, source_of
 from phi3mobile.files import sha256
+from phi3mobile.manifest import MANIFEST
 
 PROMPT = np.random.default_rng(0).integers(3, 304, 20).tolist()
 NEEDS = {"host": native_library(), "litert": importlib.util.find_spec("ai_edge_litert"), "android-cpu": True}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from exported import psnr
 
-from phi3mobile.bundle import MANIFEST, open_bundle
+from phi3mobile.bundle import open_bundle
 from phi3mobile.engines.eager import EagerEngine, EagerTower
 from phi3mobile.engines.native import NativeProgram, native_library
 from phi3mobile.engines.registry import open_engine, open_tower
@@ -27,6 +27,7 @@ from phi3mobile.export.targets.executorch.read_vision import tower_difference
 from phi3mobile.export.targets.executorch.target import TARGET
 from phi3mobile.export.tower_check import compare_tower
 from phi3mobile.export.tower_pictures import measured_views
+from phi3mobile.manifest import MANIFEST
 from phi3mobile.models.checkpoint import open_checkpoint
 from phi3mobile.models.vision_config import PREFIX
 from phi3mobile.session.session import Session
