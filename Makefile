@@ -9,7 +9,7 @@ SOURCES := $(shell find phi3mobile/core -name '*.cpp' -o -name '*.h')
 # Folders with modules: they change when a module comes, goes or moves. "/.": bench is a target, too.
 FOLDERS := $(addsuffix /.,$(shell find phi3mobile export bench training apps/assistant -type d -not -name __pycache__ -not -path '*/native*'))
 
-.PHONY: demo setup native wheel test test-all test-arm64 arm64-runner test-macos android lint typed format docs bench
+.PHONY: demo setup native wheel test pytest test-all test-arm64 arm64-runner test-macos android lint typed format docs bench
 
 demo: setup
 	$(BIN)/phi3mobile demo --folder build/demo
@@ -60,7 +60,13 @@ wheel: .venv/.linked
 	@$(PIP) -e ".[test,coreml,litert,coreai,train,app,library,eval]"
 	@touch $@ .venv/.linked
 
-test: .venv/.rooms setup lint
+# What can go side by side does: packages and kernels, then the linters and the tests.
+test: .venv/.installed
+	@$(MAKE) -s -j2 .venv/.rooms native
+	@$(MAKE) -s setup
+	@$(MAKE) -s -j2 pytest lint
+
+pytest:
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-all: setup lint .venv/.rooms
