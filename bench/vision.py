@@ -102,7 +102,7 @@ def answer(bundle: Path, num_crops: int, width: int, height: int) -> dict[str, A
     long = engine.info.original_context is not None and len(ids) + len(text) > engine.info.original_context
     for at in range(0, len(rows), chunk):
         part = rows[at : at + chunk]
-        engine.forward_embeddings(part, position, long)
+        engine.prefill_embeddings(part, position, long)
         position += len(part)
     engine.forward(text, position, long)
     total = time.perf_counter() - start
