@@ -3,6 +3,7 @@
 # Needs a JDK 17 or later and npm; Debian (apt) on x86-64 for what packs APKs. Prints what is missing and leaves with 3.
 set -eu
 folder=$1 python=$(command -v "$2")
+case $python in /*) ;; *) python=$PWD/$python ;; esac
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 cd "$folder"

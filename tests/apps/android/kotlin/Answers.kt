@@ -1,7 +1,11 @@
 package tests
 
 import java.io.File
+import kotlinx.coroutines.CompletableDeferred
+import kotlinx.coroutines.CoroutineStart
+import kotlinx.coroutines.Job
 import kotlinx.coroutines.async
+import kotlinx.coroutines.cancelAndJoin
 import kotlinx.coroutines.coroutineScope
 import kotlinx.coroutines.flow.take
 import kotlinx.coroutines.flow.toList
@@ -72,27 +76,30 @@ val answers: Map<String, Check> = mapOf(
             same((events.last() as Event.Done).statistics.finishReason, "cancelled")
             holds((events.last() as Event.Done).statistics.generatedTokens < 8, "it went on: ${events.size}")
             session.clear()
-            // The button before the library has begun: the answer ends within a token, and one without a text leaves no trace.
+            // The button before the library has begun: another session has the turn until then. The answer ends within a token, and one
+            // without a text leaves no trace.
+            val early = ArrayList<Event>()
             coroutineScope {
-                val early = ArrayList<Event>()
-                val job = launch(start = kotlinx.coroutines.CoroutineStart.UNDISPATCHED) {
-                    session.send("Tell a long story").collect { early += it }
+                val waiting = model.session(generation = Generation(maxTokens = null, repetition = true))
+                var job: Job? = null
+                session.send("Tell a long story").collect {
+                    if (job != null) return@collect
+                    job = launch(start = CoroutineStart.UNDISPATCHED) { waiting.send("Tell a long story").collect { early += it } }
+                    waiting.cancel()
+                    session.cancel()
                 }
-                session.cancel()
-                job.join()
+                job!!.join()
                 same((early.last() as Event.Done).statistics.finishReason, "cancelled")
                 holds((early.last() as Event.Done).statistics.generatedTokens <= 1, "it went on: ${early.size}")
-                same(session.history.size, if (early.any { it is Event.Text }) 2 else 0)
+                same(waiting.history.size, if (early.any { it is Event.Text }) 2 else 0)
             }
-            // A collector that is cancelled from outside, in the middle of native work.
+            session.clear()
+            // A collector that is cancelled from outside while the library works on.
             coroutineScope {
-                val job = launch { session.send("Tell a long story").collect {} }
-                while (model.state.value != ModelState.ANSWERING) kotlinx.coroutines.delay(1)
-                kotlinx.coroutines.delay(5)
-                val start = System.nanoTime()
-                job.cancel()
-                job.join()
-                println("stopped after ${(System.nanoTime() - start) / 1e6} ms")
+                val begun = CompletableDeferred<Unit>()
+                val job = launch { session.send("Tell a long story").collect { begun.complete(Unit) } }
+                begun.await()
+                job.cancelAndJoin()
             }
             session.clear()
             same(session.answered("Hi", Generation(maxTokens = 4)).done.generatedTokens, 4L)
