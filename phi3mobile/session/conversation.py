@@ -33,7 +33,7 @@ class Conversation:
         for index, message in enumerate(given):
             result = isinstance(message, dict) and message.get("role") == "tool"
             if not isinstance(message, dict) or set(message) != {"role", "content", *(["name"] if result else [])}:
-                raise InputError(f"message {index} is {message!r:.80}; it must have role and content, a tool's a name, and no more")
+                raise InputError(f"message {index} is {message!r:.80}; it must have role and content, a tool's name, no more")
             self.say(**message)
 
     def say(self, role: str, content: str | list[dict[str, str]], name: str | None = None) -> None:
