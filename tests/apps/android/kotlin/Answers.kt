@@ -1,22 +1,22 @@
 package tests
 
-import java.io.File
 import kotlinx.coroutines.CompletableDeferred
 import kotlinx.coroutines.CoroutineStart
 import kotlinx.coroutines.Job
 import kotlinx.coroutines.async
 import kotlinx.coroutines.cancelAndJoin
 import kotlinx.coroutines.coroutineScope
+import kotlinx.coroutines.flow.collect
 import kotlinx.coroutines.flow.take
 import kotlinx.coroutines.flow.toList
 import kotlinx.coroutines.launch
-import kotlinx.coroutines.flow.collect
 import org.phi3mobile.Event
 import org.phi3mobile.Generation
 import org.phi3mobile.Message
 import org.phi3mobile.ModelOptions
 import org.phi3mobile.ModelState
 import org.phi3mobile.Phi3Model
+import java.io.File
 
 fun Given.options() = ModelOptions(threads = 2, cache = File(scratch, "cache"))
 
@@ -188,7 +188,7 @@ val answers: Map<String, Check> = mapOf(
         Phi3Model.openBlocking(given.bundle, given.options()).use { model ->
             val session = model.session()
             var seen = 0
-            val text = session.sendBlocking("Hi", Generation.Builder().maxTokens(5).build()) { seen++; true }
+            val text = session.sendBlocking("Hi", Generation.Builder().maxTokens(5).build()) { ++seen > 0 }
             holds(text.isNotEmpty() && seen > 1, "nothing came")
             session.sendBlocking("Hi", Generation(maxTokens = null, repetition = true)) { it !is Event.Text }
         }

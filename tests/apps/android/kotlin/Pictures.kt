@@ -1,7 +1,5 @@
 package tests
 
-import java.io.File
-import javax.imageio.ImageIO
 import org.phi3mobile.Conversation
 import org.phi3mobile.Event
 import org.phi3mobile.Generation
@@ -11,6 +9,8 @@ import org.phi3mobile.ModelOptions
 import org.phi3mobile.Phi3Model
 import org.phi3mobile.Picture
 import org.phi3mobile.Png
+import java.io.File
+import javax.imageio.ImageIO
 
 /** As test_sdk_pictures.py draws them: opaque. */
 private fun colors(width: Int, height: Int) = IntArray(width * height) { 0xFF shl 24 or (it * 7919 and 0xFFFFFF) }

@@ -129,7 +129,11 @@ internal object Png {
         3 -> (left + up) / 2
         4 -> {
             val (toLeft, toUp, toCorner) = Triple(abs(up - corner), abs(left - corner), abs(left + up - 2 * corner))
-            if (toLeft <= toUp && toLeft <= toCorner) left else if (toUp <= toCorner) up else corner
+            when {
+                toLeft <= toUp && toLeft <= toCorner -> left
+                toUp <= toCorner -> up
+                else -> corner
+            }
         }
         else -> throw IOException("a row is of the kind $filter")
     }

@@ -1,13 +1,13 @@
 package org.phi3mobile
 
-import java.io.File
-import java.util.concurrent.atomic.AtomicBoolean
 import kotlinx.coroutines.CancellationException
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.flow.Flow
 import kotlinx.coroutines.flow.flow
 import kotlinx.coroutines.runBlocking
 import kotlinx.coroutines.withContext
+import java.io.File
+import java.util.concurrent.atomic.AtomicBoolean
 
 /** A conversation over a model: [Phi3Model.session] makes it. Any number may be open; closing the model ends them all. */
 public class Session internal constructor(
@@ -44,7 +44,10 @@ public class Session internal constructor(
         try {
             repeat(MOST_ROUNDS) {
                 val calls = ArrayList<Event.ToolCall>()
-                model.answer(this@Session, { number -> generation.request("messages" to whole(before + turn).map { Conversation.told(it, number) }, tools) }) { event ->
+                val request = { number: (Picture) -> Long ->
+                    generation.request("messages" to whole(before + turn).map { Conversation.told(it, number) }, tools)
+                }
+                model.answer(this@Session, request) { event ->
                     if (event is Event.Text) said.append(event.text)
                     if (event is Event.ToolCall) calls += event
                     if (event is Event.Done && calls.isEmpty()) {
