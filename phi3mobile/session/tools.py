@@ -54,7 +54,7 @@ class Tools:
 
         system: the chat template has a system role; else the first message is told. control: the vocabulary has CONTROL.
         """
-        told = _results_as_messages(messages)
+        told = results_as_messages(messages)
         listed = json.dumps(self._tools, ensure_ascii=False)
         mark = _unused(told) if control else ""
         words = f"{mark}{listed}{mark}" if control else _TOLD.format(tools=listed)
@@ -144,6 +144,29 @@ def spans(parts: Iterable[tuple[str, bool]], mark: str) -> list[tuple[str, bool]
     return found
 
 
+def results_as_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with what functions gave told as the user's. InputError: a result without a name, or one that is no text."""
+    told: list[dict[str, Any]] = []
+    result_before = False
+    for index, message in enumerate(messages):
+        result = message["role"] == "tool"
+        if not result:
+            told.append(message)
+        else:
+            if not isinstance(message.get("name"), str) or not isinstance(message["content"], str):
+                raise InputError(
+                    f"message {index} is a tool's result without a name or a text; "
+                    'give {"role": "tool", "name": "...", "content": "..."}'
+                )
+            text = f"Result of {message['name']}: {message['content']}"
+            if result_before:
+                told[-1] = {"role": "user", "content": f"{told[-1]['content']}\n{text}"}
+            else:
+                told.append({"role": "user", "content": text})
+        result_before = result
+    return told
+
+
 def _checked(tool: Any, index: int) -> dict[str, Any]:
     """name, description and parameters of a tool, given so or in OpenAI's form."""
     if isinstance(tool, Mapping) and tool.get("type") == "function" and isinstance(tool.get("function"), Mapping):
@@ -159,27 +182,6 @@ def _checked(tool: Any, index: int) -> dict[str, Any]:
     if not isinstance(description, str) or not isinstance(parameters, Mapping):
         raise InputError(f"the tool {name} needs a text as its description and a JSON schema object as its parameters")
     return {"name": name, "description": description, "parameters": dict(parameters)}
-
-
-def _results_as_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    told: list[dict[str, Any]] = []
-    result_before = False
-    for index, message in enumerate(messages):
-        result = message["role"] == "tool"
-        if not result:
-            told.append(message)
-        else:
-            if not isinstance(message.get("name"), str):
-                raise InputError(
-                    f'message {index} is a tool\'s result without a name; give {{"role": "tool", "name", "content"}}'
-                )
-            text = f"Result of {message['name']}: {message['content']}"
-            if result_before:
-                told[-1] = {"role": "user", "content": f"{told[-1]['content']}\n{text}"}
-            else:
-                told.append({"role": "user", "content": text})
-        result_before = result
-    return told
 
 
 def _unused(messages: Sequence[dict[str, Any]]) -> str:

@@ -48,7 +48,7 @@ class Script(ChainEngine):
 def saying(tmp_path):
     """A text -> a bundle and an engine that says it after a prompt of these messages."""
 
-    def make(text: str, messages: list[dict], tools: list[dict]) -> tuple:
+    def make(text: str, messages: list[dict], tools: list[dict] | None) -> tuple:
         engine = Script(VOCAB, max_context=1000, max_chunk=999)
         folder = write_bundle(tmp_path / str(len(list(tmp_path.iterdir()))), engine)
         bundle = open_bundle(folder)
@@ -69,6 +69,17 @@ def test_the_prompt_is_pythons(saying, messages):
     with core_session(folder, engine) as session:
         session.answer({"messages": messages, "tools": TOOLS})
     assert engine.prompt[: len(prompt)] == prompt
+
+
+@pytest.mark.parametrize("overflow", ["stop", "slide"])
+def test_a_conversation_that_had_tools_goes_on_without_them(saying, overflow):
+    folder, engine, prompt = saying("yes", RESULTS, None)
+    with core_session(folder, engine) as session:
+        assert session.answer({"messages": RESULTS, "overflow": overflow}).text == "yes"
+        assert engine.prompt[: len(prompt)] == prompt
+        for wrong in ({"content": "rain"}, {"name": 3, "content": "rain"}):
+            with pytest.raises(CoreError, match="message 1 is a tool's result without a name or a text; give"):
+                session.answer({"messages": [*ASKED, {"role": "tool", **wrong}]})
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,17 @@ def test_json_restores_the_same_conversation(texts, system):
     assert Conversation.from_json(conversation.to_json()) == conversation
 
 
+def test_what_functions_gave_is_kept_and_taken_back_with_its_turn(tmp_path):
+    conversation = talk("q1", "a1", "Rain?", '{"name": "weather", "arguments": {}}', system="s")
+    conversation.say("tool", "rain 🌧", "weather")
+    conversation.say("assistant", "Yes.")
+    conversation.save(tmp_path / "chat.json")
+    loaded = Conversation.load(tmp_path / "chat.json")
+    assert loaded == conversation and loaded.messages[5] == {"role": "tool", "name": "weather", "content": "rain 🌧"}
+    assert [message["role"] for message in loaded.undo()] == ["user", "assistant", "tool", "assistant"]
+    assert contents(loaded.messages) == ["s", "q1", "a1"]
+
+
 GOOD = {"format": "phi3mobile-conversation", "version": 1, "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -83,6 +94,10 @@ GOOD = {"format": "phi3mobile-conversation", "version": 1, "messages": [{"role":
         GOOD | {"messages": ["hi"]},
         GOOD | {"messages": [{"role": "user"}]},
         GOOD | {"messages": [{"role": "user", "content": "a", "name": "b"}]},
+        GOOD | {"messages": [{"role": "tool", "content": "a"}]},
+        GOOD | {"messages": [{"role": "tool", "content": "a", "name": None}]},
+        GOOD | {"messages": [{"role": "user", "content": "a", "name": None}]},
+        GOOD | {"messages": [{"role": "tool", "content": "a", "name": "\ud800"}]},
         GOOD | {"messages": [{"role": "user", "content": ["a"]}]},
         GOOD | {"messages": [{"role": ["user"], "content": "a"}]},
         GOOD | {"messages": [{"role": "user", "content": "\ud800"}]},

@@ -180,11 +180,20 @@ def test_a_guide_beside_tools_is_refused(saying, bundle):
         saying("x").generate(ASKED, tools=TOOLS, guide=guide)
 
 
-def test_a_result_without_a_name_is_refused(saying):
+@pytest.mark.parametrize("tools", [TOOLS, None])
+@pytest.mark.parametrize("given", [{"content": "rain"}, {"name": 3, "content": "rain"}])
+def test_a_result_without_a_name_is_refused(saying, tools, given):
     with pytest.raises(InputError, match="message 1 is a tool's result without a name"):
-        saying("x").generate([*ASKED, {"role": "tool", "content": "rain"}], tools=TOOLS)
-    with pytest.raises(InputError, match="role 'tool'"):
-        saying("x").generate([*ASKED, {"role": "tool", "name": "weather", "content": "rain"}])
+        saying("x").generate([*ASKED, {"role": "tool", **given}], tools=tools)
+
+
+def test_a_conversation_that_had_tools_goes_on_without_them(saying, bundle):
+    """Results are the user's messages; the answer is text, even one that looks like a call."""
+    session = saying(CALL)
+    said = [*ASKED, {"role": "assistant", "content": CALL}, {"role": "tool", "name": "weather", "content": "rain"}]
+    assert "".join(session.generate(said, max_tokens=60, repetition=True)) == CALL and not session.calls
+    told = [*said[:2], {"role": "user", "content": "Result of weather: rain"}]
+    assert session.engine.prompt == bundle.chat.encode(bundle.tokenizer, told)
 
 
 def test_openais_form_is_the_same():

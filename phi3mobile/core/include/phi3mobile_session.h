@@ -100,8 +100,8 @@ P3M_API int64_t p3m_session_picture(p3m_session* session, const uint8_t* pixels,
  * At most one of the last three, and not with tools; such an answer is greedy where nobody says, and whole within max_tokens
  * and the context: where these come near it is closed as shortly as it can be, and ends as "length". They need llguidance's
  * library (p3m_guidance); without it they are refused, and the arguments of a tool's call may break its schema. What a function
- * gave is a message {"role": "tool", "name", "content"}. Computes nothing but ids. 0, or -1 and the error; then what ran goes
- * on. */
+ * gave is a message {"role": "tool", "name", "content"}, and may stay there without tools: it is told as the user's. Computes
+ * nothing but ids. 0, or -1 and the error; then what ran goes on. */
 P3M_API int p3m_session_start(p3m_session* session, const char* request, char* error, size_t error_size);
 
 /* Finds llguidance, which constrained output is made by: its name and version, valid for good. path: null for the default, the

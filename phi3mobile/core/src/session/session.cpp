@@ -129,7 +129,10 @@ std::vector<int64_t> Session::encode(const Json::Array& messages, const Tools* t
     return Seen(all).encode(
         parts_.segments, *parts_.tokenizer, [&](const Json& image) { return pictures_->ids(image.integer()); });
   };
-  if (!tools) return pictures_ ? seen(messages) : parts_.tokenizer->encode(spans(parts_.segments, messages));
+  if (!tools) {
+    const Json::Array said = results_as_messages(messages);
+    return pictures_ ? seen(said) : parts_.tokenizer->encode(spans(parts_.segments, said));
+  }
   const auto [told, mark] = tools->told(messages, !parts_.segments["system"].is_null(), Tools::known_to(*parts_.tokenizer));
   if (pictures_ && mark.empty()) return seen(told);
   const auto parts = spans(parts_.segments, told);

@@ -78,29 +78,6 @@ Json message(const std::string& role, const std::string& content) {
 
 bool is_role(const Json& message, const char* role) { return message["role"].string() == role; }
 
-Json::Array results_as_messages(const Json::Array& messages) {
-  Json::Array told;
-  bool result_before = false;
-  for (size_t i = 0; i < messages.size(); ++i) {
-    const bool result = is_role(messages[i], "tool");
-    if (!result) {
-      told.push_back(messages[i]);
-    } else {
-      if (!messages[i]["name"].is_string()) {
-        throw InputError("message " + std::to_string(i) + " is a tool's result without a name; give role, name and content");
-      }
-      const std::string text = "Result of " + messages[i]["name"].string() + ": " + messages[i]["content"].string();
-      if (result_before) {
-        told.back() = message("user", told.back()["content"].string() + "\n" + text);
-      } else {
-        told.push_back(message("user", text));
-      }
-    }
-    result_before = result;
-  }
-  return told;
-}
-
 // A private character that is in no content.
 std::string unused(const Json::Array& messages) {
   for (uint32_t code = 0xF8FF; code > 0xE000; --code) {
@@ -114,6 +91,30 @@ std::string unused(const Json::Array& messages) {
 }
 
 }  // namespace
+
+Json::Array results_as_messages(const Json::Array& messages) {
+  Json::Array told;
+  bool result_before = false;
+  for (size_t i = 0; i < messages.size(); ++i) {
+    const bool result = is_role(messages[i], "tool");
+    if (!result) {
+      told.push_back(messages[i]);
+    } else {
+      if (!messages[i]["name"].is_string() || !messages[i]["content"].is_string()) {
+        throw InputError("message " + std::to_string(i) + " is a tool's result without a name or a text; " +
+                         R"(give {"role": "tool", "name": "...", "content": "..."})");
+      }
+      const std::string text = "Result of " + messages[i]["name"].string() + ": " + messages[i]["content"].string();
+      if (result_before) {
+        told.back() = message("user", told.back()["content"].string() + "\n" + text);
+      } else {
+        told.push_back(message("user", text));
+      }
+    }
+    result_before = result;
+  }
+  return told;
+}
 
 Tools::Tools(const Json& tools) {
   if (!tools.is_array() || tools.array().empty()) {

@@ -34,6 +34,9 @@ class Tools {
   Json::Array tools_;
 };
 
+// The messages with what functions gave told as the user's. InputError: a result without a name, or one that is no text.
+Json::Array results_as_messages(const Json::Array& messages);
+
 // Parts in which the first mark has become <|tool|> and the second <|/tool|>, trusted.
 std::vector<Span> marked_spans(const std::vector<Span>& parts, const std::string& mark);
 

@@ -1,18 +1,22 @@
 package tests
 
-import java.io.File
+import kotlinx.coroutines.CompletableDeferred
+import kotlinx.coroutines.CoroutineStart
+import kotlinx.coroutines.Job
 import kotlinx.coroutines.async
+import kotlinx.coroutines.cancelAndJoin
 import kotlinx.coroutines.coroutineScope
+import kotlinx.coroutines.flow.collect
 import kotlinx.coroutines.flow.take
 import kotlinx.coroutines.flow.toList
 import kotlinx.coroutines.launch
-import kotlinx.coroutines.flow.collect
 import org.phi3mobile.Event
 import org.phi3mobile.Generation
 import org.phi3mobile.Message
 import org.phi3mobile.ModelOptions
 import org.phi3mobile.ModelState
 import org.phi3mobile.Phi3Model
+import java.io.File
 
 fun Given.options() = ModelOptions(threads = 2, cache = File(scratch, "cache"))
 
@@ -72,27 +76,30 @@ val answers: Map<String, Check> = mapOf(
             same((events.last() as Event.Done).statistics.finishReason, "cancelled")
             holds((events.last() as Event.Done).statistics.generatedTokens < 8, "it went on: ${events.size}")
             session.clear()
-            // The button before the library has begun: the answer ends within a token, and one without a text leaves no trace.
+            // The button before the library has begun: another session has the turn until then. The answer ends within a token, and one
+            // without a text leaves no trace.
+            val early = ArrayList<Event>()
             coroutineScope {
-                val early = ArrayList<Event>()
-                val job = launch(start = kotlinx.coroutines.CoroutineStart.UNDISPATCHED) {
-                    session.send("Tell a long story").collect { early += it }
+                val waiting = model.session(generation = Generation(maxTokens = null, repetition = true))
+                var job: Job? = null
+                session.send("Tell a long story").collect {
+                    if (job != null) return@collect
+                    job = launch(start = CoroutineStart.UNDISPATCHED) { waiting.send("Tell a long story").collect { early += it } }
+                    waiting.cancel()
+                    session.cancel()
                 }
-                session.cancel()
-                job.join()
+                job!!.join()
                 same((early.last() as Event.Done).statistics.finishReason, "cancelled")
                 holds((early.last() as Event.Done).statistics.generatedTokens <= 1, "it went on: ${early.size}")
-                same(session.history.size, if (early.any { it is Event.Text }) 2 else 0)
+                same(waiting.history.size, if (early.any { it is Event.Text }) 2 else 0)
             }
-            // A collector that is cancelled from outside, in the middle of native work.
+            session.clear()
+            // A collector that is cancelled from outside while the library works on.
             coroutineScope {
-                val job = launch { session.send("Tell a long story").collect {} }
-                while (model.state.value != ModelState.ANSWERING) kotlinx.coroutines.delay(1)
-                kotlinx.coroutines.delay(5)
-                val start = System.nanoTime()
-                job.cancel()
-                job.join()
-                println("stopped after ${(System.nanoTime() - start) / 1e6} ms")
+                val begun = CompletableDeferred<Unit>()
+                val job = launch { session.send("Tell a long story").collect { begun.complete(Unit) } }
+                begun.await()
+                job.cancelAndJoin()
             }
             session.clear()
             same(session.answered("Hi", Generation(maxTokens = 4)).done.generatedTokens, 4L)
@@ -169,7 +176,7 @@ val answers: Map<String, Check> = mapOf(
             holds(session.answered("Four").done.promptTokens > 0, "nothing was asked on one thread")
         }
         // A damaged state: the same text, prefilled.
-        File(kept, "kv.state").let { it.writeBytes(it.readBytes().copyOf(100)) }
+        File(kept, "conversation.json.state").let { it.writeBytes(it.readBytes().copyOf(100)) }
         Phi3Model.open(given.bundle, given.options()).use { model ->
             val session = model.session("S", generation)
             same(session.restore(kept), 0L)
@@ -181,7 +188,7 @@ val answers: Map<String, Check> = mapOf(
         Phi3Model.openBlocking(given.bundle, given.options()).use { model ->
             val session = model.session()
             var seen = 0
-            val text = session.sendBlocking("Hi", Generation.Builder().maxTokens(5).build()) { seen++; true }
+            val text = session.sendBlocking("Hi", Generation.Builder().maxTokens(5).build()) { ++seen > 0 }
             holds(text.isNotEmpty() && seen > 1, "nothing came")
             session.sendBlocking("Hi", Generation(maxTokens = null, repetition = true)) { it !is Event.Text }
         }

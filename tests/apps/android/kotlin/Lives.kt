@@ -1,13 +1,13 @@
 package tests
 
-import java.io.File
-import java.nio.FloatBuffer
 import kotlinx.coroutines.flow.first
 import org.phi3mobile.Engine
 import org.phi3mobile.Generation
 import org.phi3mobile.ModelOptions
 import org.phi3mobile.ModelState
 import org.phi3mobile.Phi3Model
+import java.io.File
+import java.nio.FloatBuffer
 
 /** Bytes of this process that are its own. */
 fun resident(): Long = File("/proc/self/statm").readText().split(' ').let { (it[1].toLong() - it[2].toLong()) * 4096 }

@@ -1,12 +1,12 @@
 package tests
 
-import java.io.File
 import kotlinx.coroutines.runBlocking
 import org.phi3mobile.Event
 import org.phi3mobile.Phi3Exception
 import org.phi3mobile.Session
+import java.io.File
 
-/** java tests.MainKt NAME BUNDLE SCRATCH [ARGUMENT...]: one check in a fresh process; prints JSON, or the assertion that failed. */
+/** java tests.MainKt NAME BUNDLE SCRATCH ARGUMENT...: one check in a fresh process; prints JSON, or the assertion that failed. */
 fun main(arguments: Array<String>) {
     val (name, bundle, scratch) = arguments
     val check = checks[name] ?: error("no check $name; there are ${checks.keys}")

@@ -1,6 +1,5 @@
 package tests
 
-import java.io.File
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.async
 import kotlinx.coroutines.coroutineScope
@@ -16,6 +15,7 @@ import org.phi3mobile.Phi3Exception
 import org.phi3mobile.Retry
 import org.phi3mobile.Transfer
 import org.phi3mobile.Verdict
+import java.io.File
 
 /** ARGUMENT: address, name, attempts, bytes that are free, headers as name=value. Prints what was shown, and how it ended. */
 val downloads: Map<String, Check> = mapOf(

@@ -1,6 +1,5 @@
 package tests
 
-import java.nio.FloatBuffer
 import org.phi3mobile.Engine
 import org.phi3mobile.Event
 import org.phi3mobile.Generation
@@ -8,6 +7,7 @@ import org.phi3mobile.Message
 import org.phi3mobile.ModelOptions
 import org.phi3mobile.Phi3Model
 import org.phi3mobile.Tool
+import java.nio.FloatBuffer
 
 /** Says the given tokens one after the other; each prefill of several tokens begins the next answer. */
 class Script(private val vocab: Int, private val answers: List<List<Int>>) : Engine {
@@ -39,8 +39,10 @@ val tools: Map<String, Check> = mapOf(
             val found = session.answered("Do I need an umbrella?")
             println("text ${quoted(found.text)}")
             same(asked, listOf("""{"town":"Köln"}"""), "what was asked")
-            same(found.events.filter { it is Event.ToolCall || it is Event.ToolResult },
-                listOf(Event.ToolCall("weather", """{"town":"Köln"}"""), Event.ToolResult("weather", "rain 🌧")))
+            same(
+                found.events.filter { it is Event.ToolCall || it is Event.ToolResult },
+                listOf(Event.ToolCall("weather", """{"town":"Köln"}"""), Event.ToolResult("weather", "rain 🌧")),
+            )
             same(found.done.finishReason, "stop")
             same(found.events.count { it is Event.Done }, 1)
             same(session.history.map { it.role }, listOf("user", "assistant", "tool", "assistant"))

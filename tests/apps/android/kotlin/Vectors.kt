@@ -1,11 +1,11 @@
 package tests
 
-import java.io.File
-import java.nio.FloatBuffer
 import org.phi3mobile.Engine
 import org.phi3mobile.Json
 import org.phi3mobile.Native
 import org.phi3mobile.Phi3Exception
+import java.io.File
+import java.nio.FloatBuffer
 
 private typealias Map_ = Map<*, *>
 
@@ -18,7 +18,7 @@ private class Chain(about: Map_, private val vocab: Int) : Engine {
     val calls = ArrayList<List<Any>>()
 
     override fun forward(tokens: LongArray, position: Long, isLong: Boolean, logits: FloatBuffer) {
-        val long = isLong || original != null && position + tokens.size > original
+        val long = isLong || (original != null && position + tokens.size > original)
         calls += listOf(position, tokens.toList(), long)
         for ((row, token) in tokens.withIndex()) {
             val at = position.toInt() + row

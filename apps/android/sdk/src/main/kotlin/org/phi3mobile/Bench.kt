@@ -188,7 +188,8 @@ public class Bench private constructor(private val asked: Map<*, *>, private val
             return if (bench.answer.exists()) null else bench
         }
 
-        private val DEFAULTS = mapOf<Any?, Any?>("bundle" to "", "steps" to emptyList<Any?>(), "threads" to 0L, "cold" to false, "sample_s" to 0L, "remove" to false)
+        private val DEFAULTS =
+            mapOf<Any?, Any?>("bundle" to "", "steps" to emptyList<Any?>(), "threads" to 0L, "cold" to false, "sample_s" to 0L, "remove" to false)
 
         private fun fits(asked: Map<*, *>): Boolean {
             val out = asked["out"] as? String ?: return false

@@ -110,7 +110,10 @@ internal class Download(
             file.delete()
             mark.delete()
             // A range of another version explains it once.
-            if (++wrong == 2) throw Phi3Exception("${part.path} is not what the manifest says, twice: the server's bundle is damaged, or something on the way changes it")
+            if (++wrong == 2) {
+                val why = "the server's bundle is damaged, or something on the way changes it"
+                throw Phi3Exception("${part.path} is not what the manifest says, twice: $why")
+            }
         }
         target.parentFile!!.mkdirs()
         if (!file.renameTo(target)) throw Phi3Exception("$target can't be written")
@@ -186,7 +189,9 @@ internal class Download(
             stopIfAsked()
             failed = if (done > before) 1 else failed + 1
             val reason = error.message ?: error.javaClass.simpleName
-            if (failed >= retry.attempts) throw Phi3Exception("the download failed $failed times in a row ($reason): try again later, it goes on from here", error)
+            if (failed >= retry.attempts) {
+                throw Phi3Exception("the download failed $failed times in a row ($reason): try again later, it goes on from here", error)
+            }
             val pause = (error as? Passing)?.afterMs ?: minOf(retry.mostMs, retry.firstMs shl minOf(failed - 1, 20))
             show(Transfer.Waiting(pause, reason))
             wake.await(pause + (pause * Math.random() / 4).toLong(), TimeUnit.MILLISECONDS)
@@ -200,7 +205,7 @@ internal class Download(
     }
 
     private fun allowed(url: URL) {
-        if (url.protocol == "https" || url.protocol == "http" && url.host in LOOPBACK) return
+        if (url.protocol == "https" || (url.protocol == "http" && url.host in LOOPBACK)) return
         throw Phi3Exception("$url is not fetched: models come over https only")
     }
 

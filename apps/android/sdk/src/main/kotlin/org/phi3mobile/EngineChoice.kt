@@ -10,10 +10,12 @@ internal object EngineChoice {
         if (lacking.isEmpty()) return null
         val ours = lacking.filter { it.startsWith("phi3mobile::") }
         if (ours.isNotEmpty()) {
-            throw Phi3Exception("${manifest.name} needs ${some(ours)}, which this library was built without: export it with --recipe android-cpu, or take the SDK's own library")
+            val advice = "export it with --recipe android-cpu, or take the SDK's own library"
+            throw Phi3Exception("${manifest.name} needs ${some(ours)}, which this library was built without: $advice")
         }
         if (!ExecuTorchEngine.isThere()) {
-            throw Phi3Exception("${manifest.name} (recipe ${manifest.recipe}) needs ${some(lacking)}: add org.pytorch:executorch-android:${manifest.runtimeVersion} to the app, or export it with --recipe host")
+            val advice = "add org.pytorch:executorch-android:${manifest.runtimeVersion} to the app, or export it with --recipe host"
+            throw Phi3Exception("${manifest.name} (recipe ${manifest.recipe}) needs ${some(lacking)}: $advice")
         }
         return ExecuTorchEngine(File(folder, manifest.program), threads, manifest.vocab)
     }

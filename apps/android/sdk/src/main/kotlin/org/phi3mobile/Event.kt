@@ -147,8 +147,10 @@ public data class Generation(
         if (slide && prompt.first == "messages") all["overflow"] = "slide"
         if (lookup) all["lookup"] = true
         if (repetition) all["repetition"] = true
-        val sampling = mapOf("temperature" to temperature, "top_k" to topK, "top_p" to topP, "min_p" to minP,
-            "repetition_penalty" to repetitionPenalty, "seed" to seed)
+        val sampling = mapOf(
+            "temperature" to temperature, "top_k" to topK, "top_p" to topP, "min_p" to minP,
+            "repetition_penalty" to repetitionPenalty, "seed" to seed,
+        )
         val guide = mapOf("schema" to schema, "regex" to regex, "grammar" to grammar)
         if (additionalProperties) all["additional_properties"] = true
         (sampling + guide).filterValues { it != null }.forEach { (name, value) -> all[name] = value }

@@ -1,5 +1,12 @@
 package org.phi3mobile
 
+import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.channels.awaitClose
+import kotlinx.coroutines.flow.Flow
+import kotlinx.coroutines.flow.callbackFlow
+import kotlinx.coroutines.flow.conflate
+import kotlinx.coroutines.launch
+import kotlinx.coroutines.runBlocking
 import java.io.File
 import java.io.FileInputStream
 import java.io.IOException
@@ -8,13 +15,6 @@ import java.io.RandomAccessFile
 import java.nio.channels.FileLock
 import java.nio.channels.OverlappingFileLockException
 import java.security.MessageDigest
-import kotlinx.coroutines.Dispatchers
-import kotlinx.coroutines.channels.awaitClose
-import kotlinx.coroutines.flow.Flow
-import kotlinx.coroutines.flow.callbackFlow
-import kotlinx.coroutines.flow.conflate
-import kotlinx.coroutines.launch
-import kotlinx.coroutines.runBlocking
 
 /** How far a transfer is. */
 public sealed class Transfer {
@@ -93,9 +93,12 @@ public class ModelStore @JvmOverloads constructor(
     public fun copy(source: BundleSource, id: String): Flow<Transfer> = transfer(id) { work, show -> Copy(work, source, free, show) }
 
     /** The same of a folder. */
-    public fun copy(source: File, id: String): Flow<Transfer> = copy(object : BundleSource {
-        override fun open(path: String): InputStream = FileInputStream(File(source, path))
-    }, id)
+    public fun copy(source: File, id: String): Flow<Transfer> = copy(
+        object : BundleSource {
+            override fun open(path: String): InputStream = FileInputStream(File(source, path))
+        },
+        id,
+    )
 
     /** Compares the hashes of all files: seconds per gigabyte. Throws Phi3Exception while collecting: which file is damaged. */
     public fun verify(id: String): Flow<Transfer> = flowOf { show ->

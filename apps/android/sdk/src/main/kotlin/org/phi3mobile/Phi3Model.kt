@@ -1,8 +1,5 @@
 package org.phi3mobile
 
-import java.io.File
-import java.security.MessageDigest
-import java.util.WeakHashMap
 import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.NonCancellable
 import kotlinx.coroutines.SupervisorJob
@@ -15,6 +12,9 @@ import kotlinx.coroutines.runBlocking
 import kotlinx.coroutines.sync.Mutex
 import kotlinx.coroutines.sync.withLock
 import kotlinx.coroutines.withContext
+import java.io.File
+import java.security.MessageDigest
+import java.util.WeakHashMap
 
 /** What a model does now. */
 public enum class ModelState { LOADING, READY, ANSWERING, UNLOADED, CLOSED }
@@ -262,7 +262,8 @@ public class Phi3Model private constructor(public val folder: File, public val m
             val manifest = withContext(kotlinx.coroutines.Dispatchers.IO) { Manifest.of(folder) }
             Native.require()
             if (options.freeMemory != null && manifest.needs > options.freeMemory) {
-                throw Phi3Exception("${manifest.name} does not fit: ${Memory.sentence(manifest, options.freeMemory)}; close other apps or choose a smaller model")
+                val sizes = Memory.sentence(manifest, options.freeMemory)
+                throw Phi3Exception("${manifest.name} does not fit: $sizes; close other apps or choose a smaller model")
             }
             val model = Phi3Model(folder, manifest, options)
             try {

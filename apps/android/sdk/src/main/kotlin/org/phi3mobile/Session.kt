@@ -1,13 +1,13 @@
 package org.phi3mobile
 
-import java.io.File
-import java.util.concurrent.atomic.AtomicBoolean
 import kotlinx.coroutines.CancellationException
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.flow.Flow
 import kotlinx.coroutines.flow.flow
 import kotlinx.coroutines.runBlocking
 import kotlinx.coroutines.withContext
+import java.io.File
+import java.util.concurrent.atomic.AtomicBoolean
 
 /** A conversation over a model: [Phi3Model.session] makes it. Any number may be open; closing the model ends them all. */
 public class Session internal constructor(
@@ -44,7 +44,10 @@ public class Session internal constructor(
         try {
             repeat(MOST_ROUNDS) {
                 val calls = ArrayList<Event.ToolCall>()
-                model.answer(this@Session, { number -> generation.request("messages" to spoken(before + turn, number), tools) }) { event ->
+                val request = { number: (Picture) -> Long ->
+                    generation.request("messages" to whole(before + turn).map { Conversation.told(it, number) }, tools)
+                }
+                model.answer(this@Session, request) { event ->
                     if (event is Event.Text) said.append(event.text)
                     if (event is Event.ToolCall) calls += event
                     if (event is Event.Done && calls.isEmpty()) {
@@ -114,15 +117,14 @@ public class Session internal constructor(
 
     /**
      * Writes the conversation, and the KV cache where it is this session's, into a folder: conversation.json as `phi3mobile chat`
-     * reads it, kv.state. [restore] goes on from there without prefilling. Throws Phi3Exception: it has pictures, or can't be written.
+     * reads it, with its pictures, and conversation.json.state. [restore] goes on from there without prefilling what comes before the first
+     * picture. Throws Phi3Exception: it can't be written.
      */
     public suspend fun save(folder: File) {
         idle()
         withContext(Dispatchers.IO) {
             if (!folder.isDirectory && !folder.mkdirs()) throw Phi3Exception("$folder can't be made: give a folder of the app's own")
-            val messages = spoken(history) { throw Phi3Exception("this conversation has pictures, which no file keeps: keep the photos yourself and show them again") }
-            val all = linkedMapOf("format" to FORMAT, "version" to 1L, "messages" to messages)
-            writeWhole(File(folder, CONVERSATION), Json.write(all).toByteArray())
+            Conversation.write(File(folder, CONVERSATION), whole(history))
             File(folder, STATE).delete()
         }
         model.saveState(this, File(folder, STATE))
@@ -130,12 +132,13 @@ public class Session internal constructor(
 
     /**
      * Reads what [save] or `phi3mobile chat` wrote in the place of this conversation. Gives how many tokens need no prefill; 0 also
-     * where the KV cache's file is missing, damaged or another bundle's: the answers are the same, the first comes later. Throws
-     * Phi3Exception: no conversation there.
+     * where the KV cache's file is missing, damaged or another bundle's: the answers are the same, the first comes later. [decode]
+     * reads files of pictures that [save] does not write, such as the chat's JPEGs: Photos::decode. Throws Phi3Exception: no
+     * conversation there, a picture that can't be read.
      */
-    public suspend fun restore(folder: File): Long {
+    public suspend fun restore(folder: File, decode: ((ByteArray) -> Picture)? = null): Long {
         idle()
-        val messages = withContext(Dispatchers.IO) { read(File(folder, CONVERSATION)) }
+        val messages = withContext(Dispatchers.IO) { Conversation.read(File(folder, CONVERSATION), decode) }
         history = checked(messages.filter { it.role != "system" })
         val state = File(folder, STATE)
         return if (state.isFile) model.restoreState(this, state) else 0
@@ -172,40 +175,19 @@ public class Session internal constructor(
         if (answering.get()) throw Phi3Exception("this session is answering: cancel it or wait")
     }
 
-    private fun spoken(messages: List<Message>, number: (Picture) -> Long): List<Map<String, Any?>> =
-        (listOfNotNull(system?.let { Message("system", it) }) + messages)
-            .map { listOf("role" to it.role, "content" to content(it, number), "name" to it.name).filter { (_, value) -> value != null }.toMap() }
-
-    private fun content(message: Message, number: (Picture) -> Long): Any {
-        if (message.pictures.isEmpty()) return message.content
-        return message.pictures.map { mapOf("type" to "image", "image" to number(it)) } + mapOf("type" to "text", "text" to message.content)
-    }
+    private fun whole(messages: List<Message>): List<Message> = listOfNotNull(system?.let { Message("system", it) }) + messages
 
     private companion object {
         const val CONVERSATION = "conversation.json"
-        const val STATE = "kv.state"
+        const val STATE = "conversation.json.state"
         const val MOST_ROUNDS = 8
         val SPOKEN = setOf("user", "assistant", "tool")
-        const val FORMAT = "phi3mobile-conversation"
 
         fun checked(history: List<Message>): List<Message> {
             history.firstOrNull { it.role !in SPOKEN }?.let {
                 throw Phi3Exception("a message of the history has the role ${it.role}: allowed are user, assistant and tool; the system message is given apart")
             }
             return history.toList()
-        }
-
-        fun read(file: File): List<Message> {
-            val text = runCatching { file.readText() }.getOrElse { throw Phi3Exception("$file can't be read: give a folder that Session.save wrote", it) }
-            val all = Json.parse(text, file.path) as? Map<*, *>
-            val messages = (all?.get("messages") as? List<*>)?.takeIf { all["format"] == FORMAT }
-                ?: throw Phi3Exception("$file is no conversation: give a folder that Session.save wrote")
-            return messages.map {
-                val role = (it as? Map<*, *>)?.get("role") as? String
-                val content = (it as? Map<*, *>)?.get("content") as? String
-                if (role == null || content == null) throw Phi3Exception("$file has a message that is no text: pictures are not read here")
-                Message(role, content, it["name"] as? String)
-            }
         }
     }
 }

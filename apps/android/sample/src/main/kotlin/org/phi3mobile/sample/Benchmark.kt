@@ -1,10 +1,10 @@
 package org.phi3mobile.sample
 
 import android.app.Activity
-import java.io.File
-import kotlin.concurrent.thread
 import org.phi3mobile.Bench
 import org.phi3mobile.Phi3Exception
+import java.io.File
+import kotlin.concurrent.thread
 
 /** The app as the runner of `phi3mobile bench BUNDLE --device adb --app org.phi3mobile.sample`. */
 object Benchmark {

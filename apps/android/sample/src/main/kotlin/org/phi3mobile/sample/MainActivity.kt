@@ -4,7 +4,6 @@ import android.app.Activity
 import android.content.Intent
 import android.os.Bundle
 import android.view.View
-import java.io.File
 import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.Job
 import kotlinx.coroutines.SupervisorJob
@@ -17,6 +16,7 @@ import org.phi3mobile.Transfer
 import org.phi3mobile.android.Device
 import org.phi3mobile.android.Heat
 import org.phi3mobile.android.TreeSource
+import java.io.File
 
 /** Models in a list, or a chat with one of them. All state is here; views are made anew. */
 class MainActivity : Activity() {
@@ -90,12 +90,14 @@ class MainActivity : Activity() {
         }
     }
 
-    private fun said(work: () -> Unit) = showModels(try {
-        work()
-        ""
-    } catch (error: Phi3Exception) {
-        error.message.orEmpty()
-    })
+    private fun said(work: () -> Unit) = showModels(
+        try {
+            work()
+            ""
+        } catch (error: Phi3Exception) {
+            error.message.orEmpty()
+        },
+    )
 
     fun open(folder: File) {
         val waiting = Views(this).text(R.string.loading)

@@ -1,8 +1,8 @@
 package org.phi3mobile.sample
 
 import android.app.Activity
-import kotlin.coroutines.CoroutineContext
 import kotlinx.coroutines.CoroutineDispatcher
+import kotlin.coroutines.CoroutineContext
 
 /** The main thread for coroutines, without the package kotlinx-coroutines-android. */
 class MainThread(private val activity: Activity) : CoroutineDispatcher() {

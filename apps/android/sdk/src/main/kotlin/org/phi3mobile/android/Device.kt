@@ -2,9 +2,9 @@ package org.phi3mobile.android
 
 import android.app.ActivityManager
 import android.content.Context
-import java.io.File
 import org.phi3mobile.ModelOptions
 import org.phi3mobile.ModelStore
+import java.io.File
 
 /** What Android says of the device and of the app's folders. */
 public object Device {

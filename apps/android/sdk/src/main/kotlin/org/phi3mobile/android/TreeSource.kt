@@ -3,9 +3,9 @@ package org.phi3mobile.android
 import android.content.Context
 import android.net.Uri
 import android.provider.DocumentsContract
+import org.phi3mobile.BundleSource
 import java.io.FileNotFoundException
 import java.io.InputStream
-import org.phi3mobile.BundleSource
 
 /** A folder that the system's picker gave (ACTION_OPEN_DOCUMENT_TREE), for ModelStore.copy. Needs no permission. */
 public class TreeSource(context: Context, private val tree: Uri) : BundleSource {
