@@ -27,6 +27,7 @@ from phi3mobile.session.pictures import Pictures
 from phi3mobile.session.session import Session
 from phi3mobile.text.vocabularies import load_tokenizer
 
+pytestmark = pytest.mark.slow  # its export alone takes a minute
 CONTEXT, TOKENS = 1024, 16  # below the switch, which the runner does not know
 RUN = """
 import json, sys
