@@ -195,8 +195,11 @@ def test_real_layers_compute_what_the_torch_model_does(demo_checkpoint, tmp_path
     engines = reference(checkpoint, bundle, 128), open_engine(bundle)
     tokens = prompt_ids(bundle, "What is the capital of France, and what is it known for?")
     same_logits(*engines, tokens)
-    for position, token in enumerate(some_tokens(engines[1], 32), start=len(tokens)):
-        same_logits(*engines, np.array([token]), position)
+    near = [
+        psnr(*(engine.forward(np.array([token]), position) for engine in engines))
+        for position, token in enumerate(some_tokens(engines[1], 32), start=len(tokens))
+    ]
+    assert np.quantile(near, 0.25) >= 45 and min(near) >= 30  # as verify asks: three of four, and every one
 
 
 def prompt_ids(bundle, question):
