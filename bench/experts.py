@@ -14,11 +14,18 @@ FLASH, BANDWIDTH = 2.3e9, 30e9  # bytes a second: UFS 4 with two reads in flight
 PROCESS = {8: 3.5e9, 12: 5.5e9, 16: 8.5e9, 24: 16e9}  # GB of RAM -> bytes that one process gets
 
 
+def share_held(manifest: Mapping[str, Any], room: float) -> float:
+    """Of the experts, what `room` bytes hold beside the weights that are none, which come first: where uniform routing hits."""
+    mixture = manifest["runtime"]["experts"]
+    dense = manifest["memory"]["weights"] - mixture["bytes"]
+    return min(1.0, max(0.0, room - dense) / mixture["bytes"])
+
+
 def expected(manifest: Mapping[str, Any], ram_gb: int) -> tuple[float, float]:
     """Share of experts found in memory, and tokens per second. The rest of the model is resident."""
     mixture, memory = manifest["runtime"]["experts"], manifest["memory"]
-    rest = memory["weights"] - mixture["bytes"] + memory["kv_per_token"] * manifest["model"]["context"] + memory["activations"]
-    hits = min(1.0, max(0.0, PROCESS[ram_gb] - rest) / mixture["bytes"])
+    undroppable = memory["kv_per_token"] * manifest["model"]["context"] + memory["activations"]
+    hits = share_held(manifest, PROCESS[ram_gb] - undroppable)
     cycle = mixture["bytes"] * mixture["used"] / mixture["experts"]
     table = manifest["model"]["vocab"] * manifest["model"]["hidden"]
     read = memory["weights"] - mixture["bytes"] - table * manifest["recipe"].get("embedding_bits", 8) / 8 + cycle

@@ -1,10 +1,9 @@
 """Expected speed and memory of a bundle on a phone nobody has measured, and how wrong such predictions were so far.
 
-Decode reads the weights and the KV cache once per token: a share of the memory bandwidth. Prefill computes two operations per
-weight and token, a picture what its views and rows take: a share of the cores' int8 peak. What of a token's weights memory does
-not hold comes from flash. The shares are medians over published
-figures (published.toml): of decode over those of ExecuTorch, whose kernels our bundles run on; of prefill, of which there are
-few, over all CPU runtimes.
+Decode reads the weights and the KV cache once per token: a share of the memory bandwidth; what of the weights memory does not
+hold comes from flash. Prefill computes two operations per weight and token, a picture what its views and rows take: a share of
+the cores' int8 peak. The shares are medians over published figures (published.toml): of decode over those of ExecuTorch, whose
+kernels our bundles run on; of prefill, of which there are few, over all CPU runtimes.
 `errors` predicts each published CPU figure from the others.
 """
 
@@ -17,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from phi3mobile.bench.experts import FLASH
+from phi3mobile.bench.experts import FLASH, share_held
 from phi3mobile.manifest import tower_bytes
 from phi3mobile.models.vision import plan_crops
 from phi3mobile.screen import size
@@ -149,9 +148,7 @@ def _from_flash(manifest: Mapping[str, Any], room: float) -> float:
     if mixture is None:
         return weights if weights > room else 0
     dense, used = weights - mixture["bytes"], mixture["bytes"] * mixture["used"] / mixture["experts"]
-    if dense > room:
-        return dense + used
-    return used * (1 - min(1.0, (room - dense) / mixture["bytes"]))
+    return (dense if dense > room else 0) + used * (1 - share_held(manifest, room))
 
 
 def _token_operations(manifest: Mapping[str, Any]) -> int:

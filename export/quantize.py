@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from phi3mobile.errors import InputError
-from phi3mobile.export.scales import SMALLEST_SCALE, round_groups
+from phi3mobile.export.scales import SMALLEST_SCALE, damaged, round_groups
 from phi3mobile.models.finite import is_finite
 from phi3mobile.models.quantized import Packed
 
@@ -79,5 +79,5 @@ def _per_row(weight: torch.Tensor) -> Packed:
         codes[start : start + step] = (part / scale).round_().clamp_(-127, 127).to(torch.int8)
         scales[start : start + step] = scale
     if not is_finite(scales):
-        raise InputError("a weight has values that are not finite (NaN or infinity): the checkpoint is damaged")
+        raise damaged()
     return Packed(8, width, codes, scales)

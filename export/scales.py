@@ -66,7 +66,7 @@ def _search(
     library = _library()
     if library is None:
         if not is_finite(weight):
-            raise _damaged()
+            raise damaged()
         scales[:] = in_torch(weight, importance, group, divisors)
         if codes is not None:
             codes[:] = pack_nibbles(rounded(weight.unflatten(1, (-1, group)), scales).to(torch.int8).flatten(1))
@@ -76,7 +76,7 @@ def _search(
     found = scales.data_ptr(), None if codes is None else codes.data_ptr()
     result = library.p3m_round_groups(weight.data_ptr(), wanted, *weight.shape, group, tried, len(tried), *found)
     if result == -2:
-        raise _damaged()
+        raise damaged()
     if result:
         raise InputError(f"a weight {list(weight.shape)} does not divide into groups of {group}")
 
@@ -117,5 +117,6 @@ def _sum(values: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def _damaged() -> InputError:
+def damaged() -> InputError:
+    """For a weight with a value that is not finite."""
     return InputError("a weight has values that are not finite (NaN or infinity): the checkpoint is damaged")

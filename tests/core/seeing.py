@@ -10,6 +10,7 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
+from photos import drawn
 from scenarios import SPECIAL, ChainEngine, tokenizer_json, write_bundle
 
 from phi3mobile.info import EngineInfo
@@ -78,10 +79,6 @@ def write_seeing_bundle(folder: Path, engine: ChainEngine) -> Path:
     manifest["vision"] |= {"rows": ROWS, "bits": 8, "num_crops": NUM_CROPS}
     (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
     return folder
-
-
-def drawn(seed: int, width: int, height: int, channels: int = 3) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
 
 
 PICTURES = {

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from library import CoreError, core_session
+from photos import drawn, say
 from scenarios import COUNTED
 from test_pte_core import p3m
 
@@ -17,10 +18,6 @@ from phi3mobile.engines.native import native_library
 from phi3mobile.session.session import Session
 
 pytestmark = pytest.mark.skipif(native_library() is None, reason="the native library is not built: make native")
-
-
-def drawn(seed: int, width: int = 40, height: int = 30) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
 A, B = drawn(1), drawn(2, 30, 50)
@@ -32,12 +29,6 @@ def bundle(once, checkpoint_of) -> Path:
     from phi3mobile.export.build import export
 
     return once("seeing-host", lambda out: export(checkpoint_of("vision-tiny"), out, "host", 2048, method="rtn"))
-
-
-def say(*parts: Any) -> dict[str, Any]:
-    """A user's message of texts and pictures, whatever stands for these."""
-    texts = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in parts]
-    return {"role": "user", "content": texts}
 
 
 def conversations(a: Any, b: Any) -> list[dict[str, Any]]:

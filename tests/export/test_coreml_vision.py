@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from exported import psnr
+from photos import drawn, say
 
 pytest.importorskip("coremltools", reason="coremltools is not installed: pip install 'phi3mobile[coreml]'")
 
@@ -43,16 +44,7 @@ TOKENS = np.arange(5, 15)
 WEIGHTS = "vision.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
 
 
-def drawn(seed: int, width: int = 40, height: int = 30) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
 A, B = drawn(1), drawn(2, 30, 50)
-
-
-def say(*parts) -> dict:
-    texts = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in parts]
-    return {"role": "user", "content": texts}
 
 
 @pytest.fixture(scope="module")

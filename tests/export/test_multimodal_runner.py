@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from exported import VOCAB, psnr, talking_checkpoint
+from photos import drawn
 from safetensors.torch import load_file, save_file
 
 from phi3mobile.bundle import open_bundle
@@ -45,10 +46,6 @@ for path in asked:
     runner.generate(parts, GenerationConfig(echo=False, max_new_tokens=int(count), temperature=0.0), pieces.append)
     print("\\n@@" + json.dumps(pieces))
 """
-
-
-def drawn(seed: int, width: int = 40, height: int = 30) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
 WIDE, TALL = drawn(1), drawn(2, 30, 40)  # 2 by 2 crops with num_crops 4

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from exported import psnr
+from photos import drawn
 
 from phi3mobile.cli import main
 from phi3mobile.engines.eager import EagerEngine
@@ -27,10 +28,6 @@ from phi3mobile.text.vocabularies import load_tokenizer
 Image = pytest.importorskip("PIL.Image", reason="pip install pillow")
 
 
-def drawn(seed: int, width: int = 60, height: int = 40) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
 @pytest.fixture(scope="module")
 def checkpoint(checkpoint_of):
     return open_checkpoint(checkpoint_of("vision-tiny"))
@@ -43,7 +40,7 @@ def own(tmp_path, text):
     folder.mkdir()
     shutil.copy(text, folder / "words.txt")
     for number in range(2):
-        Image.fromarray(drawn(number)).save(folder / f"{number}.png")
+        Image.fromarray(drawn(number, 60, 40)).save(folder / f"{number}.png")
     return folder
 
 
@@ -60,8 +57,10 @@ def test_rows_are_those_of_both_towers(checkpoint, own):
     assert exact.shape == values.shape == (2, 313, 64) and not torch.equal(exact, values)
     floats, integers = load_vision(checkpoint.folder), load_packed_vision(packed)
     for number in range(2):
-        np.testing.assert_allclose(exact[number], rows_by(floats, drawn(number)), rtol=1e-4, atol=1e-4)
-        assert psnr(rows_by(integers, drawn(number)), values[number].numpy()) > 60  # of a batch, a value may round otherwise
+        np.testing.assert_allclose(exact[number], rows_by(floats, drawn(number, 60, 40)), rtol=1e-4, atol=1e-4)
+        assert (
+            psnr(rows_by(integers, drawn(number, 60, 40)), values[number].numpy()) > 60
+        )  # of a batch, a value may round otherwise
     assert picture_rows(checkpoint, packed, ()) == (None, None)
     assert len(picture_rows(checkpoint, packed, [own / "0.png"] * (MOST + 1))[0]) == MOST
 
@@ -76,7 +75,7 @@ def test_pictures_come_first_in_windows_of_their_own():
 
 def test_a_decoder_solved_on_pictures_reads_them_better(checkpoint, own, text, tmp_path, capsys):
     """On a picture that neither was solved on, against the float decoder on the same rows."""
-    recipe, rows = find_recipe("android-cpu"), rows_by(load_vision(checkpoint.folder), drawn(9))
+    recipe, rows = find_recipe("android-cpu"), rows_by(load_vision(checkpoint.folder), drawn(9, 60, 40))
     expected = EagerEngine(load_model(checkpoint.folder, 320), 320).forward_embeddings(rows, 0)
     reached, cards = {}, {}
     for name, given in (("text", text), ("pictures", own)):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from exported import psnr
+from photos import drawn, say
 
 from phi3mobile.bundle import open_bundle
 from phi3mobile.engines.eager import EagerEngine, EagerTower
@@ -38,16 +39,7 @@ RECIPES = ["android-cpu", pytest.param("host", marks=pytest.mark.skipif(native_l
 TOKENS = np.arange(5, 15)
 
 
-def drawn(seed: int, width: int = 40, height: int = 30) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
 A, B = drawn(1), drawn(2, 30, 50)
-
-
-def say(*parts) -> dict:
-    texts = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in parts]
-    return {"role": "user", "content": texts}
 
 
 @pytest.fixture(scope="module")

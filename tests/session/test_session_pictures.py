@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from photos import drawn, say
 from tokenizers import Tokenizer as Backend
 from tokenizers.processors import TemplateProcessing
 
@@ -24,16 +25,7 @@ from phi3mobile.text.vocabularies import load_tokenizer
 CHUNK = 128
 
 
-def drawn(seed: int, width: int = 40, height: int = 30) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
 A, B = drawn(1), drawn(2, 30, 50)
-
-
-def say(*parts, role: str = "user") -> dict:
-    texts = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in parts]
-    return {"role": role, "content": texts}
 
 
 @dataclass
