@@ -218,6 +218,12 @@ def _as_quantized(solved: Solved, recipe: Recipe) -> tuple[Recipe, str, list[str
         raise InputError(f"{solved.folder}: its embedding or its head is not packed; quantize again")
     if solved.config.vision is not None:
         recipe = replace(recipe, vision_bits=PackedVision(solved).bits)  # as the folder has them: any recipe takes them
+    if not recipe.signed and solved.signed():
+        able = " or ".join(one.name for one in recipes().values() if one.signed)
+        raise InputError(
+            f"{solved.folder} has 4-bit scales of either sign, made for recipe {made.name}; those of recipe {recipe.name} "
+            f"are positive: export with --recipe {able}, or quantize again with --recipe {recipe.name}, which both can take"
+        )
     held = replace(recipe, **{name: getattr(made, name) for name in ("group", "down_group")})
     held = replace(held, embedding_bits=table.bits, head_bits=head.bits)
     notes = []
@@ -275,7 +281,7 @@ def packed_bytes(config: DecoderConfig, recipe: Recipe, kept: Checkpoint | None 
         if not columns:
             total += 4 * rows
             continue
-        bits, group, _ = recipe.form_of(config.role(name), columns[0])
+        bits, group, *_ = recipe.form_of(config.role(name), columns[0])
         if kept is not None and name.startswith("model.layers.") and kept.bits_of(name) > MOST_OF_FOUR:
             bits, group = 8, columns[0]
         scale = 2 if bits == 4 and name != EMBEDDING else 4  # the embedding's operators take float32

@@ -16,8 +16,9 @@ _RANGES = (1.0, 0.95, 0.9, 0.85, 0.8)  # of a group's, tried for 16 codes with a
 _CHUNK = 1 << 20  # values searched at once: their intermediates stay in cache
 
 
-def quantize(weight: torch.Tensor, bits: int, group: int, offsets: bool = False) -> Packed:
-    """Float weight [N, K] -> packed. bits 4: groups of `group` columns, symmetric or with offsets; bits 8: one scale per row.
+def quantize(weight: torch.Tensor, bits: int, group: int, offsets: bool = False, signed: bool = False) -> Packed:
+    """Float weight [N, K] -> packed. bits 4: groups of `group` columns, symmetric (signed: with scales of either sign) or with
+    offsets; bits 8: one scale per row.
 
     Raises InputError for a width that the groups do not divide, and for weights that are not finite.
     """
@@ -31,7 +32,7 @@ def quantize(weight: torch.Tensor, bits: int, group: int, offsets: bool = False)
     if offsets:
         centres = choose_offsets(weight, group)
         return replace(quantize(shifted(weight, centres), bits, group), offsets=centres)
-    return Packed(4, group, *round_groups(weight, group))
+    return Packed(4, group, *round_groups(weight, group, signed))
 
 
 def choose_offsets(weight: torch.Tensor, group: int) -> Packed:

@@ -44,13 +44,18 @@ class Recipe:
         """Columns of an input that its programs round to int8 together; None: a whole row (models.quantized)."""
         return None
 
+    @property
+    def signed(self) -> bool:
+        """Whether its programs take 4-bit scales of either sign: a ninth to an eighth less squared error at no cost."""
+        return False
+
     def form_of(self, role: str, width: int) -> Form:
         """How a matrix of that role (models.tensors) with rows of `width` columns is packed. The group of 8 bit is the row."""
         bits = {EMBED: self.embedding_bits, HEAD_ROLE: self.head_bits}.get(role, self.bits)
         group = self.down_group if self.down_group is not None and role == DOWN else self.group
         while group > SMALLEST_GROUP and width % group:
             group //= 2
-        return Form(bits, width if bits == 8 or not group else group)
+        return Form(bits, width if bits == 8 or not group else group, signed=self.signed and bits == 4)
 
     def check(self, config: DecoderConfig) -> None:
         """InputError if no group of columns divides a matrix."""

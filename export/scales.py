@@ -20,22 +20,25 @@ _BLOCK = 32  # columns summed one after the other; then block after block
 _CHUNK = 1 << 18  # values searched at once: in torch their intermediates stay in cache
 
 
-def round_groups(weight: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """weight [N, K] to nearest: packed codes uint8 [N, K/2], scales bfloat16 [N, K/group]. InputError if it is not finite."""
+def round_groups(weight: torch.Tensor, group: int, signed: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """weight [N, K] to nearest: packed codes uint8 [N, K/2], scales bfloat16 [N, K/group]. InputError if it is not finite.
+
+    signed: a scale is negative where a group's extreme is positive: 8 codes are on the negative side, 7 on the other.
+    """
     rows, width = weight.shape
     codes = torch.empty(rows, width // 2, dtype=torch.uint8)
     scales = torch.empty(rows, width // group, dtype=torch.bfloat16)
     for part, its_scales, its_codes in _parts(width, weight, scales, codes):
-        _search(part.float().contiguous(), None, group, _DIVISORS, its_scales, its_codes)
+        _search(part.float().contiguous(), None, group, signed, _DIVISORS, its_scales, its_codes)
     return codes, scales
 
 
-def search_scales(weight: torch.Tensor, importance: torch.Tensor, group: int) -> torch.Tensor:
+def search_scales(weight: torch.Tensor, importance: torch.Tensor, group: int, signed: bool = False) -> torch.Tensor:
     """Scales float32 [N, K/group], exact in bfloat16, with the least rounding error weighted by `importance` [K]."""
     rows, width = weight.shape
     scales, wanted = torch.empty(rows, width // group, dtype=torch.bfloat16), importance.float().contiguous()
     for part, its_scales in _parts(width, weight, scales):
-        _search(part.float().contiguous(), wanted, group, _FINER, its_scales, None)
+        _search(part.float().contiguous(), wanted, group, signed, _FINER, its_scales, None)
     return scales.float()
 
 
@@ -58,6 +61,7 @@ def _search(
     weight: torch.Tensor,
     importance: torch.Tensor | None,
     group: int,
+    signed: bool,
     divisors: Sequence[float],
     scales: torch.Tensor,
     codes: torch.Tensor | None,
@@ -67,27 +71,31 @@ def _search(
     if library is None:
         if not is_finite(weight):
             raise damaged()
-        scales[:] = in_torch(weight, importance, group, divisors)
+        scales[:] = in_torch(weight, importance, group, divisors, signed)
         if codes is not None:
             codes[:] = pack_nibbles(rounded(weight.unflatten(1, (-1, group)), scales).to(torch.int8).flatten(1))
         return
     tried = (ctypes.c_float * len(divisors))(*divisors)
     wanted = None if importance is None else importance.data_ptr()
     found = scales.data_ptr(), None if codes is None else codes.data_ptr()
-    result = library.p3m_round_groups(weight.data_ptr(), wanted, *weight.shape, group, tried, len(tried), *found)
+    result = library.p3m_round_groups(weight.data_ptr(), wanted, *weight.shape, group, int(signed), tried, len(tried), *found)
     if result == -2:
         raise damaged()
     if result:
         raise InputError(f"a weight {list(weight.shape)} does not divide into groups of {group}")
 
 
-def in_torch(weight: torch.Tensor, importance: torch.Tensor | None, group: int, divisors: Sequence[float]) -> torch.Tensor:
+def in_torch(
+    weight: torch.Tensor, importance: torch.Tensor | None, group: int, divisors: Sequence[float], signed: bool = False
+) -> torch.Tensor:
     """Scales bfloat16 [N, K/group] of float32 weight [N, K]: the reference of core/kernels/scales.cpp.
 
     From the extreme of a group over each divisor (8 codes on the negative side, 7 on the positive) one least-squares step: for
-    fixed codes q the best scale is <w, q> / <q, q>. Scales stay positive: not every target may take others.
+    fixed codes q the best scale is <w, q> / <q, q>. Scales stay positive unless `signed`: not every target may take others.
     """
     groups = weight.view(-1, group).t().contiguous()  # [group, G]: sums in columns' order
+    turned = signed & (groups.amax(0) > -groups.amin(0))
+    groups = torch.where(turned, -groups, groups)
     by = None if importance is None else importance.view(-1, group).t().repeat(1, len(weight))
     wanted = groups if by is None else groups * by
     extreme = groups.abs().amax(0)
@@ -102,7 +110,7 @@ def in_torch(weight: torch.Tensor, importance: torch.Tensor | None, group: int, 
         error = kept * (kept * norm - 2 * dot)  # but for what is the same for all
         better = error < best
         best, chosen = torch.where(better, error, best), torch.where(better, scale, chosen)
-    return chosen.view(len(weight), -1)
+    return torch.where(turned, -chosen, chosen).view(len(weight), -1)
 
 
 def _sum(values: torch.Tensor) -> torch.Tensor:

@@ -64,8 +64,13 @@ def choose(classes: list[MatrixClass], budget: float) -> dict[str, Form]:
 
 
 @torch.no_grad()
-def measure_classes(checkpoint: Checkpoint | Rotated, tokens: torch.Tensor, progress: Progress = silent) -> list[MatrixClass]:
-    """Every class of the model with what its forms cost, on `tokens` int64 [1, T]. One pass over the layers."""
+def measure_classes(
+    checkpoint: Checkpoint | Rotated, tokens: torch.Tensor, progress: Progress = silent, signed: bool = False
+) -> list[MatrixClass]:
+    """Every class of the model with what its forms cost, on `tokens` int64 [1, T]. One pass over the layers.
+
+    signed: the recipe's, see Form.
+    """
     config, weights = checkpoint.config, checkpoint.tensor
     layers = config.num_hidden_layers
     exact = functional.embedding(tokens, weights("model.embed_tokens.weight")) * config.embedding_multiplier
@@ -81,7 +86,7 @@ def measure_classes(checkpoint: Checkpoint | Rotated, tokens: torch.Tensor, prog
             key, full = (band, name), f"model.layers.{index}.{name}.weight"
             names.setdefault(key, []).append(full)
             height, width = shapes[name] = linear.out_features, linear.in_features
-            forms = _forms(width)
+            forms = _forms(width, signed)
             errors[key] = errors.get(key, 0) + torch.tensor([_error(linear.weight, form) for form in forms])
             kept = linear.weight
             linear.weight = nn.Parameter(quantize(kept, *forms[0]).dequantized(), requires_grad=False)
@@ -102,14 +107,15 @@ def measure_classes(checkpoint: Checkpoint | Rotated, tokens: torch.Tensor, prog
         height, width = shapes[key[1]]
         costed = tuple(
             (form, form.bits_per_weight(width), max(0.0, loss) * float(error / errors[key][0].clamp(min=1e-30)))
-            for form, error in zip(_forms(width), errors[key], strict=True)
+            for form, error in zip(_forms(width, signed), errors[key], strict=True)
         )
         classes.append(MatrixClass(tuple(names[key]), height * width * len(names[key]), costed))
     return classes
 
 
-def _forms(width: int) -> list[Form]:
-    four = [Form(4, group, offsets) for group in GROUPS if width % group == 0 for offsets in (False, True)]
+def _forms(width: int, signed: bool) -> list[Form]:
+    groups = [group for group in GROUPS if width % group == 0]
+    four = [form for group in groups for form in (Form(4, group, signed=signed), Form(4, group, offsets=True))]
     return sorted([*four, Form(8, width)], key=lambda form: form.bits_per_weight(width))
 
 

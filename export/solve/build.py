@@ -139,7 +139,7 @@ def forms_for(
         return {}
     if not recipe.group:
         raise InputError(f"recipe {recipe.name} has one scale a row: it takes no --bits")
-    return choose(measure_classes(checkpoint, text.tokens[:1, :TOKENS], progress), bits)
+    return choose(measure_classes(checkpoint, text.tokens[:1, :TOKENS], progress, recipe.signed), bits)
 
 
 def solve_into(

@@ -89,6 +89,10 @@ class _Part:
         bits, width = (8, width) if codes.get_dtype() == "I8" else (4, 2 * width)
         return (rows, width), Form(bits, width // groups, f"{name}.offset_codes" in self._keys)
 
+    def scales_of(self, name: str) -> torch.Tensor | None:
+        """Of a matrix, as in Packed."""
+        return None if name in self._keys else self._file.get_tensor(f"{name}.scales")
+
     def tensor(self, name: str) -> Packed | torch.Tensor:
         if name in self._keys:
             return self._file.get_tensor(name)
@@ -121,6 +125,11 @@ class Solved(Integers):
 
     def tensor(self, name: str) -> Packed | torch.Tensor:
         return self._where[name].tensor(name)
+
+    def signed(self) -> bool:
+        """Whether a matrix has a negative scale, which only some recipes' programs take."""
+        scales = (part.scales_of(name) for name, part in self._where.items())
+        return any(bool((found < 0).any()) for found in scales if found is not None)
 
     def check(self) -> None:
         """InputError for tensors of other shapes than the config's."""

@@ -64,8 +64,9 @@ class Inputs:
         return moved.t(), along
 
 
-def solve(weight: torch.Tensor, inputs: Inputs, bits: int, group: int, offsets: bool = False) -> Packed:
+def solve(weight: torch.Tensor, inputs: Inputs, bits: int, group: int, offsets: bool = False, signed: bool = False) -> Packed:
     """weight [N, K] -> packed, for what it multiplies. 8 bit is rounded to nearest: its error is far below 4 bit's.
+    signed: scales of either sign, where there are no offsets.
 
     Raises InputError as export.quantize.quantize does.
     """
@@ -73,16 +74,17 @@ def solve(weight: torch.Tensor, inputs: Inputs, bits: int, group: int, offsets: 
     parts = []
     for start in range(0, len(weight), _ROWS):
         rows, along = inputs.matched(weight[start : start + _ROWS], start)
-        parts.append(_solve_rows(rows, along, inputs, group, offsets) if bits == 4 else quantize(rows, bits, group))
+        solved = _solve_rows(rows, along, inputs, group, offsets, signed) if bits == 4 else quantize(rows, bits, group)
+        parts.append(solved)
     return stacked(parts)
 
 
-def _solve_rows(weight: torch.Tensor, along: torch.Tensor, inputs: Inputs, group: int, offsets: bool) -> Packed:
+def _solve_rows(weight: torch.Tensor, along: torch.Tensor, inputs: Inputs, group: int, offsets: bool, signed: bool) -> Packed:
     centres = choose_offsets(weight, group) if offsets else None
     if centres:  # what they leave is solved on symmetric groups
         weight = shifted(weight, centres)
         along = inputs.along(weight)
-    scales = search_scales(weight, inputs.hessian.diagonal(), group)
+    scales = search_scales(weight, inputs.hessian.diagonal(), group, signed and not offsets)
     codes, slope = round_in_order(along, inputs, scales, group)
     codes, scales = polish(codes, slope, inputs.hessian, scales, group)
     return Packed(4, group, pack_nibbles(codes.to(torch.int8)), scales.bfloat16(), offsets=centres)
@@ -124,8 +126,8 @@ def polish(
         own, scale = codes[start:end], scales[start // group]
         push = hessian[start:end, start:end] @ own
         norm = (own * push).sum(0)
-        best = torch.where(norm > 0, scale - (own * slope[start:end]).sum(0) / norm, scale)
-        change = best.clamp_(min=SMALLEST_SCALE).bfloat16().float() - scale
+        best, sign = torch.where(norm > 0, scale - (own * slope[start:end]).sum(0) / norm, scale), scale.sign()
+        change = best.mul_(sign).clamp_(min=SMALLEST_SCALE).bfloat16().float() * sign - scale
         slope[start:end].addcmul_(push, change)
         moved[start:end] = own * change
         scale += change

@@ -70,7 +70,7 @@ class Keeping:
     def exactly(self, name: str) -> Packed | None:
         """The matrix with its own integers; None if no program holds them."""
         grid = self._grid(name)
-        return None if grid is None else held(grid)
+        return None if grid is None else held(grid, self.recipe.signed)
 
     def fits(self, name: str) -> Form | None:
         """The bits and groups that hold the matrix as it is; None if no program has them."""
@@ -81,8 +81,8 @@ class Keeping:
         """One matrix times `rows` [N] and `sizes` [K]; values [N, K]: dequantized, without these. Experts share one form."""
         grid, width = self._grid(tensor.name), tensor.shape[1]
         wanted = Form(8, width) if tensor.expert is None else self.recipe.form_of(tensor.role, width)
-        packed = None if grid is None else held(scaled(grid, rows, sizes))
-        if packed is not None and tensor.expert is not None and packed.form != wanted:
+        packed = None if grid is None else held(scaled(grid, rows, sizes), self.recipe.signed)
+        if packed is not None and tensor.expert is not None and not wanted.holds(packed.form):
             packed = None
         form = wanted if packed is None else packed.form
         self._count(tensor.name, form, packed is not None)
@@ -98,7 +98,7 @@ class Keeping:
         """The embedding or the head times `sizes` [K], in the recipe's bits."""
         form = self.recipe.form_of(self.checkpoint.config.role(name), values.shape[1])
         packed = self.exactly(name) if sizes is None else None
-        same = packed is not None and packed.form == form
+        same = packed is not None and form.holds(packed.form)
         self._count(name, form, same)
         return packed if packed is not None and same else quantize(values if sizes is None else values * sizes, *form)
 
@@ -202,7 +202,7 @@ def _end(keeping: Keeping, head: torch.Tensor, exact: torch.Tensor) -> Part:
     config, recipe = keeping.checkpoint.config, keeping.recipe
     norm, width = load_norm(config, keeping.checkpoint.tensor), config.hidden_size
     packed, sizes = keeping.exactly(HEAD), None
-    kept = packed is not None and packed.form == recipe.form_of(config.role(HEAD), width)
+    kept = packed is not None and recipe.form_of(config.role(HEAD), width).holds(packed.form)
     if not kept and not (config.tie_word_embeddings and target_of(recipe).one_table):
         sizes = best_sizes(
             head[::_HEAD_ROWS], norm(exact), recipe.form_of(config.role(HEAD), width), activation_group=recipe.activation_group

@@ -17,16 +17,18 @@ _NOTHING = 2.0**-10  # of a scale: offsets below it are what float16 scales leav
 _EXPONENTS = (0.25, 0.5, 0.75, 1.0)
 
 
-def held(grid: Grid) -> Packed | None:
+def held(grid: Grid, signed: bool = False) -> Packed | None:
     """The same integers as a program holds them; None where none does.
 
     8 bits with one scale a row and no offset, or 4 bits in groups of 32, 64, 128 or 256 columns, symmetric where every group's
     codes allow it. Exact up to the rounding of scales to bfloat16 and of offsets to 8 bits a row. Negative scales (half of
-    Q4_0's) turn their codes round.
+    Q4_0's) turn their codes round, unless programs take them (signed) and nothing has an offset.
     """
     form = fits(grid)
     if form is None:
         return None
+    if form.bits == 4 and signed and not grid.offsets.any() and grid.codes.min() >= -8 and grid.codes.max() <= 7:
+        return _signed(grid.grouped(form.group), form.group)
     negative = grid.scales < 0
     signs = torch.where(negative, -1, 1).to(torch.int8).repeat_interleave(grid.group, 1)
     if form.bits == 8:
@@ -43,6 +45,13 @@ def fits(grid: Grid) -> Form | None:
         return Form(8, grid.group) if whole_row else None
     group = next((size for size in reversed(GROUPS) if grid.group % size == 0), None)
     return None if group is None else Form(4, group)
+
+
+def _signed(grid: Grid, group: int) -> Packed:
+    """Of a symmetric grid whose codes are 4 bits as they are."""
+    scales = grid.scales.abs().clamp(min=SMALLEST_SCALE).copysign(grid.scales)
+    codes = (grid.codes.float().unflatten(1, (-1, group)) * (grid.scales / scales)[..., None]).round_()
+    return Packed(4, group, pack_nibbles(codes.to(torch.int8).flatten(1)), scales.bfloat16())
 
 
 def _four_bits(grid: Grid, group: int) -> Packed:

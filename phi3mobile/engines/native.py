@@ -72,7 +72,7 @@ def load_library() -> ctypes.CDLL:
         (
             "p3m_round_groups",
             ctypes.c_int,
-            [pointer, pointer, size, size, ctypes.c_int, pointer, ctypes.c_int, pointer, pointer],
+            [pointer, pointer, size, size, ctypes.c_int, ctypes.c_int, pointer, ctypes.c_int, pointer, pointer],
         ),
         ("p3m_has_operator", ctypes.c_int, [text]),
         ("p3m_runtime_version", text, []),

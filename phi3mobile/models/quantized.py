@@ -2,7 +2,8 @@
 
 One packed form serves every target: `codes` with one `scale` per row group, weight = code * scale. 4-bit codes are stored as
 code + 8, two to a byte, even column in the low nibble (XNNPACK's own layout, so exporting is copying). 4-bit scales are
-bfloat16 values of at least 2**-17: exact in bfloat16 (XNNPACK), float16 (CoreML) and float32.
+bfloat16 values of at least 2**-17: exact in bfloat16 (XNNPACK), float16 (CoreML) and float32. They are positive but where a
+recipe's programs take either sign (Recipe.signed).
 
 4-bit groups may have offsets: weight = code * scale + offset, as in GGUF's Q4_1. W x = (codes * scales) x + offsets s, where s
 are the sums of x over groups and the offsets are 8-bit. XNNPACK knows symmetric groups only: it multiplies twice, and rounds s.
@@ -36,7 +37,8 @@ class Packed:
 
     @property
     def form(self) -> Form:
-        return Form(self.bits, self.group, self.offsets is not None)
+        signed = self.bits == 4 and bool((self.scales < 0).any())
+        return Form(self.bits, self.group, self.offsets is not None, signed)
 
     @property
     def nbytes(self) -> int:

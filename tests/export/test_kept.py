@@ -76,6 +76,18 @@ def test_symmetric_codes_stay_symmetric():
         assert torch.equal(packed.dequantized(), grid.values())
 
 
+def test_programs_with_scales_of_either_sign_hold_q4_0_as_it_is():
+    grid = gguf_matrix(KIND.Q4_0)
+    packed = held(grid, signed=True)
+    assert packed.form == Form(4, 32, signed=True) and torch.equal(packed.unpacked(), grid.codes)
+    assert torch.equal(packed.scales, grid.scales.bfloat16())
+    assert held(gguf_matrix(KIND.Q4_1), signed=True).form == Form(4, 32, offsets=True)
+    codes = torch.randint(-8, 8, (2, 64), generator=torch.Generator().manual_seed(1))
+    for scale in (0.0, -1e-9, -(2.0**-18)):
+        grid = grid_of(codes, scale, 0.0, 32)
+        assert (held(grid, signed=True).dequantized() - grid.values()).abs().max() <= SMALLEST_SCALE / 2
+
+
 def test_groups_that_no_program_has_become_smaller_ones():
     codes = torch.randint(-8, 8, (2, 768), generator=torch.Generator().manual_seed(1))
     assert held(grid_of(codes, 0.5, 0.0, 768)).form == Form(4, 256)

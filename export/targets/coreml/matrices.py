@@ -50,7 +50,7 @@ class Matrices:
 
     def matrix(self, tensor: str, rows: slice = slice(None), trailing: int = 0) -> Var:
         """float16 [N, K] (with `trailing` dimensions of 1 behind), of some `rows`: constexpr over int4 or int8 codes."""
-        bits, group, has_offsets = self.packed.matrix_form(tensor)
+        bits, group, has_offsets, _ = self.packed.matrix_form(tensor)
         count, width = self.packed.shape(tensor)
         part, name = self._part(tensor, rows)
         count, columns, ones = len(range(count)[rows]), 1 if bits == 8 else width // group, (1,) * trailing

@@ -28,6 +28,10 @@ class ExecutorchRecipe(Recipe):
     def activation_group(self) -> int | None:
         return 32 if self.attention == "native" else None  # engines.tiles.CODES, by our own product; XNNPACK's takes rows
 
+    @property
+    def signed(self) -> bool:
+        return self.attention == "native"  # XNNPACK refuses scales that are not positive
+
     def check(self, config: DecoderConfig) -> None:
         """InputError if no group of columns divides a matrix, or a head of a 4-bit KV cache."""
         super().check(config)

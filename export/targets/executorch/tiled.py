@@ -83,7 +83,7 @@ def delegate(packed: PackedModel, kind: str, layer: int, scratch: Path) -> Lower
     def told(matrix: Packed) -> Matrix:
         bias = None if matrix.bias is None else stored(matrix.bias.contiguous().numpy().view(np.uint8))
         rows, width = matrix.shape
-        bits, group, offsets = matrix.form
+        bits, group, offsets, _ = matrix.form
         return Matrix(rows, width, bits, group, offsets, stored(tiles_of(matrix)), bias)
 
     matrices = {name: told(matrix) for name, matrix in segment_matrices(packed, kind, layer).items()}
@@ -115,7 +115,7 @@ def read_layout(data: bytes) -> Layout:
 
 def tiles_of(matrix: Packed) -> np.ndarray:
     """uint8 [n], without the bias."""
-    bits, group, offsets = matrix.form
+    bits, group, offsets, _ = matrix.form
     scales = matrix.scales.contiguous()
     found = Codes(
         matrix.codes.numpy(),

@@ -49,7 +49,7 @@ class Weights:
     def matrix(self, g: Graph, name: str) -> Value:
         """[N, K] of int4 with float16 scales a block of columns, or of int8 with a scale a row. InputError for other forms."""
         rows, width = self.packed.shape(name)
-        bits, group, _ = self.packed.matrix_form(name)
+        bits, group, *_ = self.packed.matrix_form(name)
         if bits == 8:
             stored = EMBEDDING if name == HEAD and self.one_table else name
             return self._int8(g, stored, (rows, width), self._row_scales(name), lambda: self._tensor(name).codes.numpy())

@@ -73,10 +73,11 @@ P3M_API const char* p3m_isa(void);
 
 /* For exports: float32 weight [rows, width] to 4 bit in groups of so many columns, on the scale with the least squared error,
  * weighted by importance [width] unless null. From each of count divisors of a group's extreme one least-squares step is tried.
+ * either_sign: a scale is negative where the extreme is positive, so that it gets one of 8 codes; 0: all are positive.
  * scales: bfloat16 [rows, width / group]; codes: uint8 [rows, width / 2], code + 8, even columns low, or null. 0; -1: sizes
  * that don't fit together; -2: a weight is not finite. */
 P3M_API int p3m_round_groups(const float* weight, const float* importance, int64_t rows, int64_t width, int group,
-    const float* divisors, int count, uint16_t* scales, uint8_t* codes);
+    int either_sign, const float* divisors, int count, uint16_t* scales, uint8_t* codes);
 
 /* Whether the runtime in this process has a kernel for an operator, named as in a program: "aten::add.out". 1 or 0. */
 P3M_API int p3m_has_operator(const char* name);

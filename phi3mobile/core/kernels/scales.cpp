@@ -30,6 +30,7 @@ struct Task {
   const float* divisors;
   int64_t width;
   int group, count;
+  bool either_sign;
   uint16_t* scales;
   uint8_t* codes;  // or null
 };
@@ -69,6 +70,23 @@ P3M_INLINE void gathered(const Task& task, int64_t first, int lanes, Lanes* colu
     if (!importance) continue;
     from = task.importance + (first + lane) % groups * task.group;
     for (int i = 0; i < task.group; ++i) importance[i].value[lane] = from[i];
+  }
+}
+
+// -1 where a group's extreme is positive, and such groups turned round; else 1.
+P3M_INLINE void signs(const Task& task, Lanes* columns, Lanes& sign) {
+  for (int lane = 0; lane < kLanes; ++lane) sign.value[lane] = 1.0f;
+  if (!task.either_sign) return;
+  Lanes low{}, high{};
+  for (int i = 0; i < task.group; ++i) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      low.value[lane] = std::min(low.value[lane], columns[i].value[lane]);
+      high.value[lane] = std::max(high.value[lane], columns[i].value[lane]);
+    }
+  }
+  for (int lane = 0; lane < kLanes; ++lane) sign.value[lane] = high.value[lane] > -low.value[lane] ? -1.0f : 1.0f;
+  for (int i = 0; i < task.group; ++i) {
+    for (int lane = 0; lane < kLanes; ++lane) columns[i].value[lane] *= sign.value[lane];
   }
 }
 
@@ -115,7 +133,8 @@ P3M_INLINE bool rounded(const Task& task, int64_t first, int lanes, Lanes* colum
     }
   }
   if (*std::max_element(extreme, extreme + kLanes) >= 0x7F800000u) return false;
-  Lanes best, chosen;
+  Lanes sign, best, chosen;
+  signs(task, columns, sign);
   for (int lane = 0; lane < kLanes; ++lane) best.value[lane] = float_of(0x7F800000u), chosen.value[lane] = 1.0f;
   for (int number = 0; number < task.count; ++number) {
     Lanes start, reciprocal, dot, norm;
@@ -133,7 +152,9 @@ P3M_INLINE bool rounded(const Task& task, int64_t first, int lanes, Lanes* colum
       chosen.value[lane] = better ? scale : chosen.value[lane];
     }
   }
-  for (int lane = 0; lane < lanes; ++lane) task.scales[first + lane] = uint16_t(bits_of(chosen.value[lane]) >> 16);
+  for (int lane = 0; lane < lanes; ++lane) {
+    task.scales[first + lane] = uint16_t(bits_of(chosen.value[lane] * sign.value[lane]) >> 16);
+  }
   if (!task.codes) return true;
   for (int lane = 0; lane < kLanes; ++lane) chosen.value[lane] = 1.0f / chosen.value[lane];
   write_codes(task, columns, chosen, first, lanes);
@@ -152,10 +173,10 @@ P3M_CLONES bool rounded_all(const Task& task, int64_t first, int64_t end, Lanes*
 
 }  // namespace
 
-int p3m_round_groups(const float* weight, const float* importance, int64_t rows, int64_t width, int group,
+int p3m_round_groups(const float* weight, const float* importance, int64_t rows, int64_t width, int group, int either_sign,
     const float* divisors, int count, uint16_t* scales, uint8_t* codes) {
   if (rows < 0 || width < 1 || group < 2 || group % 2 || width % group || count < 1) return -1;
-  const Task task{weight, importance, divisors, width, group, count, scales, codes};
+  const Task task{weight, importance, divisors, width, group, count, either_sign != 0, scales, codes};
   const int64_t groups = rows * (width / group), grain = std::max<int64_t>(kLanes, kGrain / group);
   std::atomic<bool> finite{true};
   phi3mobile::share((groups + grain - 1) / grain, 1, [&](int64_t from, int64_t to) {
