@@ -18,8 +18,7 @@ from torch.nn import functional
 from phi3mobile.errors import InputError
 from phi3mobile.models.config import DecoderConfig, RopeScaling  # noqa: F401  RopeScaling: of an inherited annotation
 from phi3mobile.models.gguf import Metadata
-from phi3mobile.models.modules import Halves, norm
-from phi3mobile.models.rope import apply_rope
+from phi3mobile.models.modules import Attention, Halves, norm
 from phi3mobile.models.routing import Routing
 from phi3mobile.models.tensors import (
     ATTENTION_NORM,
@@ -141,16 +140,6 @@ def _slices(config: MixtureConfig, tensor: Tensor) -> Iterable[tuple[str, slice]
     return ((name, part) for name, part in rows.items() if isinstance(part, slice))
 
 
-class Attention(nn.Module):
-    """The projections of one attention block; rows of qkv_proj are [Q | K | V]."""
-
-    def __init__(self, config: MixtureConfig) -> None:
-        super().__init__()
-        queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-        self.qkv_proj = nn.Linear(config.hidden_size, queries + 2 * keys, bias=config.attention_bias)
-        self.o_proj = nn.Linear(queries, config.hidden_size, bias=config.attention_bias)
-
-
 class Router(nn.Module):
     """x [T, D] -> logits [T, E], always in float32. No nn.Linear: nothing may quantize it."""
 
@@ -202,8 +191,7 @@ class MixtureLayer(Halves):
         super().__init__()
         routing = config.block(index).routing
         assert routing is not None, f"layer {index} has no experts"
-        self.config = config
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, config.attention_bias)
         self.block_sparse_moe = Mixture(config, routing)
         self.input_layernorm = norm(config, index)
         self.post_attention_layernorm = norm(config, index)
@@ -211,12 +199,7 @@ class MixtureLayer(Halves):
     def attention_inputs(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        heads, kv_heads, dim = self.config.num_attention_heads, self.config.num_key_value_heads, self.config.head_dim
-        qkv = self.self_attn.qkv_proj(self.input_layernorm(x))
-        q, k, v = qkv.split([heads * dim, kv_heads * dim, kv_heads * dim], dim=-1)
-        q = apply_rope(q.unflatten(-1, (heads, dim)), cos, sin)
-        k = apply_rope(k.unflatten(-1, (kv_heads, dim)), cos, sin)
-        return q, k, v.unflatten(-1, (kv_heads, dim))
+        return self.self_attn.rotated(self.input_layernorm(x), cos, sin)
 
     def attention_output(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         x = x + self.self_attn.o_proj(attended)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from phi3mobile.models.config import DecoderConfig
+from phi3mobile.models.rope import apply_rope
 
 
 class Halves(nn.Module):
@@ -23,6 +24,25 @@ class Halves(nn.Module):
     def attention_output(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """x [1, T, hidden] and the heads' results [1, T, H*D] -> the layer's output [1, T, hidden]."""
         raise NotImplementedError
+
+
+class Attention(nn.Module):
+    """The projections of one attention block; rows of qkv_proj are [Q | K | V]."""
+
+    def __init__(self, config: DecoderConfig, bias: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        self.qkv_proj = nn.Linear(config.hidden_size, queries + 2 * keys, bias=bias)
+        self.o_proj = nn.Linear(queries, config.hidden_size, bias=bias)
+
+    def rotated(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x [1, T, hidden] behind the norm -> what Halves.attention_inputs gives."""
+        heads, kv_heads, dim = self.config.num_attention_heads, self.config.num_key_value_heads, self.config.head_dim
+        q, k, v = self.qkv_proj(x).split([heads * dim, kv_heads * dim, kv_heads * dim], dim=-1)
+        q = apply_rope(q.unflatten(-1, (heads, dim)), cos, sin)
+        k = apply_rope(k.unflatten(-1, (kv_heads, dim)), cos, sin)
+        return q, k, v.unflatten(-1, (kv_heads, dim))
 
 
 class RMSNorm(nn.Module):

@@ -30,9 +30,8 @@ from phi3mobile.models.hf import (
     sliding_window,
 )
 from phi3mobile.models.keys import FIXED, HARMLESS, refuse_unknown, stop_ids, token_id
-from phi3mobile.models.modules import Halves, norm
+from phi3mobile.models.modules import Attention, Halves, norm
 from phi3mobile.models.pieces import Block
-from phi3mobile.models.rope import apply_rope
 from phi3mobile.models.tensors import ATTENTION_NORM, DOWN, EMBED, FINAL_NORM, GATE_UP, HEAD, MLP_NORM, QKV, O, Tensor, table
 
 MODEL_TYPES = ("phi3", "llama", "mistral")
@@ -195,16 +194,6 @@ def reference() -> tuple[Any, Any]:
     return ReferenceConfig, Phi3ForCausalLM
 
 
-class Attention(nn.Module):
-    """The projections of one attention block; rows of qkv_proj are [Q | K | V]."""
-
-    def __init__(self, config: Phi3Config) -> None:
-        super().__init__()
-        queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-        self.qkv_proj = nn.Linear(config.hidden_size, queries + 2 * keys, bias=False)
-        self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
-
-
 class MLP(nn.Module):
     """SwiGLU, x [..., hidden] -> [..., hidden]; rows of gate_up_proj are [gate | up]."""
 
@@ -227,7 +216,6 @@ class Layer(Halves):
 
     def __init__(self, config: Phi3Config, index: int) -> None:
         super().__init__()
-        self.config = config
         self.self_attn = Attention(config)
         self.mlp = MLP(config)
         self.input_layernorm = norm(config, index)
@@ -236,12 +224,7 @@ class Layer(Halves):
     def attention_inputs(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        heads, kv_heads, dim = self.config.num_attention_heads, self.config.num_key_value_heads, self.config.head_dim
-        qkv = self.self_attn.qkv_proj(self.input_layernorm(x))
-        q, k, v = qkv.split([heads * dim, kv_heads * dim, kv_heads * dim], dim=-1)
-        q = apply_rope(q.unflatten(-1, (heads, dim)), cos, sin)
-        k = apply_rope(k.unflatten(-1, (kv_heads, dim)), cos, sin)
-        return q, k, v.unflatten(-1, (kv_heads, dim))
+        return self.self_attn.rotated(self.input_layernorm(x), cos, sin)
 
     def attention_output(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         x = x + self.self_attn.o_proj(attended)
