@@ -15,8 +15,8 @@ from phi3mobile.quiet import without
 _SLOW = (pytest.param(recipe, marks=pytest.mark.slow) for recipe in ("android-cpu", "ios-executorch"))
 ENGINES = ("host", "litert", "ios-gpu", *_SLOW)  # a recipe of each that this machine runs
 NEEDS = {"litert": "ai_edge_litert", "ios-gpu": "coremltools", "ios-executorch": "coremltools"}
-# Of ours: the numbers after an answer, notes, prompts of a chat.
-OURS = re.compile(r"\[.*\]|/reset forgets .*|  \(cut: .*|> ?|")
+# Of ours: the numbers after an answer, notes, prompts of a chat; a line for each minute that a verb takes.
+OURS = re.compile(r"\[.*\]|/reset forgets .*|  \(cut: .*|> ?||.*, \d+:\d\d:\d\d(, \S+ left)?")
 
 
 def verb(*arguments, stdin="", **options):
