@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from phi3mobile.errors import InputError
 from phi3mobile.models.config import DecoderConfig, RopeScaling  # noqa: F401  RopeScaling: of an inherited annotation
-from phi3mobile.models.gguf import Metadata
+from phi3mobile.models.gguf import Metadata, gguf_shape
 from phi3mobile.models.modules import Attention, Halves, norm
 from phi3mobile.models.routing import Routing
 from phi3mobile.models.tensors import (
@@ -257,6 +257,21 @@ def refuse_other_mixtures(given: Metadata) -> None:
     for key, allowed in _GGUF_FIXED.items():
         if (value := given.values.get(key)) not in allowed:
             raise InputError(f"{given.path}: metadata {given.architecture}.{key} is {value!r}; this graph has no such mixture")
+
+
+def gguf_mixture(given: Metadata) -> dict[str, Any]:
+    """The fields of a MixtureConfig in a file's metadata. InputError: another mixture, or one that turns a part of a head."""
+    refuse_other_mixtures(given)
+    shape = gguf_shape(given)
+    if (rotary := given.whole("rope.dimension_count", shape["head_dim"])) != shape["head_dim"]:
+        raise InputError(
+            f"{given.path}: rope.dimension_count is {rotary}; this family turns whole heads, of {shape['head_dim']}"
+        )
+    return shape | {
+        "intermediate_size": given.whole("expert_feed_forward_length", given.values.get("feed_forward_length")),
+        "num_local_experts": given.whole("expert_count"),
+        "num_experts_per_tok": given.whole("expert_used_count"),
+    }
 
 
 def mixture_values(values: dict[str, Any], keys: Iterable[str], kind: str) -> None:

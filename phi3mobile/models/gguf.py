@@ -134,6 +134,28 @@ def _short(value: Any) -> float:
     return float(str(np.float32(value)))
 
 
+def gguf_shape(given: Metadata) -> dict[str, Any]:
+    """The fields of DecoderConfig that every architecture's metadata has alike; no rope scaling: see gguf_rope_scaling."""
+    heads, hidden, eos = given.whole("attention.head_count"), given.whole("embedding_length"), given.token("eos")
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": given.whole("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": given.whole("attention.head_count_kv", heads),
+        "head_dim": given.whole("attention.key_length", hidden // heads),
+        "vocab_size": given.rows("token_embd.weight"),
+        "rms_norm_eps": given.number("attention.layer_norm_rms_epsilon"),
+        "rope_theta": given.number("rope.freq_base", 10000.0),
+        "max_position_embeddings": (context := given.whole("context_length")),
+        "original_max_position_embeddings": given.whole("rope.scaling.original_context_length", context),
+        "sliding_window": given.values.get("attention.sliding_window") or None,  # 0 is how phi-4-mini files say none
+        "tie_word_embeddings": not given.has("output.weight"),
+        "bos_token_id": given.token("bos"),
+        "eos_token_ids": () if eos is None else (eos,),
+        "pad_token_id": given.token("padding"),
+    }
+
+
 def gguf_rope_scaling(given: Metadata, config: DecoderConfig) -> RopeScaling | None:
     """LongRoPE's lists of factors, Llama 3's divisors, or linear scaling, from tensors and metadata.
 

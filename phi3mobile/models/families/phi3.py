@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from phi3mobile.errors import InputError
 from phi3mobile.models.config import SHAPE_KEYS, DecoderConfig, ramp
-from phi3mobile.models.gguf import GgufLayout, Metadata, gguf_rope_scaling
+from phi3mobile.models.gguf import GgufLayout, Metadata, gguf_rope_scaling, gguf_shape
 from phi3mobile.models.hf import (
     agreed,
     eos_value,
@@ -269,32 +269,14 @@ def read_gguf(given: Metadata) -> Phi3Config:
         raise InputError(
             f"{given.path} is a mixture of {given.values['expert_count']} experts; only dense models are supported"
         )
-    heads, hidden, context = given.whole("attention.head_count"), given.whole("embedding_length"), given.whole("context_length")
-    head_dim = given.whole("attention.key_length", hidden // heads)
+    plain = gguf_shape(given)
+    head_dim = plain["head_dim"]
     if (value_dim := given.whole("attention.value_length", head_dim)) != head_dim:
         raise InputError(f"{given.path}: keys of {head_dim} and values of {value_dim} dimensions; they must be equal")
     rotary = given.whole("rope.dimension_count", head_dim)
     if given.architecture == "llama" and rotary != head_dim:
         raise InputError(f"{given.path}: a llama model that rotates {rotary} of {head_dim} dimensions is not supported")
-    shape = Phi3Config(
-        hidden_size=hidden,
-        intermediate_size=given.whole("feed_forward_length"),
-        num_hidden_layers=given.whole("block_count"),
-        num_attention_heads=heads,
-        num_key_value_heads=given.whole("attention.head_count_kv", heads),
-        head_dim=head_dim,
-        vocab_size=given.rows("token_embd.weight"),
-        rms_norm_eps=given.number("attention.layer_norm_rms_epsilon"),
-        rope_theta=given.number("rope.freq_base", 10000.0),
-        partial_rotary_factor=rotary / head_dim,
-        original_max_position_embeddings=given.whole("rope.scaling.original_context_length", context),
-        max_position_embeddings=context,
-        sliding_window=given.values.get("attention.sliding_window") or None,  # 0 is how phi-4-mini files say none
-        tie_word_embeddings=not given.has("output.weight"),
-        bos_token_id=given.token("bos"),
-        eos_token_ids=() if (eos := given.token("eos")) is None else (eos,),
-        pad_token_id=given.token("padding"),
-    )
+    shape = Phi3Config(**plain, intermediate_size=given.whole("feed_forward_length"), partial_rotary_factor=rotary / head_dim)
     scaling = gguf_rope_scaling(given, shape)
     return shape if scaling is None else replace(shape, rope_scaling=scaling)
 

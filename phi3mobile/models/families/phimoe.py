@@ -18,10 +18,10 @@ from phi3mobile.models.experts import (
     GGUF_KEYS,
     MixtureConfig,
     MixtureLayer,
+    gguf_mixture,
     gguf_parts,
     layout_in,
     mixture_values,
-    refuse_other_mixtures,
     stored_parts,
 )
 from phi3mobile.models.gguf import GgufLayout, Metadata, gguf_rope_scaling
@@ -175,33 +175,8 @@ def reference() -> tuple[Any, Any]:
 
 def read_gguf(given: Metadata) -> PhimoeConfig:
     """The config of a file of architecture phimoe: norms, routing and mscale are the family's, whatever the file says."""
-    refuse_other_mixtures(given)
-    heads, context = given.whole("attention.head_count"), given.whole("context_length")
-    head_dim = given.whole("attention.key_length", given.whole("embedding_length") // heads)
-    if (rotary := given.whole("rope.dimension_count", head_dim)) != head_dim:
-        raise InputError(f"{given.path}: rope.dimension_count is {rotary}; this family turns whole heads, of {head_dim}")
-    shape = PhimoeConfig(
-        hidden_size=given.whole("embedding_length"),
-        intermediate_size=given.whole("expert_feed_forward_length", given.values.get("feed_forward_length")),
-        num_hidden_layers=given.whole("block_count"),
-        num_attention_heads=heads,
-        num_key_value_heads=given.whole("attention.head_count_kv", heads),
-        head_dim=head_dim,
-        vocab_size=given.rows("token_embd.weight"),
-        rms_norm_eps=given.number("attention.layer_norm_rms_epsilon"),
-        rope_theta=given.number("rope.freq_base", 10000.0),
-        original_max_position_embeddings=given.whole("rope.scaling.original_context_length", context),
-        max_position_embeddings=context,
-        sliding_window=given.values.get("attention.sliding_window") or None,
-        tie_word_embeddings=not given.has("output.weight"),
-        bos_token_id=given.token("bos"),
-        eos_token_ids=() if (eos := given.token("eos")) is None else (eos,),
-        pad_token_id=given.token("padding"),
-        num_local_experts=given.whole("expert_count"),
-        num_experts_per_tok=given.whole("expert_used_count"),
-        attention_bias=given.has("blk.0.attn_output.bias"),
-        lm_head_bias=given.has("output.bias"),
-    )
+    biases = {"attention_bias": given.has("blk.0.attn_output.bias"), "lm_head_bias": given.has("output.bias")}
+    shape = PhimoeConfig(**gguf_mixture(given), **biases)
     scaling = gguf_rope_scaling(given, shape)
     if scaling is None:
         return shape
