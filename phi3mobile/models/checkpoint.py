@@ -196,7 +196,8 @@ def _forget_pages(mapped: torch.Tensor) -> None:
 def open_checkpoint(folder: str | Path) -> Checkpoint:
     """Open a HF folder (config.json and safetensors, single or sharded). Reads headers only; see Checkpoint.check.
 
-    Packed layers (quantization_config: awq, gptq, compressed-tensors, bitsandbytes) read as the floats that they stand for.
+    Packed layers (quantization_config, or quantize_config.json: awq, gptq, compressed-tensors, bitsandbytes) read as the floats
+    that they stand for.
 
     Raises InputError for a missing or damaged file, a bad index, an unknown model_type or config key.
     """
@@ -208,9 +209,22 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         raise InputError(f"{folder} holds GGUF weights; make a checkpoint of them first: phi3mobile import {folder} FOLDER")
     hf = read_json(folder / "config.json")
     settings = hf.pop("quantization_config", None)
+    settings = _settings_beside(folder) if settings is None else settings
     layers = None if settings is None else layers_of(settings)
     config = read_config(hf)
     return Checkpoint(folder, config, open_files(folder, config.tie_word_embeddings), layers)
+
+
+# What older tools write beside a config.json that says nothing of it: AutoGPTQ, AutoAWQ.
+_BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+
+
+def _settings_beside(folder: Path) -> dict[str, Any] | None:
+    """A quantization_config in a file of its own; None: the folder has none."""
+    for name, method in _BESIDE.items():
+        if (folder / name).exists():
+            return {"quant_method": method} | read_json(folder / name)
+    return None
 
 
 def write_checkpoint(

@@ -89,7 +89,8 @@ def _gptq(settings: dict[str, Any]) -> Layers:
     bits = settings.get("bits")
     if bits not in (2, 4, 8):
         raise _refuse("gptq", "bits", bits, "2, 4 or 8")
-    form = settings.get("checkpoint_format") or ("marlin" if settings.get("is_marlin_format") else "gptq")
+    named = settings.get("checkpoint_format") or settings.get("format")  # GPTQModel's later name
+    form = named or ("marlin" if settings.get("is_marlin_format") else "gptq")
     if form not in ("gptq", "gptq_v2"):
         raise _refuse("gptq", "checkpoint_format", form, "'gptq' or 'gptq_v2'")
     if settings.get("dynamic"):

@@ -43,6 +43,36 @@ def test_each_format_reads_as_what_it_stands_for(name, tmp_path):
     assert 4 < checkpoint.bits_of(DOWN) < 12 and checkpoint.stored_as(DOWN) == FORMATS[name][0]["quant_method"]
 
 
+@pytest.mark.parametrize(("name", "file"), [("gptq", "quantize_config.json"), ("awq", "quant_config.json")])
+def test_settings_in_a_file_of_their_own_are_read(name, file, tmp_path):
+    """As AutoGPTQ and AutoAWQ wrote them before transformers knew of packed weights."""
+    folder, values = write(tmp_path / "c", name)
+    config = json.loads((folder / "config.json").read_text())
+    settings = config.pop("quantization_config")
+    del settings["quant_method"]
+    if name == "awq":
+        settings |= {"w_bit": settings.pop("bits"), "version": "GEMM"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="do not fit its config"):
+        open_checkpoint(folder).check()  # and nothing says how it is packed
+    (folder / file).write_text(json.dumps(settings))
+    checkpoint = open_checkpoint(folder)
+    checkpoint.check()
+    assert torch.allclose(checkpoint.tensor(DOWN), values[DOWN], rtol=2e-6, atol=1e-7)
+    assert checkpoint.stored_as(DOWN) == name
+    (folder / file).write_text(json.dumps(settings | {"w_bit": 3, "bits": 3}))
+    with pytest.raises(InputError, match="bits 3"):
+        open_checkpoint(folder)
+
+
+def test_gptqmodels_later_name_of_its_form_is_read(tmp_path):
+    """A zero is stored less one, or in gptq_v2 as it is: read wrong, every weight would be one step off."""
+    folder, values = write(tmp_path / "c", "gptq", checkpoint_format=None, format="gptq_v2")
+    scales = load_file(folder / "model.safetensors")[DOWN.replace("weight", "scales")].float().t()
+    off = (open_checkpoint(folder).tensor(DOWN) - values[DOWN]).unflatten(1, (scales.shape[1], -1))
+    assert torch.allclose(off, scales[..., None].expand_as(off), rtol=1e-4, atol=1e-5)
+
+
 def test_parts_of_a_llama_layout_are_fused(tmp_path):
     folder, values = write(tmp_path / "c", "awq", "llama")
     checkpoint = open_checkpoint(folder)
