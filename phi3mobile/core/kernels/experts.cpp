@@ -74,7 +74,7 @@ std::unique_ptr<Experts> Experts::open(const std::string& path, uint64_t budget,
 // a time. multiplied: multiply-adds of a tile with one row.
 template <class Work>
 void Experts::over_tiles(const std::vector<int>& experts, int64_t tiles, int64_t multiplied, const Work& work) {
-  share(int64_t(experts.size()) * tiles, 1 + kWorthWaking / multiplied, [&](int64_t first, int64_t end) {
+  share_in_turns(int64_t(experts.size()) * tiles, kWorthWaking / multiplied, [&](int64_t first, int64_t end) {
     for (int64_t item = first; item < end; ++item) {
       const auto& slots = slots_[experts[item / tiles]];
       for (int64_t at = 0; at < int64_t(slots.size()); at += kRows) {

@@ -24,8 +24,8 @@ Workspace& workspace() {
 template <class Work>
 void over_tiles(const Matrix& m, int64_t matrices, int64_t count, const Work& work) {
   const int64_t rows = std::min(kMostRows, std::max<int64_t>(kCodesAtOnce / m.form.width / 12 * 12, 12));
-  const int64_t grain = 1 + kWorthWaking / (matrices * kTile * m.form.width * count);
-  share(m.form.tiles(m.rows), grain, [&](int64_t first, int64_t end) {
+  const int64_t worth = kWorthWaking / (matrices * kTile * m.form.width * count);
+  share_in_turns(m.form.tiles(m.rows), worth, [&](int64_t first, int64_t end) {
     for (int64_t row = 0; row < count; row += rows) {
       for (int64_t tile = first; tile < end; ++tile) work(tile, row, std::min(rows, count - row));
     }
