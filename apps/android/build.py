@@ -5,7 +5,8 @@ FOLDER holds the tools (tools.sh) and gets all that is made. Steps:
     jni    the JNI library for this machine, on phi3mobile/native/: for tests on the JVM
     tests  the checks of tests/apps/android/kotlin
     java   an app in Java, for the same tests
-    aar    the library with its POM and sources in a Maven folder
+    kdoc   the library's comments as pages, in a jar; what is public and has none is told
+    aar    the library with its POM, sources and pages in a Maven folder
     apk    the sample, shrunk, aligned and signed with a key of nobody's
     aab    the same as Play takes it
     lint   ktlint over all Kotlin, by the rules of .editorconfig
@@ -19,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gate import gate
+from kdoc import javadoc
 from packing import aab, aar, apk
 from tools import HERE, SDK, Failed, Tools, files, joined, made, run, sdk, stubs
 
@@ -85,6 +87,7 @@ STEPS: dict[str, Callable[[Tools], Path]] = {
     "jni": jni,
     "tests": tests,
     "java": java,
+    "kdoc": javadoc,
     "aar": aar,
     "apk": apk,
     "aab": aab,

@@ -49,6 +49,8 @@ def test_the_aar_is_what_gradle_takes(packages):
     assert needs == {"kotlin-stdlib", "kotlinx-coroutines-core"}  # no androidx
     sources = zipfile.ZipFile(folder / f"phi3mobile-{VERSION}-sources.jar").namelist()
     assert "org/phi3mobile/Phi3Model.kt" in sources
+    pages = zipfile.ZipFile(folder / f"phi3mobile-{VERSION}-javadoc.jar").namelist()
+    assert {"index.html", "element-list", "org/phi3mobile/Phi3Model.html"} <= set(pages)
 
 
 def test_the_library_is_java_8(packages):

@@ -137,6 +137,8 @@ public data class Generation(
         public fun additionalProperties(value: Boolean): Builder = apply { made = made.copy(additionalProperties = value) }
         public fun regex(value: String?): Builder = apply { made = made.copy(regex = value) }
         public fun grammar(value: String?): Builder = apply { made = made.copy(grammar = value) }
+
+        /** What was set, and defaults for the rest. */
         public fun build(): Generation = made
     }
 

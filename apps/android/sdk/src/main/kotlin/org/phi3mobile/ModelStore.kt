@@ -133,6 +133,7 @@ public class ModelStore @JvmOverloads constructor(
 
     /** Called on the thread that waits. */
     public fun interface Listener {
+        /** How far it is; [Transfer.Done] comes last. */
         public fun onTransfer(transfer: Transfer)
     }
 
