@@ -76,7 +76,7 @@ def text(comment: str, classes: Mapping[str, str]) -> str:
 
 
 def page(name: str, stub: str, classes: Mapping[str, str], kotlin: str) -> str:
-    """A class as Java, ready for javadoc: what `kotlin`, the sources, says is not public is left out, what kapt forgot comes back."""
+    """A class as Java, ready for javadoc: what is not public in the sources (`kotlin`) left out, what kapt forgot added."""
     inner = "DefaultImpls|Companion" if name in _INTERNAL_COMPANION.findall(kotlin) else "DefaultImpls"
     stub = re.sub(r"^ *@kotlin\.Metadata\(.*\)\n", "", stub, flags=re.MULTILINE)
     stub = re.sub(
