@@ -1,6 +1,6 @@
 """The Android SDK built and checked here, without Google's downloads: python apps/android/build.py FOLDER STEP...
 
-FOLDER holds the tools (tools.sh) and gets all that is made. Steps:
+FOLDER holds the tools (tools.sh, with aar, apk, aab and gate all of them) and gets all that is made. Steps:
     sdk    classes.jar of the library, compiled against stubs of Android's classes
     jni    the JNI library for this machine, on phi3mobile/native/: for tests on the JVM
     tests  the checks of tests/apps/android/kotlin
@@ -22,7 +22,7 @@ from pathlib import Path
 from gate import gate
 from kdoc import javadoc
 from packing import aab, aar, apk
-from tools import HERE, SDK, Failed, Tools, files, joined, made, run, sdk, stubs
+from tools import BRIEF, HERE, SDK, Failed, Tools, files, joined, made, run, sdk, stubs
 
 ROOT = HERE.parents[1]
 CORE = ROOT / "phi3mobile" / "core"
@@ -77,7 +77,7 @@ def lint(tools: Tools) -> Path:
         raise Failed(f"no {tools.ktlint}: it comes from npm (tools.sh)")
 
     def make(out: Path) -> None:
-        out.write_text(run(["java", "-jar", tools.ktlint, "--relative", *sources], cwd=ROOT))
+        out.write_text(run(["java", *BRIEF, "-jar", tools.ktlint, "--relative", *sources], cwd=ROOT))
 
     return made(tools.folder / "ktlint.txt", [*sources, ROOT / ".editorconfig"], make)
 

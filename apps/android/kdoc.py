@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tools import HERE, SDK, Failed, Tools, files, joined, made, run, stubs
+from tools import BRIEF, HERE, SDK, Failed, Tools, files, joined, made, run, stubs
 
 _CODE_OR_LINK = re.compile(r"`([^`]+)`|\[([A-Za-z][\w.]*)\]")
 _COMMENT = re.compile(r"/\*\*(?! @hidden).*?\*/", re.DOTALL)
@@ -120,7 +120,7 @@ def pages(tools: Tools, sources: list[Path], out: Path) -> None:
         target.write_text(page(path.stem, path.read_text("utf-8"), classes, kotlin), "utf-8")
     done = subprocess.run(
         [
-            "javadoc", "-quiet", "-notimestamp", "-Xdoclint:all", "-Xmaxwarns", "10000",
+            "javadoc", *(f"-J{flag}" for flag in BRIEF), "-quiet", "-notimestamp", "-Xdoclint:all", "-Xmaxwarns", "10000",
             "-encoding", "UTF-8", "-charset", "UTF-8",
             "-windowtitle", "phi3mobile", "-sourcepath", prepared, "-d", out,
             "-cp", joined([tools.stdlib, tools.coroutines, stubs(tools), tools.kotlin / "lib" / "annotations-13.0.jar"]),
