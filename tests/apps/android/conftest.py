@@ -51,7 +51,8 @@ def java() -> list[str]:
     ]
     path = ":".join(map(str, jars))
     brief = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]  # most checks are over in a second
-    return ["java", "-Xmx512m", *brief, "-Xcheck:jni", "-cp", path, f"-Djava.library.path={FOLDER / 'host'}", "tests.MainKt"]
+    fixed = ["-Xms128m", "-Xmx128m", "-XX:+AlwaysPreTouch"]  # what grows then is not the heap
+    return ["java", *fixed, *brief, "-Xcheck:jni", "-cp", path, f"-Djava.library.path={FOLDER / 'host'}", "tests.MainKt"]
 
 
 @pytest.fixture(scope="session")
