@@ -9,7 +9,7 @@ SOURCES := $(shell find phi3mobile/core -name '*.cpp' -o -name '*.h')
 # Folders with modules: they change when a module comes, goes or moves. "/.": bench is a target, too.
 FOLDERS := $(addsuffix /.,$(shell find phi3mobile export bench training apps/assistant -type d -not -name __pycache__ -not -path '*/native*'))
 
-.PHONY: demo setup native wheel test pytest test-all test-arm64 arm64-runner test-macos android lint typed format docs bench
+.PHONY: demo setup native wheel test pytest test-all test-arm64 arm64-runner test-macos android android-jvm lint typed format docs bench
 
 demo: setup
 	$(BIN)/phi3mobile demo --folder build/demo
@@ -92,6 +92,10 @@ test-macos: setup
 android: setup
 	apps/android/tools.sh build/android $(BIN)/python
 	$(BIN)/python apps/android/build.py build/android lint aar apk aab gate jni tests
+
+# What the tests of the SDK on this machine's JVM need besides a JDK 17 and npm: with it `make test` runs them, else they skip.
+android-jvm: .venv/.installed
+	apps/android/tools.sh build/android $(BIN)/python jvm
 
 lint: setup typed
 	$(BIN)/ruff check .

@@ -1,11 +1,12 @@
 """The Android SDK built and checked here, without Google's downloads: python apps/android/build.py FOLDER STEP...
 
-FOLDER holds the tools (tools.sh) and gets all that is made. Steps:
+FOLDER holds the tools (tools.sh, with aar, apk, aab and gate all of them) and gets all that is made. Steps:
     sdk    classes.jar of the library, compiled against stubs of Android's classes
     jni    the JNI library for this machine, on phi3mobile/native/: for tests on the JVM
     tests  the checks of tests/apps/android/kotlin
     java   an app in Java, for the same tests
-    aar    the library with its POM and sources in a Maven folder
+    kdoc   the library's comments as pages, in a jar; what is public and has none is told
+    aar    the library with its POM, sources and pages in a Maven folder
     apk    the sample, shrunk, aligned and signed with a key of nobody's
     aab    the same as Play takes it
     lint   ktlint over all Kotlin, by the rules of .editorconfig
@@ -19,8 +20,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gate import gate
+from kdoc import javadoc
 from packing import aab, aar, apk
-from tools import HERE, SDK, Failed, Tools, files, joined, made, run, sdk, stubs
+from tools import BRIEF, HERE, SDK, Failed, Tools, files, joined, made, run, sdk, stubs
 
 ROOT = HERE.parents[1]
 CORE = ROOT / "phi3mobile" / "core"
@@ -75,7 +77,7 @@ def lint(tools: Tools) -> Path:
         raise Failed(f"no {tools.ktlint}: it comes from npm (tools.sh)")
 
     def make(out: Path) -> None:
-        out.write_text(run(["java", "-jar", tools.ktlint, "--relative", *sources], cwd=ROOT))
+        out.write_text(run(["java", *BRIEF, "-jar", tools.ktlint, "--relative", *sources], cwd=ROOT))
 
     return made(tools.folder / "ktlint.txt", [*sources, ROOT / ".editorconfig"], make)
 
@@ -85,6 +87,7 @@ STEPS: dict[str, Callable[[Tools], Path]] = {
     "jni": jni,
     "tests": tests,
     "java": java,
+    "kdoc": javadoc,
     "aar": aar,
     "apk": apk,
     "aab": aab,

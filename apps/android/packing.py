@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from kdoc import javadoc
 from tools import HERE, SDK, Tools, files, made, run, sdk, stubs
 
 SAMPLE = HERE / "sample" / "src" / "main"
@@ -43,7 +45,7 @@ def java_api(tools: Tools) -> Path:
 
 
 def aar(tools: Tools) -> Path:
-    """maven/org/phi3mobile/phi3mobile/VERSION: AAR, POM, sources."""
+    """maven/org/phi3mobile/phi3mobile/VERSION: AAR, POM, sources, the KDoc as pages."""
     folder = tools.folder / "maven" / GROUP.replace(".", "/") / NAME / version()
     stem = folder / f"{NAME}-{version()}"
     sources = files(SDK / "kotlin", "*.kt")
@@ -63,11 +65,13 @@ def aar(tools: Tools) -> Path:
         with zipfile.ZipFile(stem.with_name(f"{stem.name}-sources.jar"), "w", zipfile.ZIP_DEFLATED) as jar:
             for source in sources:
                 jar.write(source, source.relative_to(SDK / "kotlin"))
+        shutil.copyfile(javadoc(tools), stem.with_name(f"{stem.name}-javadoc.jar"))
         stem.with_name(f"{stem.name}.pom").write_text(_pom(tools))
 
     inputs = [
         *sources,
         sdk(tools),
+        javadoc(tools),
         SDK / "AndroidManifest.xml",
         HERE / "sdk" / "consumer-rules.pro",
         *libraries(tools),

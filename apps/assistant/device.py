@@ -1,4 +1,4 @@
-"""The engine of a bundle on this device: ExecuTorch's Android or Apple package on a phone, else the bundle's own."""
+"""The engine of a bundle on this device: on a phone our library where the app has it, else ExecuTorch's package."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from phi3mobile.assistant.bundles import TOO_LARGE, describe
 from phi3mobile.assistant.meters import memory_free
 from phi3mobile.engines import registry
+from phi3mobile.engines.phone import app_library_runs
 from phi3mobile.errors import InputError
 
 
@@ -30,8 +31,10 @@ def open_engine(bundle: Any, threads: int = 0) -> Any:
     choice = describe(bundle.folder, memory_free())
     if choice.verdict == TOO_LARGE:
         raise InputError(f"not enough memory: {choice.sentence}; close other apps or choose a smaller model")
+    if app_library_runs(bundle):
+        return registry.open_engine(bundle, threads)
     if bundle.own_operators and where == "android":
-        raise InputError(f"{choice.name} needs kernels that this app's ExecuTorch lacks; export it with --recipe android-cpu")
+        raise InputError(f"{choice.name} needs kernels that this app lacks; export it with --recipe android-cpu")
     if where == "android":
         from phi3mobile.engines.android import AndroidEngine
 

@@ -1,11 +1,12 @@
 """The native runner as an engine: .pte memory-mapped, packed weights in a file, our kernels; no torch.
 
-A wheel brings the library; in a checkout `make native` builds it.
+A wheel brings the library; in a checkout `make native` builds it; an Android app has it among its own (apps/android/README.md).
 """
 
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 import time
 from pathlib import Path
@@ -22,18 +23,32 @@ if TYPE_CHECKING:
     from phi3mobile.bundle import Bundle
 
 _ERROR_SIZE = 2000
+_ANDROID = "libphi3mobile.so"
 _CREATED, _REUSED, _NONE = 1, 2, 3
 
 
 def native_library() -> Path | None:
-    """The built library in this package, if it is there."""
+    """The built library, if it is there: in this package, on Android among the app's, whose loader knows it by its name."""
+    if hasattr(sys, "getandroidapilevel"):
+        return Path(_ANDROID) if _android_finds(_ANDROID) else None
     name = "libphi3mobile.dylib" if sys.platform == "darwin" else "libphi3mobile.so"
     path = Path(__file__).parents[1] / "native" / name
     return path if path.is_file() else None
 
 
+def _android_finds(name: str) -> bool:
+    """Whether the loader finds a library. One that is there and does not load is found: load_library says why."""
+    try:
+        ctypes.CDLL(name)
+    except OSError as error:
+        return not re.search(rf'{re.escape(name)}("? not found|: cannot open shared object)', str(error))
+    return True
+
+
 def where_from() -> str:
     """How this installation gets the library."""
+    if hasattr(sys, "getandroidapilevel"):
+        return f"build the app with {_ANDROID} (apps/android/README.md)"
     if (Path(__file__).parents[2] / "Makefile").is_file():
         return "run `make native`"
     return "install phi3mobile's wheel for this platform, or clone its repository and run `make native` there"

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from phi3mobile.engines.base import Engine
-from phi3mobile.engines.phone import phone_engine
+from phi3mobile.engines.phone import app_library_runs, phone_engine
 from phi3mobile.engines.tower import Tower
 from phi3mobile.errors import InputError
 
@@ -40,14 +40,17 @@ def open_engine(bundle: Bundle, threads: int = 0, experts_memory: int | None = N
     experts_memory: bytes for the experts of a mixture; None: the manifest's default, else as much as they need.
     """
     name = bundle.manifest["engine"]
+    phone = phone_engine() if name in PTE else None
+    if phone and app_library_runs(bundle):
+        name, phone = "native", None
     if "experts" in bundle.manifest["runtime"]:  # only programs with our operator have such a file
-        if name in PTE and phone_engine():
+        if phone:
             raise InputError(f"{bundle.folder} is a mixture of experts, which this phone's own engine has no operator for")
         opened: Callable[..., Engine] = find_engine(name, str(bundle.folder))
         return opened(bundle, threads, experts_memory=experts_memory)
     if experts_memory is not None:
         raise InputError(f"{bundle.folder} has no experts: leave out the memory for them")
-    if name in PTE and (phone := phone_engine()):
+    if phone:
         return phone(bundle.program, bundle.info)
     return find_engine(name, str(bundle.folder))(bundle, threads)
 

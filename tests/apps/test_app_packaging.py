@@ -286,6 +286,67 @@ def test_the_device_decides_the_engine(tmp_path, monkeypatch):
         device.open_engine(Bundle())
 
 
+def on_android(staged: Path, script: str, libraries: Path) -> str:
+    """What a script says in the staged app, where the loader finds what `libraries` has, as in an app's own folder of them."""
+    before = f"import sys\nsys.getandroidapilevel = lambda: 26\nsys.path.insert(0, {str(staged)!r})\n"
+    before += 'sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]\n'
+    blocked = "".join(f"sys.modules[{name!r}] = None\n" for name in ("torch", "executorch", "tokenizers"))
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries), "ANDROID_ARGUMENT": ""}
+    command = [sys.executable, "-c", before + blocked + script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment)
+    assert done.returncode == 0, done.stderr[-1500:]
+    return done.stdout
+
+
+OPENED = """
+import phi3mobile
+assert phi3mobile.__file__.startswith({staged!r})
+from phi3mobile.assistant.device import open_engine
+from phi3mobile.bundle import open_bundle
+from phi3mobile.errors import InputError
+from phi3mobile.session.session import Session
+bundle = open_bundle({bundle!r})
+try:
+    engine = open_engine(bundle, 1)
+except InputError as error:
+    print("refused:", error)
+else:
+    session = Session(bundle, engine=engine)
+    print(type(engine).__name__, "".join(session.generate([{{"role": "user", "content": "Hi"}}], max_tokens=8)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the loader's search by name is Linux's")
+def test_an_app_with_our_library_runs_by_it(staged, bundle_of, tmp_path):
+    """Real answers through the staged files, by the library that only the loader knows; without it the kernels are missed."""
+    from phi3mobile.engines.native import native_library
+    from phi3mobile.session.session import Session
+
+    if native_library() is None:
+        pytest.skip("the native library is not built: make native")
+    bundle = bundle_of("tiny-gqa", "host")
+    script = OPENED.format(staged=str(staged), bundle=str(bundle))
+    with Session(bundle) as session:
+        expected = "".join(session.generate([{"role": "user", "content": "Hi"}], max_tokens=8))
+    assert on_android(staged, script, native_library().parent) == f"NativeEngine {expected}\n"
+    assert "needs kernels that this app lacks" in on_android(staged, script, tmp_path)
+    # What our library has no operators for stays the package's.
+    other = OPENED.format(staged=str(staged), bundle=str(bundle_of("tiny-gqa", "android-cpu")))
+    assert on_android(staged, other, native_library().parent).startswith("refused: this engine runs in an Android app")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the loader's search by name is Linux's")
+def test_a_library_that_does_not_load_is_told(staged, bundle_of, tmp_path):
+    (tmp_path / "libphi3mobile.so").write_bytes(b"no ELF")
+    said = on_android(staged, OPENED.format(staged=str(staged), bundle=str(bundle_of("tiny-gqa", "host"))), tmp_path)
+    assert said.startswith("refused: the native library does not load") and "build the app with libphi3mobile.so" in said
+
+
+def test_the_spec_takes_our_library_where_it_was_built(spec):
+    (pattern,) = spec["android.add_libs_arm64_v8a"].split(",")
+    assert (APPS / "android" / pattern).resolve() == ROOT / "build/android/jni/arm64-v8a/libphi3mobile.so"
+
+
 # As the READMEs of apps/android and apps/ios say
 
 

@@ -9,6 +9,7 @@ from fake_engine import FakeEngine
 from fake_phone import FakeObjectiveC, find_class
 
 from phi3mobile.bundle import open_bundle
+from phi3mobile.engines import native
 from phi3mobile.engines.android import AndroidEngine, _floats
 from phi3mobile.engines.apple import AppleEngine
 from phi3mobile.engines.native import native_library
@@ -154,6 +155,7 @@ def test_so_are_their_bundles_where_a_phone_opens_them(phone, tiny_bundle, monke
     bundle = open_bundle(tiny_bundle)
     seeing = replace(bundle, manifest=bundle.manifest | {"vision": {"hidden": bundle.manifest["model"]["hidden"]}})
     monkeypatch.setattr(sys, *phone, raising=False)
+    monkeypatch.setattr(native, "_android_finds", lambda name: False)  # a library that this process loaded before is found
     with pytest.raises(InputError, match=r"model\.pte is of a model that sees pictures"):
         open_engine(seeing)
 

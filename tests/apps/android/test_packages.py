@@ -20,9 +20,10 @@ PUBLIC = ("Phi3Model", "Session", "Event", "Generation", "ModelStore", "Transfer
 
 @pytest.fixture(scope="session")
 def packages() -> Path:
+    built("aar")
     if not any((share / "java" / "apksigner.jar").exists() for share in SHARES):
         pytest.skip("no apksigner here: it comes from Debian (make android)")
-    built("aar", "apk", "aab")
+    built("apk", "aab")
     return FOLDER
 
 
@@ -49,6 +50,8 @@ def test_the_aar_is_what_gradle_takes(packages):
     assert needs == {"kotlin-stdlib", "kotlinx-coroutines-core"}  # no androidx
     sources = zipfile.ZipFile(folder / f"phi3mobile-{VERSION}-sources.jar").namelist()
     assert "org/phi3mobile/Phi3Model.kt" in sources
+    pages = zipfile.ZipFile(folder / f"phi3mobile-{VERSION}-javadoc.jar").namelist()
+    assert {"index.html", "element-list", "org/phi3mobile/Phi3Model.html"} <= set(pages)
 
 
 def test_the_library_is_java_8(packages):

@@ -23,6 +23,8 @@ public class View {
     public void announceForAccessibility(CharSequence text) { throw new RuntimeException(); }
     public void setBackgroundColor(int color) { throw new RuntimeException(); }
     public void setBackgroundResource(int id) { throw new RuntimeException(); }
+    public final int getHeight() { throw new RuntimeException(); }
+    public void scrollTo(int x, int y) { throw new RuntimeException(); }
     public boolean post(Runnable work) { throw new RuntimeException(); }
     public boolean requestFocus() { throw new RuntimeException(); }
     public void setLayoutParams(ViewGroup.LayoutParams parameters) { throw new RuntimeException(); }

@@ -3,6 +3,15 @@ package org.phi3mobile
 import java.io.File
 import java.util.Base64
 
+/** A message of a conversation. [role] is "system", "user", "assistant" or "tool", a result of the function [name]. [pictures]: a
+ * user's; they go where the content says <|image_1|>, <|image_2|>, ... (numbers count through the conversation), else before it. */
+public data class Message @JvmOverloads constructor(
+    val role: String,
+    val content: String,
+    val name: String? = null,
+    val pictures: List<Picture> = emptyList(),
+)
+
 /** conversation.json, as `phi3mobile chat` writes it: messages in order, their pictures within them as data: URIs. */
 internal object Conversation {
     private const val FORMAT = "phi3mobile-conversation"

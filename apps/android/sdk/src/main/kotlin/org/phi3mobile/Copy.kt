@@ -3,7 +3,14 @@ package org.phi3mobile
 import java.io.File
 import java.io.FileOutputStream
 import java.io.IOException
+import java.io.InputStream
 import java.security.MessageDigest
+
+/** Where [ModelStore.copy] reads a bundle from. */
+public interface BundleSource {
+    /** A file of the bundle by its path with slashes. IOException: there is none. */
+    public fun open(path: String): InputStream
+}
 
 /** A bundle from a [BundleSource] into a partial folder, hashed as it is written. Starts anew each time: local copies are quick. */
 internal class Copy(

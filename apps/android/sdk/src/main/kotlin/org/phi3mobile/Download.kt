@@ -4,12 +4,16 @@ import java.io.File
 import java.io.FileOutputStream
 import java.io.IOException
 import java.io.InputStream
-import java.net.HttpURLConnection
-import java.net.URL
-import java.net.URLEncoder
-import java.security.MessageDigest
 import java.util.concurrent.CountDownLatch
 import java.util.concurrent.TimeUnit
+
+/** How a download goes on after failures: [attempts] in a row that brought nothing end it. */
+public class Retry @JvmOverloads constructor(
+    public val attempts: Int = 6,
+    public val firstMs: Long = 1_000,
+    public val mostMs: Long = 60_000,
+    public val timeoutMs: Int = 30_000,
+)
 
 /**
  * A bundle from a server into a partial folder. A file on its way is named by the hash that it must have, so whatever lies there can
@@ -19,33 +23,27 @@ import java.util.concurrent.TimeUnit
 internal class Download(
     private val folder: File,
     private val address: String,
-    private val headers: Map<String, String>,
+    headers: Map<String, String>,
     private val retry: Retry,
     private val free: (File) -> Long,
     private val show: (Transfer) -> Unit,
 ) : Work() {
     private val wake = CountDownLatch(1)
 
-    @Volatile
-    private var connection: HttpURLConnection? = null
+    private val http = Http(address, headers, retry)
     private var done = 0L
     private var total = 0L
-
-    /** May be tried again. */
-    private class Passing(message: String, val afterMs: Long? = null) : IOException(message)
 
     /** The range was of no use: once more from the start. */
     private class Anew(message: String) : IOException(message)
 
     /** Throws Phi3Exception: the address is none that is fetched from. */
-    fun check() {
-        allowed(url(address))
-    }
+    fun check() = http.check()
 
     override fun stop() {
         super.stop()
         wake.countDown()
-        connection?.disconnect()
+        http.stop()
     }
 
     override fun run() {
@@ -63,8 +61,8 @@ internal class Download(
         writeWhole(File(target, Manifest.FILE), text)
     }
 
-    private fun manifestText(): ByteArray = opened(Manifest.FILE, 0, null).let { from ->
-        if (from.responseCode != 200) throw failure(from, Manifest.FILE)
+    private fun manifestText(): ByteArray = http.open(Manifest.FILE, 0, null).let { from ->
+        if (from.responseCode != 200) throw http.failure(from, Manifest.FILE)
         from.inputStream.use { stream ->
             val text = stream.readBytes()
             if (from.contentLengthLong >= 0 && text.size.toLong() != from.contentLengthLong) throw Passing("the connection ended early")
@@ -123,7 +121,7 @@ internal class Download(
 
     private fun stream(part: Manifest.Part, file: File, mark: File) {
         val have = file.length()
-        val from = opened(part.path, have, if (have > 0) mark.takeIf { it.isFile }?.readText() else null)
+        val from = http.open(part.path, have, if (have > 0) mark.takeIf { it.isFile }?.readText() else null)
         val append = when (from.responseCode) {
             200 -> false
             206 -> {
@@ -135,7 +133,7 @@ internal class Download(
                 true
             }
             416 -> throw Anew("the server has no such range")
-            else -> throw failure(from, part.path)
+            else -> throw http.failure(from, part.path)
         }
         val coming = from.contentLengthLong
         if (coming >= 0 && coming != part.bytes - if (append) have else 0) {
@@ -183,8 +181,6 @@ internal class Download(
                 return work()
             } catch (error: IOException) {
                 error
-            } finally {
-                connection = null
             }
             stopIfAsked()
             failed = if (done > before) 1 else failed + 1
@@ -196,62 +192,5 @@ internal class Download(
             show(Transfer.Waiting(pause, reason))
             wake.await(pause + (pause * Math.random() / 4).toLong(), TimeUnit.MILLISECONDS)
         }
-    }
-
-    private fun url(text: String): URL = try {
-        URL(text)
-    } catch (error: IOException) {
-        throw Phi3Exception("$text is no address: give https://...", error)
-    }
-
-    private fun allowed(url: URL) {
-        if (url.protocol == "https" || (url.protocol == "http" && url.host in LOOPBACK)) return
-        throw Phi3Exception("$url is not fetched: models come over https only")
-    }
-
-    // Follows redirects by itself: HttpURLConnection does not from one protocol to another, and would give headers to strangers.
-    private fun opened(path: String, have: Long, mark: String?): HttpURLConnection {
-        val start = url(address.trimEnd('/').removeSuffix("/${Manifest.FILE}") + "/" + path.split('/').joinToString("/") { escaped(it) })
-        var url = start
-        repeat(MOST_REDIRECTS) {
-            allowed(url)
-            val made = url.openConnection() as HttpURLConnection
-            connection = made
-            stopIfAsked()
-            made.instanceFollowRedirects = false
-            made.connectTimeout = retry.timeoutMs
-            made.readTimeout = retry.timeoutMs
-            made.setRequestProperty("Accept-Encoding", "identity")
-            if (url.host == start.host && url.port == start.port) headers.forEach { (name, value) -> made.setRequestProperty(name, value) }
-            if (have > 0) made.setRequestProperty("Range", "bytes=$have-")
-            if (mark != null) made.setRequestProperty("If-Range", mark)
-            if (made.responseCode !in REDIRECTS) return made
-            val next = made.getHeaderField("Location") ?: throw Phi3Exception("$url leads elsewhere and does not say where")
-            made.disconnect()
-            url = URL(url, next)
-        }
-        throw Phi3Exception("$start leads from one address to another for ever: give the last one")
-    }
-
-    private fun failure(from: HttpURLConnection, path: String): Exception {
-        val code = from.responseCode
-        if (code == 408 || code == 425 || code == 429 || code >= 500 || code < 100) {
-            val after = from.getHeaderField("Retry-After")?.trim()?.toLongOrNull()?.let { minOf(it * 1000, retry.mostMs) }
-            return Passing("the server says $code", after)
-        }
-        val why = when (code) {
-            401, 403 -> "it wants to know who asks: give headers"
-            404, 410 -> "it is not there: give the address of the bundle's folder"
-            else -> "it can't be fetched"
-        }
-        return Phi3Exception("the server says $code for $path: $why")
-    }
-
-    private fun escaped(name: String): String = URLEncoder.encode(name, "UTF-8").replace("+", "%20")
-
-    private companion object {
-        const val MOST_REDIRECTS = 6
-        val REDIRECTS = setOf(301, 302, 303, 307, 308)
-        val LOOPBACK = setOf("127.0.0.1", "localhost", "[::1]")
     }
 }

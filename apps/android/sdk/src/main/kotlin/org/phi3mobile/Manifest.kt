@@ -47,6 +47,7 @@ public class Manifest internal constructor(public val json: String, private val 
     private fun section(name: String): Map<*, *> = all[name] as? Map<*, *> ?: damaged(name)
 
     public companion object {
+        /** Its name in a bundle's folder. */
         public const val FILE: String = "manifest.json"
 
         /** Reads a folder's. Throws Phi3Exception: it is no bundle, or its manifest is damaged. */

@@ -3,10 +3,11 @@ package org.phi3mobile
 /** Whether a bundle fits the memory, from the manifest's numbers. */
 public enum class Verdict { FITS, TIGHT, TOO_LARGE }
 
+/** What a bundle needs against what is free, before anything is loaded. */
 public object Memory {
     private const val TIGHT_SHARE = 0.8 // of the free memory
 
-    /** [free]: bytes that the system can give, [android.DeviceMemory] reads it. */
+    /** [free]: bytes that the system can give, `Device.freeMemory` reads it. */
     @JvmStatic
     public fun verdict(manifest: Manifest, free: Long): Verdict = when {
         manifest.needs > free -> Verdict.TOO_LARGE

@@ -1,32 +1,10 @@
 package org.phi3mobile
 
-import kotlinx.coroutines.Dispatchers
-import kotlinx.coroutines.channels.awaitClose
 import kotlinx.coroutines.flow.Flow
-import kotlinx.coroutines.flow.callbackFlow
-import kotlinx.coroutines.flow.conflate
-import kotlinx.coroutines.launch
 import kotlinx.coroutines.runBlocking
 import java.io.File
 import java.io.FileInputStream
-import java.io.IOException
 import java.io.InputStream
-import java.io.RandomAccessFile
-import java.nio.channels.FileLock
-import java.nio.channels.OverlappingFileLockException
-import java.security.MessageDigest
-
-/** How far a transfer is. */
-public sealed class Transfer {
-    /** Bytes of the whole bundle; [path]: the file that is on its way. */
-    public data class Progress(val done: Long, val total: Long, val path: String) : Transfer()
-
-    /** The connection failed: another try follows after so many milliseconds. */
-    public data class Waiting(val milliseconds: Long, val reason: String) : Transfer()
-
-    /** The bundle is in the store, whole and with the right hashes. */
-    public data class Done(val model: File) : Transfer()
-}
 
 /** A bundle in the store. */
 public class StoredModel internal constructor(
@@ -37,20 +15,6 @@ public class StoredModel internal constructor(
     public val manifest: Manifest?,
     /** Why it can't be used; null: it can. Hashes are compared by [ModelStore.verify]. */
     public val damaged: String?,
-)
-
-/** Where [ModelStore.copy] reads a bundle from. */
-public interface BundleSource {
-    /** A file of the bundle by its path with slashes. IOException: there is none. */
-    public fun open(path: String): InputStream
-}
-
-/** How a download goes on after failures: [attempts] in a row that brought nothing end it. */
-public class Retry @JvmOverloads constructor(
-    public val attempts: Int = 6,
-    public val firstMs: Long = 1_000,
-    public val mostMs: Long = 60_000,
-    public val timeoutMs: Int = 30_000,
 )
 
 /**
@@ -101,7 +65,7 @@ public class ModelStore @JvmOverloads constructor(
     )
 
     /** Compares the hashes of all files: seconds per gigabyte. Throws Phi3Exception while collecting: which file is damaged. */
-    public fun verify(id: String): Flow<Transfer> = flowOf { show ->
+    public fun verify(id: String): Flow<Transfer> = transferring { show ->
         object : Work() {
             override fun run() {
                 val model = get(id)
@@ -133,6 +97,7 @@ public class ModelStore @JvmOverloads constructor(
 
     /** Called on the thread that waits. */
     public fun interface Listener {
+        /** How far it is; [Transfer.Done] comes last. */
         public fun onTransfer(transfer: Transfer)
     }
 
@@ -166,7 +131,7 @@ public class ModelStore @JvmOverloads constructor(
     private fun transfer(id: String, begin: (File, (Transfer) -> Unit) -> Work): Flow<Transfer> {
         val path = place(id)
         val part = File(folder, "$PARTIAL$id")
-        return flowOf { show ->
+        return transferring { show ->
             val bringing = begin(part, show)
             object : Work() {
                 override fun run() {
@@ -185,88 +150,12 @@ public class ModelStore @JvmOverloads constructor(
         }
     }
 
-    private fun flowOf(begin: ((Transfer) -> Unit) -> Work): Flow<Transfer> = callbackFlow {
-        val work = begin { trySend(it) }
-        launch(Dispatchers.IO) {
-            try {
-                work.run()
-                close()
-            } catch (error: Stopped) {
-                close()
-            } catch (error: IOException) {
-                close(Phi3Exception("the transfer failed: ${error.message}", error))
-            } catch (error: Phi3Exception) {
-                close(error)
-            }
-        }
-        awaitClose { work.stop() }
-    }.conflate()
-
-    private fun locked(folder: File, work: () -> Unit) {
-        val file = File(folder, LOCK)
-        RandomAccessFile(file, "rw").use { opened ->
-            val lock: FileLock? = try {
-                opened.channel.tryLock()
-            } catch (error: OverlappingFileLockException) {
-                null
-            }
-            if (lock == null) throw Phi3Exception("another transfer of this model is running: wait for it or cancel it")
-            lock.use { work() }
-        }
-    }
-
     private companion object {
         val NAME = Regex("[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
         const val PARTIAL = ".part-"
         const val DOOMED = ".gone-"
-        const val LOCK = "lock"
     }
 }
-
-/** Asked to stop by the collector. */
-internal class Stopped : RuntimeException()
 
 internal const val BUNDLE = "bundle" // in a partial folder: the files that are whole and right
 internal const val ADDRESS = "address"
-internal const val SPARE = 64L shl 20 // bytes to leave free
-
-/** Something that takes a while and can be asked to stop. */
-internal abstract class Work {
-    @Volatile
-    private var asked = false
-
-    abstract fun run()
-
-    open fun stop() {
-        asked = true
-    }
-
-    fun stopIfAsked() {
-        if (asked) throw Stopped()
-    }
-}
-
-/** Throws Phi3Exception: no room for so many more bytes. */
-internal fun requireRoom(folder: File, bytes: Long, free: (File) -> Long) {
-    val left = free(folder)
-    if (left < bytes + SPARE) {
-        throw Phi3Exception("there is no room: ${Memory.gigabytes(bytes)} are to come, ${Memory.gigabytes(left)} are free; delete something first")
-    }
-}
-
-/** SHA-256 of a file, lower case; [each]: bytes of every piece. */
-internal fun hashed(file: File, each: (Int) -> Unit): String {
-    val digest = MessageDigest.getInstance("SHA-256")
-    FileInputStream(file).use { stream ->
-        val piece = ByteArray(1 shl 18)
-        while (true) {
-            val count = stream.read(piece)
-            if (count < 0) break
-            digest.update(piece, 0, count)
-            each(count)
-        }
-    }
-    return hex(digest)
-}
-
-internal fun hex(digest: MessageDigest): String = digest.digest().joinToString("") { "%02x".format(it) }

@@ -146,6 +146,7 @@ public class Session internal constructor(
 
     /** Called for each event, in order; false stops the answer. */
     public fun interface Listener {
+        /** Gives whether the answer goes on. */
         public fun onEvent(event: Event): Boolean
     }
 

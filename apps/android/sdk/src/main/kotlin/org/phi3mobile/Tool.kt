@@ -12,6 +12,7 @@ public class Tool @JvmOverloads constructor(
 ) {
     /** Called in the collector's coroutine. */
     public fun interface Call {
+        /** [arguments]: a JSON object. Gives what the model reads. */
         public suspend fun call(arguments: String): String
     }
 

@@ -14,13 +14,18 @@ object Benchmark {
         val bench = try {
             Bench.requested(activity.intent.getStringExtra(Bench.EXTRA), shared)
         } catch (error: Phi3Exception) {
-            activity.setContentView(Views(activity).text(error.message.orEmpty()))
+            tell(activity, error.message.orEmpty())
             return true
         } ?: return false
         activity.window.addFlags(KEEP_SCREEN_ON)
-        activity.setContentView(Views(activity).text(R.string.bench))
+        tell(activity, activity.getString(R.string.bench))
         thread(name = "bench") { bench.run(File(activity.cacheDir, "phi3mobile")) }
         return true
+    }
+
+    private fun tell(activity: Activity, said: CharSequence) {
+        val views = Views(activity)
+        activity.setContentView(views.inset(views.column(views.text(said))))
     }
 
     private const val KEEP_SCREEN_ON = 128 // WindowManager.LayoutParams.FLAG_KEEP_SCREEN_ON

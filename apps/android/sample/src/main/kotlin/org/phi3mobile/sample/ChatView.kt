@@ -34,18 +34,17 @@ class ChatView(private val activity: MainActivity, private val scope: CoroutineS
         val asked = message.text.toString().trim()
         if (asked.isEmpty()) return
         message.setText("")
-        talk.addView(views.heading(activity.getString(R.string.you)))
-        talk.addView(views.text(asked))
         val answer = views.text("")
-        talk.addView(answer)
+        talk.addView(views.column(views.heading(activity.getString(R.string.you)), views.text(asked), answer))
         send.setText(R.string.stop)
+        val known = session.history.size
         answering = scope.launch {
             try {
                 session.send(asked).collect { event ->
                     when (event) {
                         is Event.Text -> {
                             answer.append(event.text)
-                            scroll.fullScroll(DOWN)
+                            scroll.post { scroll.scrollTo(0, talk.height) } // fullScroll would take the focus from the message
                         }
                         is Event.Done -> tell(event)
                         is Event.Progress -> numbers.setText("${event.done} / ${event.total}")
@@ -58,10 +57,16 @@ class ChatView(private val activity: MainActivity, private val scope: CoroutineS
                 // Once, whole: piece by piece a screen reader would stumble.
                 answer.announceForAccessibility(answer.text)
             } catch (error: Phi3Exception) {
-                answer.setText(error.message.orEmpty())
+                numbers.setText(error.message.orEmpty())
+                numbers.announceForAccessibility(numbers.text)
             } finally {
                 answering = null
                 send.setText(R.string.send)
+                // As in the session's history: what failed or said nothing is not there, the text can be sent again.
+                if (session.history.size == known) {
+                    talk.removeViewAt(talk.childCount - 1)
+                    if (message.text.isEmpty()) message.setText(asked)
+                }
             }
         }
     }
@@ -73,11 +78,10 @@ class ChatView(private val activity: MainActivity, private val scope: CoroutineS
 
     private fun undo() {
         if (answering != null || session.undo().isEmpty()) return
-        repeat(3) { if (talk.childCount > 0) talk.removeViewAt(talk.childCount - 1) }
+        talk.removeViewAt(talk.childCount - 1)
     }
 
     private companion object {
         const val TYPE_LINES = 0x24001 // InputType: text, several lines, sentences begin large
-        const val DOWN = 130 // View.FOCUS_DOWN
     }
 }

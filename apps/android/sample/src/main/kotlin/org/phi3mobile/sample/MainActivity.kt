@@ -100,8 +100,8 @@ class MainActivity : Activity() {
     )
 
     fun open(folder: File) {
-        val waiting = Views(this).text(R.string.loading)
-        setContentView(waiting)
+        val views = Views(this)
+        setContentView(views.inset(views.column(views.text(R.string.loading))))
         scope.launch {
             try {
                 val opened = Phi3Model.open(folder, Device.options(this@MainActivity))

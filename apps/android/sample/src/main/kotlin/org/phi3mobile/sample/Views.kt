@@ -91,7 +91,9 @@ class ModelsView(activity: MainActivity, models: List<StoredModel>, unfinished: 
         for ((id, address) in unfinished) {
             list.addView(views.heading(id))
             list.addView(views.text(address))
-            list.addView(views.row(views.button(R.string.go_on) { activity.download(address, id) }, views.button(R.string.delete) { activity.delete(id) }))
+            val goOn = views.button(R.string.go_on, activity.getString(R.string.go_on_model, id)) { activity.download(address, id) }
+            val delete = views.button(R.string.delete, activity.getString(R.string.delete_model, id)) { activity.delete(id) }
+            list.addView(views.row(goOn, delete))
         }
         val address = views.field(R.string.address, 1, TYPE_URI)
         list.addView(views.button(R.string.import_folder) { activity.pick() })
