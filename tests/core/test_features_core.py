@@ -153,6 +153,7 @@ def test_bad_folders_are_told_in_a_line(bundle, tmp_path):
         assert len(list((tmp_path / "there").iterdir())) == 1
     with pytest.raises(InputError, match="can't be written"):
         by_python(bundle, file / "under", [PICTURES["C"]])
-    with core_session(write_bundle(tmp_path / "blind", engine), engine) as session:
-        with pytest.raises(CoreError, match="this session sees no pictures: it has no features to keep; leave the folder out"):
-            session.keep_features(tmp_path, RUNTIME)
+    line = "this session sees no pictures: it has no features to keep; leave the folder out"
+    blind = write_bundle(tmp_path / "blind", engine)
+    with core_session(blind, engine) as session, pytest.raises(CoreError, match=line):
+        session.keep_features(tmp_path, RUNTIME)
