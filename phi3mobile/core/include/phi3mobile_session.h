@@ -92,14 +92,18 @@ P3M_API int p3m_session_keep_features(
     p3m_session* session, const char* folder, const char* runtime, char* error, size_t error_size);
 
 /* Begins an answer; one that runs is ended. request, JSON:
- *   "messages"  [{"role": "system" | "user" | "assistant", "content": text}], the last one the user's; or
+ *   "messages"  [{"role": "system" | "user" | "assistant", "content": text}], the last one the user's.
  *               A content may also be a list of {"type": "text", "text"} and {"type": "image", "image": a number that
  *               p3m_session_picture gave}. Where a message's texts hold <|image_1|>, <|image_2|>, ... these say where its
- * images go (numbers count through the conversation, from 1 without a gap); else each goes where it stands in the list "prompt"
- * a text that is continued as it is "max_tokens" 512; null: no limit       "stop" [texts that end the answer] "overflow"
- * "stop", or "slide": when the context is full keep the system message, drop the oldest turns, go on "lookup"    false; true:
- * draft by quoting prompt and answer: same text, faster where it quotes "repetition" false: an answer that repeats itself is
- * ended; true: it may "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed": default the bundle's, else greedy
+ *               images go (numbers count through the conversation, from 1 without a gap); else each goes where it stands
+ *               in the list; or
+ *   "prompt"    a text that is continued as it is
+ *   "max_tokens"   512; null: no limit
+ *   "stop"      [texts that end the answer]
+ *   "overflow"  "stop", or "slide": when the context is full keep the system message, drop the oldest turns, go on
+ *   "lookup"    false; true: draft by quoting prompt and answer: same text, faster where it quotes
+ *   "repetition"   false: an answer that repeats itself is ended; true: it may
+ *   "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"   default the bundle's, else greedy
  *   "tools"     [{"name", "description", "parameters": a JSON schema}]: functions that the answer may ask for
  *   "schema"    a JSON schema, an object or its text: the answer is valid under it; "additional_properties" false: objects that
  *               declare names have no others where the schema does not say; true: they may

@@ -124,7 +124,7 @@ bool attend_all(const Attention& a) {
 
 // The first position whose int8 row the ring still has, before tokens are written from a.position on.
 int64_t ring_start(const Attention& a) {
-  return std::clamp<int64_t>(std::max(a.coarse.mark[0], a.coarse.mark[1] - kRing), 0, a.position);
+  return std::clamp<int64_t>(std::max(a.coarse.mark[0], std::max<int64_t>(a.coarse.mark[1], 0) - kRing), 0, a.position);
 }
 
 }  // namespace
