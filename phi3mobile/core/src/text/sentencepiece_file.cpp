@@ -20,15 +20,17 @@ namespace {
 
 SentencePiece piece_in(std::string_view message) {
   SentencePiece piece;
+  int64_t kind = SentencePiece::Normal;
   for (Fields field(message); field.next();) {
     if (field.number == 1) piece.text = field.bytes();
     if (field.number == 2) piece.score = field.real();
-    if (field.number == 3) piece.kind = SentencePiece::Kind(field.integer());
+    if (field.number == 3) kind = field.integer();
   }
   if (piece.text.empty() || invalid_utf8(piece.text) != piece.text.size() || std::isnan(piece.score)) {
     throw Damaged("a piece has no text or no score");
   }
-  if (piece.kind < SentencePiece::Normal || piece.kind > SentencePiece::Byte) throw Damaged("a piece of an unknown kind");
+  if (kind < SentencePiece::Normal || kind > SentencePiece::Byte) throw Damaged("a piece of an unknown kind");
+  piece.kind = SentencePiece::Kind(kind);
   if (piece.kind == SentencePiece::Unused) unread("has pieces that are not to be used");
   return piece;
 }
