@@ -1,6 +1,6 @@
 """A bundle's file of experts: its header, its tiles, what the runner counts. No torch.
 
-The layout stands in core/src/expert_file.h: a header of 64 bytes, two checksums a record, then one
+The layout stands in core/src/expert_format.h: a header of 64 bytes, two checksums a record, then one
 record for each layer and expert, [w13][w2], both at multiples of ALIGN. It is used as it lies: all of it mapped, or experts
 read as they are needed.
 """

@@ -113,10 +113,7 @@ class Pictures:
         assert self._folder is not None
         path = self._folder / f"{self.tower.name}-{self._pictures[number].name}-{self.num_crops}.npy"
         wanted = (self._pictures[number].plan.tokens, self.tower.hidden)
-        try:
-            rows = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            rows = None
+        rows = _array(path)
         if rows is not None and rows.shape == wanted and rows.dtype == np.float32:
             return rows
         rows = self._encoded(number)
@@ -136,6 +133,15 @@ class Pictures:
         rows = self.tower.project(merge(features, picture.plan.grid, *self.tower.separators))
         self.encode_s, self.views = self.encode_s + perf_counter() - began, self.views + picture.plan.views
         return rows
+
+
+def _array(path: Path) -> np.ndarray | None:
+    """What np.save wrote to a file; None: no file, or a damaged one."""
+    try:
+        with path.open("rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except Exception:  # numpy raises whatever damaged bytes make it
+        return None
 
 
 def _source(image: Any) -> str:

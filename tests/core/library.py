@@ -63,6 +63,7 @@ def core() -> ctypes.CDLL:
         ("p3m_session_open_with", POINTER, [TEXT_P, ctypes.POINTER(HostEngine), *failing]),
         ("p3m_session_open_seeing", POINTER, [TEXT_P, ctypes.POINTER(HostEngine), ctypes.POINTER(HostTower), *failing]),
         ("p3m_session_picture", SIZE, [POINTER, POINTER, SIZE, SIZE, SIZE, ctypes.c_int, ctypes.c_int, *failing]),
+        ("p3m_session_keep_features", ctypes.c_int, [POINTER, TEXT_P, TEXT_P, *failing]),
         ("p3m_session_start", ctypes.c_int, [POINTER, TEXT_P, *failing]),
         ("p3m_guidance", TEXT_P, [TEXT_P, *failing]),
         ("p3m_session_next", ctypes.c_int, [POINTER, ctypes.POINTER(POINTER), ctypes.POINTER(ctypes.c_size_t)]),
@@ -179,6 +180,10 @@ class CoreSession:
         height, width, channels = pixels.shape
         place = pixels.ctypes.data, width, height, pixels.strides[0], channels, orientation
         return asked(self.library.p3m_session_picture, self.handle, *place)
+
+    def keep_features(self, folder: Path | str | None, runtime: str | None = None) -> None:
+        place = None if folder is None else str(folder).encode()
+        asked(self.library.p3m_session_keep_features, self.handle, place, None if runtime is None else runtime.encode())
 
     def start(self, request: dict[str, Any] | str) -> None:
         text = request if isinstance(request, str) else json.dumps(request, ensure_ascii=False)

@@ -65,6 +65,26 @@ def test_answers_are_those_of_pythons_session(bundle, tmp_path):
     )  # kept for the next start
 
 
+def test_features_are_kept_for_other_sessions(bundle, tmp_path):
+    """The core's, Python's and p3m's of the same runtime: who comes second does not look again."""
+    told: list[str] = []
+    with core_session(bundle) as session:
+        session.keep_features(tmp_path / "core")
+        text = session.answer({"messages": [say(session.picture(A), "what is this?")], "max_tokens": 6}).text
+    with Session(bundle, features=tmp_path / "core", on_event=told.append) as python:
+        assert "".join(python.generate([say(A, "what is this?")], max_tokens=6)) == text and not told
+    with Session(bundle, features=tmp_path / "python") as python:
+        "".join(python.generate([say(A, "what is this?")], max_tokens=1))
+    (ours,), (theirs,) = ((tmp_path / name).iterdir() for name in ("core", "python"))
+    assert ours.name == theirs.name and ours.read_bytes() == theirs.read_bytes()
+    a = written(tmp_path / "a.ppm", A)
+    for features, looks in ((tmp_path / "python", False), (tmp_path / "p3m", True), (tmp_path / "p3m", False)):
+        found = p3m("run", bundle, "what is this?", "--image", a, "--max-tokens", 6, "--features", features)
+        assert found.stdout == text + "\n" and ("looking at a picture" in found.stderr) == looks
+    found = p3m("run", bundle, "?", "--image", a, "--features", a)
+    assert found.returncode == 2 and f"{a} is a file; give a folder for features of pictures" in found.stderr
+
+
 def test_a_state_ends_before_its_pictures(bundle, tmp_path):
     request = {"max_tokens": 4, "repetition": True}
     with core_session(bundle) as session:

@@ -77,7 +77,7 @@ def _halves(matrix: Packed, role: str) -> list[Packed]:
 
 
 def checksum(data: bytes) -> int:
-    """core/src/expert_file.cpp's: the sum of 64-bit words, each times an odd number by its place."""
+    """core/src/expert_format.cpp's: the sum of 64-bit words, each times an odd number by its place."""
     words = np.frombuffer(data + bytes(-len(data) % 8), np.uint64)
     with np.errstate(over="ignore"):
         return int((words * (2 * np.arange(len(words), dtype=np.uint64) + np.uint64(1))).sum(dtype=np.uint64))

@@ -83,15 +83,27 @@ P3M_API p3m_session* p3m_session_open_seeing(
 P3M_API int64_t p3m_session_picture(p3m_session* session, const uint8_t* pixels, int64_t width, int64_t height, int64_t stride,
     int channels, int orientation, char* error, size_t error_size);
 
+/* Keeps what is seen of pictures from now on in a folder, too, made when the first is kept: later sessions, also in Python
+ * (Session(features=...)), read it instead of looking again. One file a picture, tens of megabytes at most; nobody removes
+ * them. A file that is cut short or of another form is written anew. runtime: what computes a tower of the host's, a text in
+ * the files' names, since others compute other bits; the library's own is known, there it is ignored. 0, or -1 and the error: a
+ * session that sees no pictures, a folder that is a file. A folder that can't be written ends an answer by an error. */
+P3M_API int p3m_session_keep_features(
+    p3m_session* session, const char* folder, const char* runtime, char* error, size_t error_size);
+
 /* Begins an answer; one that runs is ended. request, JSON:
- *   "messages"  [{"role": "system" | "user" | "assistant", "content": text}], the last one the user's; or
+ *   "messages"  [{"role": "system" | "user" | "assistant", "content": text}], the last one the user's.
  *               A content may also be a list of {"type": "text", "text"} and {"type": "image", "image": a number that
  *               p3m_session_picture gave}. Where a message's texts hold <|image_1|>, <|image_2|>, ... these say where its
- * images go (numbers count through the conversation, from 1 without a gap); else each goes where it stands in the list "prompt"
- * a text that is continued as it is "max_tokens" 512; null: no limit       "stop" [texts that end the answer] "overflow"
- * "stop", or "slide": when the context is full keep the system message, drop the oldest turns, go on "lookup"    false; true:
- * draft by quoting prompt and answer: same text, faster where it quotes "repetition" false: an answer that repeats itself is
- * ended; true: it may "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed": default the bundle's, else greedy
+ *               images go (numbers count through the conversation, from 1 without a gap); else each goes where it stands
+ *               in the list; or
+ *   "prompt"    a text that is continued as it is
+ *   "max_tokens"   512; null: no limit
+ *   "stop"      [texts that end the answer]
+ *   "overflow"  "stop", or "slide": when the context is full keep the system message, drop the oldest turns, go on
+ *   "lookup"    false; true: draft by quoting prompt and answer: same text, faster where it quotes
+ *   "repetition"   false: an answer that repeats itself is ended; true: it may
+ *   "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"   default the bundle's, else greedy
  *   "tools"     [{"name", "description", "parameters": a JSON schema}]: functions that the answer may ask for
  *   "schema"    a JSON schema, an object or its text: the answer is valid under it; "additional_properties" false: objects that
  *               declare names have no others where the schema does not say; true: they may

@@ -21,8 +21,9 @@ typedef struct p3m_tokenizer p3m_tokenizer;
 /* Tokens becoming text: used by one thread at a time. */
 typedef struct p3m_stream p3m_stream;
 
-/* Reads tokenizer.json or *.tiktoken of a folder, with tokenizer_config.json and special_tokens_map.json beside it. The caller
- * owns the result until p3m_tokenizer_close. Fails on what is missing, damaged or of a kind that is not read here, by name. */
+/* Reads tokenizer.json, tokenizer.model or *.tiktoken of a folder, with tokenizer_config.json and special_tokens_map.json
+ * beside it. The caller owns the result until p3m_tokenizer_close. Fails on what is missing, damaged or of a kind that is not
+ * read here, by name. */
 P3M_API p3m_tokenizer* p3m_tokenizer_open(const char* folder, char* error, size_t error_size);
 
 /* Frees it; null is nothing. Streams of it must be closed before. */

@@ -1,5 +1,5 @@
-// Causal attention over a KV cache: the plain interface between the operator (attention_op.cpp) and its loops
-// (attention_loops.cpp, compiled once per instruction set). No ExecuTorch and no STL here.
+// Causal attention over a KV cache: the plain interface between the operators (attention_op.cpp, attention_work.cpp) and its
+// loops (attention_loops.cpp, compiled once per instruction set). No ExecuTorch and no STL here.
 #pragma once
 
 #include <stdint.h>
@@ -115,11 +115,6 @@ struct Loops {
   // Merges the parts (same rows, different keys) into out.
   void (*finish)(const Attention&, const Part* parts, int64_t count);
 };
-
-// Picks the loops of one instruction set, null: the machine's best, as at start. False: the machine lacks it.
-bool use_isa(const char* isa);
-// The set in use: "avx512", "avx2", "neon" (arm64's baseline) or "baseline".
-const char* used_isa();
 
 namespace baseline { extern const Loops loops; }
 #if defined(__x86_64__)

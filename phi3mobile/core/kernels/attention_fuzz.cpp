@@ -2,6 +2,7 @@
 // with the formula in float64; wrong arguments must come back as errors. Meant for sanitizers, and for cross-built machines:
 //   cmake -S phi3mobile/core -B build/fuzz -DP3M_SANITIZE=ON && cmake --build build/fuzz --target attention_fuzz
 //   build/fuzz/attention_fuzz [seconds] [seed]
+#include "attention_reference.h"
 #include "phi3mobile.h"
 
 #include <algorithm>
@@ -27,6 +28,11 @@ using executorch::aten::ScalarType;
 using executorch::aten::Tensor;
 using executorch::aten::TensorImpl;
 using executorch::runtime::EValue;
+using reference::Form;
+using reference::History;
+using reference::kGroup;
+using reference::kRing;
+using reference::Shape;
 
 std::mt19937_64 bits;
 
@@ -56,23 +62,17 @@ struct Operand {
   EValue value() { return EValue(Tensor(impl.get())); }
 };
 
-struct Shape {
-  int64_t heads, kv_heads, width, half, capacity, window, block, local_blocks, stride, head_step, ring, kept, positions;
-  bool int8, evicting;
-
-  bool sees(int64_t head, int64_t query, int64_t key) const {
-    if (key > query) return false;
-    if (block == 0) return window == 0 || key > query - window;
-    return query / block - key / block < local_blocks || (key / block + head * head_step + 1) % stride == 0;
-  }
-  int64_t reach() const { return ring / (stride - kept) * stride + ring % (stride - kept); }
-};
-
 Shape any_shape() {
   Shape s{};
   s.kv_heads = any(1, 3), s.heads = s.kv_heads * (chance(0.05) ? 70 : any(1, 5));
   s.width = 16 * (chance(0.1) ? 16 : any(1, 8)), s.half = any(1, s.width / 2);
-  s.int8 = chance(0.6), s.capacity = s.positions = any(1, 300);
+  s.form = chance(0.5) ? Form::Int8 : Form::Float, s.capacity = s.positions = any(1, 300);
+  if (chance(0.3)) {
+    s.form = Form::Int4, s.width = kGroup * any(1, 8), s.half = any(1, s.width / 2);
+    s.capacity = s.positions = any(1, 600);
+    if (chance(0.3)) s.window = any(1, 300);
+    return s;
+  }
   if (chance(0.25)) {
     if (chance(0.5)) s.window = any(1, 100);
     return s;
@@ -93,31 +93,49 @@ Shape any_shape() {
   return s;
 }
 
+// As a call takes them, marks of its own at the end.
 struct Caches {
-  Operand<float> k, v, k_scale, v_scale;
-  Operand<int8_t> k_bytes, v_bytes;
+  std::vector<Operand<uint16_t>> wide;  // bfloat16
+  std::vector<Operand<float>> floats;
+  std::vector<Operand<uint8_t>> bytes;
   Operand<int64_t> mark;
+  std::vector<EValue> values;
 
-  explicit Caches(const Shape& s)
-      : k(ScalarType::Float, {1, s.kv_heads, s.int8 ? 1 : s.capacity, s.width}),
-        v(ScalarType::Float, {1, s.kv_heads, s.int8 ? 1 : s.capacity, s.width}),
-        k_scale(ScalarType::Float, {1, s.kv_heads, s.capacity}),
-        v_scale(ScalarType::Float, {1, s.kv_heads, s.capacity}),
-        k_bytes(ScalarType::Char, {1, s.kv_heads, s.int8 ? s.capacity : 1, s.width}),
-        v_bytes(ScalarType::Char, {1, s.kv_heads, s.int8 ? s.capacity : 1, s.width}),
-        mark(ScalarType::Long, {1}) {}
+  explicit Caches(const Shape& s) : mark(ScalarType::Long, {s.form == Form::Int4 ? 2 : 1}) {
+    const auto both = [&](auto& kind, ScalarType type, const std::vector<int64_t>& shape) {
+      for (int i = 0; i < 2; ++i) values.push_back(kind.emplace_back(type, shape).value());
+    };
+    if (s.form == Form::Int4) {
+      both(bytes, ScalarType::Byte, {1, s.kv_heads, s.capacity, s.width / 2});
+      both(wide, ScalarType::BFloat16, {1, s.kv_heads, s.width / kGroup, s.capacity});
+    }
+    const int64_t rows = s.form == Form::Int4 ? kRing : s.capacity;
+    if (s.form == Form::Float) {
+      both(floats, ScalarType::Float, {1, s.kv_heads, rows, s.width});
+    } else {
+      both(bytes, ScalarType::Char, {1, s.kv_heads, rows, s.width});
+      both(floats, ScalarType::Float, {1, s.kv_heads, rows});
+    }
+    if (s.evicting || s.form == Form::Int4) values.push_back(mark.value());
+    // Memory as it comes: position 0 starts afresh.
+    const int64_t odd[] = {0, -1, INT64_MIN, INT64_MAX, any(-5, 1000)};
+    for (int64_t i = 0; i < mark.count; ++i) mark.data[i] = s.evicting ? any(-5, 1000) : odd[any(0, 4)];
+  }
 };
 
 struct Rows {
   Operand<float> qkv, cos, sin, out;
   Operand<int64_t> position;
 
+  int64_t count;
+
   Rows(const Shape& s, int64_t count)
       : qkv(ScalarType::Float, {count, (s.heads + 2 * s.kv_heads) * s.width}),
         cos(ScalarType::Float, {count, s.half}),
         sin(ScalarType::Float, {count, s.half}),
         out(ScalarType::Float, {count, s.heads * s.width}),
-        position(ScalarType::Long, {1}) {
+        position(ScalarType::Long, {1}),
+        count(count) {
     std::normal_distribution<float> normal;
     std::uniform_real_distribution<float> angle(0, 6.3f);
     for (int64_t i = 0; i < qkv.count; ++i) qkv.data[i] = normal(bits);
@@ -128,28 +146,30 @@ struct Rows {
   }
 };
 
-// False: the operator reported an error.
-bool call(const Shape& s, Rows& rows, Caches& caches, int64_t position) {
+std::string operator_of(const Shape& s) {
+  const char* form = s.form == Form::Int4 ? "_int4" : s.form == Form::Int8 ? "_int8" : "";
+  return std::string("phi3mobile::blocksparse_attention") + (s.evicting ? "_evicting" : "") + form + ".out";
+}
+
+// False: the operator reported an error. damage: done to the arguments before.
+template <class Damage>
+bool call(const Shape& s, Rows& rows, Caches& caches, int64_t position, const Damage& damage) {
   rows.position.data[0] = position;
   std::vector<EValue> values{rows.qkv.value(), rows.cos.value(), rows.sin.value()};
-  if (s.int8) {
-    for (EValue x : {caches.k_bytes.value(), caches.v_bytes.value(), caches.k_scale.value(), caches.v_scale.value()})
-      values.push_back(x);
-  } else {
-    for (EValue x : {caches.k.value(), caches.v.value()}) values.push_back(x);
-  }
-  if (s.evicting) values.push_back(caches.mark.value());
+  values.insert(values.end(), caches.values.begin(), caches.values.end());
   values.push_back(rows.position.value());
   values.push_back(EValue(s.heads));
   if (!s.evicting) values.push_back(EValue(s.window));
   values.push_back(EValue(1.0 / s.width));
-  for (const int64_t x : {s.block, s.local_blocks, s.stride, s.head_step}) values.push_back(EValue(x));
+  if (s.form != Form::Int4) {
+    for (const int64_t x : {s.block, s.local_blocks, s.stride, s.head_step}) values.push_back(EValue(x));
+  }
   if (s.evicting) values.push_back(EValue(s.ring));
   values.push_back(rows.out.value());
+  damage(values);
   std::vector<EValue*> stack;
   for (EValue& x : values) stack.push_back(&x);
-  const std::string name =
-      std::string("phi3mobile::blocksparse_attention") + (s.evicting ? "_evicting" : "") + (s.int8 ? "_int8" : "") + ".out";
+  const std::string name = operator_of(s);
   const auto found = executorch::runtime::get_op_function_from_registry(name.c_str());
   if (!found.ok()) std::printf("%s is not registered\n", name.c_str()), std::exit(1);
   executorch::runtime::KernelRuntimeContext context;
@@ -157,75 +177,50 @@ bool call(const Shape& s, Rows& rows, Caches& caches, int64_t position) {
   return context.failure_state() == executorch::runtime::Error::Ok;
 }
 
-// One head, rotated in T's arithmetic.
-template <class T>
-std::vector<T> rotated(const float* x, const float* cos, const float* sin, int64_t half, int64_t width) {
-  std::vector<T> y(x, x + width);
-  for (int64_t i = 0; i < half; ++i) {
-    const T a = T(x[i]) * T(cos[i]), b = T(x[i + half]) * T(sin[i]), c = T(x[i + half]) * T(cos[i]), d = T(x[i]) * T(sin[i]);
-    y[i] = a - b, y[i + half] = c + d;
-  }
-  return y;
+bool call(const Shape& s, Rows& rows, Caches& caches, int64_t position) {
+  return call(s, rows, caches, position, [](auto&) {});
 }
 
-// What an int8 cache keeps of a row, by the same float32 arithmetic as the kernel's.
-std::vector<double> stored(const std::vector<float>& x, bool int8) {
-  std::vector<double> y(x.begin(), x.end());
-  float peak = 0;
-  for (const float v : x) peak = std::max(peak, std::fabs(v));
-  const float inverse = peak > 0 ? 127.0f / peak : 0.0f, scale = peak / 127.0f;
-  if (int8) {
-    for (size_t i = 0; i < x.size(); ++i) y[i] = double(std::rint(x[i] * inverse)) * scale;
-  }
-  return y;
+// One tensor of a call with a dimension more or less than it should have, of another size, or of another type.
+bool refuses_tensors(const Shape& s) {
+  Caches caches(s);
+  Rows rows(s, any(1, std::min<int64_t>(4, s.positions)));
+  std::unique_ptr<Operand<int64_t>> odd;  // the widest type: enough memory for any
+  return !call(s, rows, caches, 0, [&](std::vector<EValue>& values) {
+    const size_t place = size_t(any(0, int64_t(3 + caches.values.size())));
+    const Tensor good = values[place].toTensor();
+    std::vector<int64_t> sizes(good.sizes().begin(), good.sizes().end());
+    ScalarType type = good.scalar_type();
+    const size_t at = size_t(any(0, int64_t(sizes.size()) - 1));
+    switch (any(0, 4)) {
+      case 0:
+        sizes.push_back(1);
+        break;
+      case 1:
+        sizes.pop_back();
+        break;
+      case 2:
+        type = type == ScalarType::Float ? ScalarType::Int : ScalarType::Float;
+        break;
+      case 3:
+        ++sizes[at];
+        break;
+      default:
+        --sizes[at];
+    }
+    odd = std::make_unique<Operand<int64_t>>(type, sizes);
+    values[place] = odd->value();
+  });
 }
 
-// The sequence so far, in float64.
-struct History {
-  std::vector<std::vector<double>> keys, values;  // [position * kv_heads + head]
-
-  void take(const Shape& s, const Rows& rows, int64_t count, int64_t position) {
-    keys.resize((position + count) * s.kv_heads), values.resize(keys.size());
-    for (int64_t t = 0; t < count; ++t) {
-      for (int64_t g = 0; g < s.kv_heads; ++g) {
-        const float* from = rows.qkv.data + (t * (s.heads + 2 * s.kv_heads) + s.heads + g) * s.width;
-        const float* value = from + s.kv_heads * s.width;
-        const int64_t at = (position + t) * s.kv_heads + g;
-        keys[at] =
-            stored(rotated<float>(from, rows.cos.data + t * s.half, rows.sin.data + t * s.half, s.half, s.width), s.int8);
-        values[at] = stored(std::vector<float>(value, value + s.width), s.int8);
-      }
-    }
-  }
-
-  // Largest error over the largest value, over a few of the new tokens.
-  double error(const Shape& s, const Rows& rows, int64_t count, int64_t position) const {
-    double worst = 0, most = 1e-9;
-    for (int64_t t = 0; t < count; t += 1 + any(0, 5)) {
-      for (int64_t h = 0; h < s.heads; ++h) {
-        const float* from = rows.qkv.data + (t * (s.heads + 2 * s.kv_heads) + h) * s.width;
-        const auto q = rotated<double>(from, rows.cos.data + t * s.half, rows.sin.data + t * s.half, s.half, s.width);
-        std::vector<double> sums(s.width);
-        double total = 0;
-        for (int64_t j = 0; j <= position + t; ++j) {
-          if (!s.sees(h, position + t, j)) continue;
-          const int64_t at = j * s.kv_heads + h / (s.heads / s.kv_heads);
-          double score = 0;
-          for (int64_t d = 0; d < s.width; ++d) score += q[d] * keys[at][d];
-          const double weight = std::exp(score / s.width);
-          total += weight;
-          for (int64_t d = 0; d < s.width; ++d) sums[d] += weight * values[at][d];
-        }
-        for (int64_t d = 0; d < s.width; ++d) {
-          const double want = sums[d] / total, got = rows.out.data[(t * s.heads + h) * s.width + d];
-          worst = std::isfinite(got) ? std::max(worst, std::fabs(got - want)) : INFINITY;
-          most = std::max(most, std::fabs(want));
-        }
-      }
-    }
-    return worst / most;
-  }
-};
+// Memory of another life: a position within, marks that say anything. The result is nobody's, but nothing is broken.
+bool survives(const Shape& s) {
+  Caches caches(s);
+  Rows rows(s, any(1, std::min<int64_t>(200, s.positions)));
+  const int64_t position = any(0, s.positions - rows.count);
+  const bool done = call(s, rows, caches, position);
+  return done || s.evicting;  // which refuses to go back too far
+}
 
 // A call that must fail, on caches of their own.
 bool refuses(Shape s) {
@@ -234,7 +229,10 @@ bool refuses(Shape s) {
   const int64_t wild[] = {-1, INT64_MIN, INT64_MAX, int64_t(1) << 40, -(int64_t(1) << 33)};
   const int64_t number = wild[any(0, 4)];
   int64_t position = 0;
-  switch (any(0, s.block ? 6 : 2)) {
+  switch (any(s.block ? 0 : -1, s.block ? 6 : 2)) {
+    case -1:
+      s.window = chance(0.5) ? -1 : INT64_MIN;
+      break;
     case 0:
       position = number;
       break;
@@ -265,8 +263,7 @@ bool sequence(int64_t* calls) {
   const char* isas[] = {nullptr, "avx512", "avx2", "baseline"};
   p3m_use_isa(isas[any(0, 3)]);
   Caches caches(s);
-  if (s.evicting) caches.mark.data[0] = any(-5, 1000);  // memory as it comes: position 0 starts afresh
-  History history;
+  History history(s);
   int64_t position = 0, farthest = 0;
   double worst = 0;
   for (int64_t step = any(1, 8); step-- > 0 && position < s.positions; ++*calls) {
@@ -277,25 +274,27 @@ bool sequence(int64_t* calls) {
     const bool done = call(s, rows, caches, position);
     bool good = done == there;
     if (done && good) {
-      history.take(s, rows, count, position);
-      const double error = history.error(s, rows, count, position);
+      const reference::Call made{rows.qkv.data, rows.cos.data, rows.sin.data, rows.out.data, count, position};
+      history.take(made);
+      const double error = history.error(made, 1 + any(0, 5));
       worst = std::max(worst, error), good = error <= 1e-5;
     }
     if (!good) {
       std::printf(
-          "wrong (%.2g): int8 %d evicting %d heads %lld/%lld of %lld, half %lld, rows %lld, window %lld, block %lld, local "
-          "%lld, "
-          "stride %lld, head_step %lld, ring %lld: %lld tokens at %lld, farthest %lld, threads %d\n",
-          worst, s.int8, s.evicting, (long long)s.heads, (long long)s.kv_heads, (long long)s.width, (long long)s.half,
+          "wrong (%.2g): %s, heads %lld/%lld of %lld, half %lld, rows %lld, window %lld, block %lld, local %lld, stride %lld, "
+          "head_step %lld, ring %lld: %lld tokens at %lld, farthest %lld, threads %d, %s\n",
+          worst, operator_of(s).c_str(), (long long)s.heads, (long long)s.kv_heads, (long long)s.width, (long long)s.half,
           (long long)s.capacity, (long long)s.window, (long long)s.block, (long long)s.local_blocks, (long long)s.stride,
-          (long long)s.head_step, (long long)s.ring, (long long)count, (long long)position, (long long)farthest, p3m_threads());
+          (long long)s.head_step, (long long)s.ring, (long long)count, (long long)position, (long long)farthest, p3m_threads(),
+          p3m_isa());
       return false;
     }
     if (done) farthest = position == 0 ? count : std::max(farthest, position + count), position += count;
     if (!done) position = 0;
     if (chance(0.3) && position > 0) position -= any(1, chance(0.3) ? position : std::min<int64_t>(position, 9));
   }
-  if (!refuses(s)) return std::printf("wrong arguments were taken\n"), false;
+  if (!refuses(s) || !refuses_tensors(s)) return std::printf("%s took wrong arguments\n", operator_of(s).c_str()), false;
+  if (!survives(s)) return std::printf("%s failed on old memory\n", operator_of(s).c_str()), false;
   return true;
 }
 

@@ -8,8 +8,6 @@
 
 namespace phi3mobile {
 
-constexpr int64_t kLastRow = int64_t(1) << 31;  // in a program's input_pos (engines/base.py): of the logits only the last row
-
 // weight [rows, form.width] in tiles, with the bias [rows] of its linear or null.
 struct Matrix {
   TileForm form{};

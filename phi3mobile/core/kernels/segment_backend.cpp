@@ -2,6 +2,7 @@
 // named data, mapped with the file and multiplied as they lie.
 #include "base/error.h"
 #include "base/json.h"
+#include "input_pos.h"
 #include "large_pages.h"
 #include "segment.h"
 

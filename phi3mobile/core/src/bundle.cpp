@@ -143,11 +143,13 @@ Json upgraded(Json manifest) {
   return manifest;
 }
 
-// Whether the manifest lists the program: the file, or files in the folder that it is.
-bool is_listed(const Json& manifest, const std::string& program) {
-  const auto& all = manifest["files"].object();
-  return std::any_of(all.begin(), all.end(),
-      [&](const auto& listed) { return listed.first == program || listed.first.rfind(program + "/", 0) == 0; });
+// Hashes of what the manifest lists of a program: of the file, or of the files in the folder that it is.
+std::vector<std::string> hashes_of(const Json& manifest, const std::string& program) {
+  std::vector<std::string> found;
+  for (const auto& [name, listed] : manifest["files"].object()) {
+    if (name == program || name.rfind(program + "/", 0) == 0) found.push_back(listed["sha256"].string());
+  }
+  return found;
 }
 
 // InputError: a section `vision` that lacks something or names files that are not there.
@@ -161,7 +163,7 @@ void check_vision(const std::string& path, const Json& manifest) {
   }
   if (!lacking.empty()) throw InputError(path + ": vision lacks " + lacking + kAgain);
   const std::string program = vision["program"].string(), separators = vision["separators"].string();
-  if (!is_listed(manifest, program)) missing = program;
+  if (hashes_of(manifest, program).empty()) missing = program;
   if (!manifest["files"].has(separators)) missing += (missing.empty() ? "" : ", ") + separators;
   if (!missing.empty()) throw InputError(path + ": vision names " + missing + ", no file of the bundle" + kAgain);
   const int64_t hidden = vision["hidden"].integer(), model = manifest["model"]["hidden"].integer();
@@ -198,7 +200,8 @@ Json read_manifest(const std::string& folder) {
   std::vector<std::string> programs{manifest["runtime"]["program"].string()};
   for (const Json& program : manifest["programs"].array()) programs.push_back(program.string());
   for (const std::string& program : programs) {
-    if (!is_listed(manifest, program)) throw InputError(path + ": the program " + program + " is not among its files" + kAgain);
+    if (hashes_of(manifest, program).empty())
+      throw InputError(path + ": the program " + program + " is not among its files" + kAgain);
   }
   return manifest;
 }
@@ -275,7 +278,12 @@ std::optional<TowerInfo> Bundle::tower() const {
     throw InputError(file + " has " + std::to_string(bytes / int64_t(sizeof(float))) + " values, 8 times " +
                      std::to_string(width) + " were expected" + kAgain);
   }
-  TowerInfo info{number("num_crops"), number("hidden"), width, number("rows"), std::vector<float>(size_t(8 * width))};
+  TowerInfo info{number("num_crops"), number("hidden"), width, number("rows"), std::vector<float>(size_t(8 * width)), ""};
+  for (const char* part : {"program", "separators"}) {
+    for (const std::string& hash : hashes_of(manifest(), vision()[part].string())) {
+      info.files += (info.files.empty() ? "" : " ") + hash;
+    }
+  }
   InputFile(file).exactly(info.separators.data(), size_t(bytes));
   return info;
 }

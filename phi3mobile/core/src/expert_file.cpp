@@ -1,8 +1,8 @@
 #include "expert_file.h"
 #include "large_pages.h"
-#include "tiles.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -15,77 +15,9 @@
 namespace phi3mobile {
 namespace {
 
-constexpr uint32_t kVersion = 3, kMostLayers = 4096, kMostExperts = 4096, kMostWidth = 1 << 20;
 constexpr int kReaders = 2;       // reads in flight: one more gains nothing on flash, one less loses a quarter
 constexpr float kAgeing = 0.97f;  // of a score, each time its layer runs
 constexpr int kAsked = 1, kThere = 2, kFailed = 3;
-
-uint64_t padded(uint64_t size) { return (size + kAlign - 1) / kAlign * kAlign; }
-
-// All of it, or false.
-bool read_all(int file, void* to, uint64_t size, uint64_t at) {
-  auto* bytes = static_cast<uint8_t*>(to);
-  while (size > 0) {
-    const ssize_t got = pread(file, bytes, size_t(std::min<uint64_t>(size, 1 << 30)), off_t(at));
-    if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) return false;
-    bytes += got, at += uint64_t(got), size -= uint64_t(got);
-  }
-  return true;
-}
-
-}  // namespace
-
-uint64_t checksum(const void* bytes, uint64_t size) {
-  const auto* from = static_cast<const uint8_t*>(bytes);
-  uint64_t sum = 0, i = 0;
-  for (; (i + 1) * 8 <= size; ++i) {
-    uint64_t word;
-    std::memcpy(&word, from + i * 8, 8);
-    sum += word * (2 * i + 1);
-  }
-  if (size % 8) {
-    uint64_t word = 0;
-    std::memcpy(&word, from + i * 8, size % 8);
-    sum += word * (2 * i + 1);
-  }
-  return sum;
-}
-
-namespace {
-
-// Header, checksums and size of a file; its data are not read. Empty, or one line.
-std::string read_header(const std::string& path, int file, ExpertHeader* header, std::vector<uint64_t>* sums) {
-  struct stat status{};
-  if (fstat(file, &status) != 0 || !read_all(file, header, sizeof *header, 0))
-    return path + " is too short for a file of experts";
-  if (std::memcmp(header->magic, "P3ME", 4) != 0 || header->version != kVersion) {
-    return path + " is not a file of experts that this version reads: export the bundle again";
-  }
-  ExpertHeader& h = *header;
-  const auto fits = [](uint32_t x, uint32_t most) { return x >= 1 && x <= most; };
-  const TileForm form13{h.hidden, h.group13}, form2{h.inner, h.group2};
-  const bool sensible = fits(h.layers, kMostLayers) && fits(h.experts, kMostExperts) && fits(h.hidden, kMostWidth) &&
-                        fits(h.inner, kMostWidth) && form13.sensible() && form2.sensible() &&
-                        h.bytes13 == uint64_t(2 * form13.matrix_bytes(h.inner)) &&
-                        h.bytes2 == uint64_t(form2.matrix_bytes(h.hidden));
-  if (!sensible) return path + " is damaged: its header has impossible sizes";
-  sums->resize(2 * size_t(h.layers) * h.experts);
-  if (!read_all(file, sums->data(), sums->size() * 8, sizeof h)) return path + " is cut off in its checksums";
-  std::vector<uint8_t> all(sizeof h + sums->size() * 8);
-  ExpertHeader plain = h;
-  plain.check = 0;
-  std::memcpy(all.data(), &plain, sizeof h);
-  std::memcpy(all.data() + sizeof h, sums->data(), sums->size() * 8);
-  if (checksum(all.data(), all.size()) != h.check) return path + " is damaged: its header does not match its checksum";
-  const uint64_t records = uint64_t(h.layers) * h.experts;
-  const uint64_t expected = padded(all.size()) + records * (padded(h.bytes13) + padded(h.bytes2));
-  if (uint64_t(status.st_size) != expected) {
-    return path + " has " + std::to_string(status.st_size) + " bytes where its header asks for " + std::to_string(expected) +
-           ": it is cut off or damaged";
-  }
-  return "";
-}
 
 }  // namespace
 
@@ -109,59 +41,68 @@ std::unique_ptr<ExpertFile> ExpertFile::open(const std::string& path, uint64_t b
   f.scores_.assign(h.layers, std::vector<float>(h.experts, 0.0f));
   f.counted_.bytes_all = int64_t(records * f.stride_), f.counted_.slot_bytes = int64_t(f.slot_bytes_);
 
-  if (budget == 0 || budget >= records * f.stride_) {
-    void* at = mmap(nullptr, size_t(f.size_), PROT_READ, MAP_SHARED, f.file_, 0);
-    if (at == MAP_FAILED) {
-      *error = path + " can't be mapped: " + std::strerror(errno);
-      return nullptr;
-    }
-    want_large_pages(at, size_t(f.size_));
-    f.mapped_ = static_cast<const uint8_t*>(at);
-    f.checked_.assign(2 * records, 0);
-    f.counted_.mapped = 1;
-    f.counted_.slots = int64_t(records);
-    return made;
+  if (budget == 0 || budget >= records * f.stride_ ? !f.map(error) : !f.read_into(budget, used, error)) return nullptr;
+  return made;
+}
+
+// The whole file. False, and one line in error.
+bool ExpertFile::map(std::string* error) {
+  void* at = mmap(nullptr, size_t(size_), PROT_READ, MAP_SHARED, file_, 0);
+  if (at == MAP_FAILED) {
+    *error = path_ + " can't be mapped: " + std::strerror(errno);
+    return false;
   }
-  const uint64_t slots = budget / f.slot_bytes_, least = std::max<uint64_t>(uint64_t(used), kReaders);
+  want_large_pages(at, size_t(size_));
+  mapped_ = static_cast<const uint8_t*>(at);
+  checked_.assign(sums_.size(), 0);
+  counted_.mapped = 1;
+  counted_.slots = int64_t(sums_.size() / 2);
+  return true;
+}
+
+// Slots of so many bytes, and who reads into them. False, and one line in error.
+bool ExpertFile::read_into(uint64_t budget, int used, std::string* error) {
+  const uint64_t slots = budget / slot_bytes_, least = std::max<uint64_t>(uint64_t(used), kReaders), records = sums_.size() / 2;
   if (slots < least) {
     *error = "experts_memory of " + std::to_string(budget) + " bytes is too small: a token needs " + std::to_string(least) +
-             " experts of a layer at once, at least " + std::to_string(least * f.slot_bytes_) + " bytes";
-    return nullptr;
+             " experts of a layer at once, at least " + std::to_string(least * slot_bytes_) + " bytes";
+    return false;
   }
   // Past what each layer can use, slots would idle; the shared ones serve whichever layer runs.
   const uint64_t own = std::min<uint64_t>(slots - least, records);
-  f.layers_.resize(h.layers);
-  for (uint32_t layer = 0; layer < h.layers; ++layer) f.layers_[layer].resize(own / h.layers + (layer < own % h.layers));
-  f.shared_.resize(least);
+  layers_.resize(header_.layers);
+  for (uint32_t layer = 0; layer < header_.layers; ++layer)
+    layers_[layer].resize(own / header_.layers + (layer < own % header_.layers));
+  shared_.resize(least);
   const auto give = [&](Slot& slot) {
     void* memory = nullptr;
-    if (posix_memalign(&memory, kAlign, size_t(f.slot_bytes_ + kAlign)) != 0) return false;
-    f.memory_.push_back(memory);
+    if (posix_memalign(&memory, kAlign, size_t(slot_bytes_ + kAlign)) != 0) return false;
+    memory_.push_back(memory);
     slot.memory = static_cast<uint8_t*>(memory);
     return true;
   };
   bool enough = true;
-  for (auto& layer : f.layers_) {
+  for (auto& layer : layers_) {
     for (Slot& slot : layer) enough = enough && give(slot);
   }
-  for (Slot& slot : f.shared_) enough = enough && give(slot);
+  for (Slot& slot : shared_) enough = enough && give(slot);
   if (!enough) {
     *error = "no memory for " + std::to_string(slots) + " experts";
-    return nullptr;
+    return false;
   }
-  f.counted_.slots = int64_t(own + least);
+  counted_.slots = int64_t(own + least);
   // Past the page cache where the system lets us: these bytes are kept here or not at all.
 #if defined(O_DIRECT)
-  const int direct = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
+  const int direct = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
   if (direct >= 0) {
-    close(f.file_);
-    f.file_ = direct;
+    close(file_);
+    file_ = direct;
   }
 #elif defined(F_NOCACHE)
-  fcntl(f.file_, F_NOCACHE, 1);
+  fcntl(file_, F_NOCACHE, 1);
 #endif
-  for (int i = 0; i < kReaders; ++i) f.readers_.emplace_back([&f] { f.work(); });
-  return made;
+  for (int i = 0; i < kReaders; ++i) readers_.emplace_back([this] { work(); });
+  return true;
 }
 
 ExpertFile::~ExpertFile() {

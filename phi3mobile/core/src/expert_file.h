@@ -1,10 +1,7 @@
 // A file of experts and the memory they are computed from: mapped where all fit, else read into slots.
-//
-// Layout, little-endian: a header of 64 bytes, two checksums (w13, w2) for each record, padding to kAlign; then one record for
-// each layer and expert, [w13][w2], each part at a multiple of kAlign. In a bundle ("plain") a part is its codes, two to a byte
-// as in models/quantized.py, then its bfloat16 scales; in the cache ("packed") it is what XNNPACK makes of that on this
-// machine.
 #pragma once
+
+#include "expert_format.h"
 
 #include <condition_variable>
 #include <cstdint>
@@ -16,19 +13,6 @@
 #include <vector>
 
 namespace phi3mobile {
-
-constexpr uint64_t kAlign = 16384;  // pages of every phone, and what direct reads ask for
-
-struct ExpertHeader {
-  char magic[4];  // "P3ME"
-  uint32_t version, layers, experts, hidden, inner, group13, group2, reserved[2];
-  uint64_t bytes13, bytes2;  // of the parts, without padding
-  uint64_t check;            // of this header (with 0 here) and the checksums behind it
-};
-static_assert(sizeof(ExpertHeader) == 64);
-
-// Sum of 64-bit words, each times an odd number by its place; a last short word is padded with zeros.
-uint64_t checksum(const void* bytes, uint64_t size);
 
 struct ExpertStatistics {
   int64_t hits, misses, bytes_read, stall_us, slots, mapped, bytes_all, slot_bytes;
@@ -67,6 +51,8 @@ class ExpertFile {
   };
 
   ExpertFile() = default;
+  bool map(std::string* error);
+  bool read_into(uint64_t budget, int used, std::string* error);
   uint64_t offset(int record, int part) const { return data_at_ + record * stride_ + (part ? part2_at_ : 0); }
   uint64_t part_bytes(int part) const { return part ? header_.bytes2 : header_.bytes13; }
   const void* part(int expert, int which);

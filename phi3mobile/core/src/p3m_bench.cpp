@@ -1,6 +1,7 @@
 // The protocol's steps on a phone, without Python: p3m bench MODEL.pte [key=value]... STEP...
 // Steps and printed lines are those of bench/steps.py. Keys: packed (file for packed weights), threads, chunk (most tokens of
 // one forward), context, original (LongRoPE's switch; 0: none), cold (1: ask the system to drop the model from its file cache).
+#include "input_pos.h"
 #include "p3m.h"
 #include "phi3mobile.h"
 
@@ -20,8 +21,7 @@
 
 namespace {
 
-constexpr int64_t kLongRegime = int64_t(1) << 30;  // as phi3mobile.engines.LONG_REGIME
-
+using phi3mobile::kLongRegime;
 using Clock = std::chrono::steady_clock;
 double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 

@@ -15,6 +15,7 @@ constexpr const char* kUsage =
     "options: --system TEXT  --max-tokens N (0: no limit)  --temperature X  --top-k N  --top-p X  --min-p X  --seed N\n"
     "         --repetition-penalty X  --stop TEXT  --lookup  --raw (no chat template)  --slide  --threads N  --cache FOLDER\n"
     "         --experts-memory BYTES (of a mixture)  --image FILE.ppm (repeatable)  --num-crops N (of a picture at most)\n"
+    "         --features FOLDER (what is seen of pictures is kept there)\n"
     "one of these says what the answer may be: --json-schema FILE  --regex PATTERN  --grammar FILE (Lark)\n"
     "         --additional-properties: JSON objects may have names that the schema does not declare\n";
 

@@ -43,7 +43,7 @@ struct p3m_model {
   phi3mobile::Log log;
   std::string error, packed_reason;
   int packed = P3M_PACKED_HEAP;
-  bool takes_last_row = false;  // the program knows kLastRow (segment.h)
+  bool takes_last_row = false;  // the program knows kLastRow (input_pos.h)
   const float* logits = nullptr;
   int64_t count = 0, vocab = 0;
 };

@@ -1,6 +1,7 @@
 #include "pte_engine.h"
 
 #include "base/error.h"
+#include "input_pos.h"
 #include "packed_file.h"
 
 #include <cstdio>
@@ -9,8 +10,6 @@
 namespace phi3mobile {
 
 namespace {
-
-constexpr int64_t kLongRegime = int64_t(1) << 30;  // in a program's input_pos: the long factors apply (engines/base.py)
 
 // A .pte of 1.N runs on 1.N and 1.N + 1, and on nothing older (ExecuTorch's promise, runtime/COMPATIBILITY.md).
 void check_version(const std::string& exported) {

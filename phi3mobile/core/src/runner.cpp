@@ -1,6 +1,6 @@
 #include "program.h"
+#include "input_pos.h"
 #include "packed_log.h"
-#include "segment.h"
 #include "threads.h"
 
 #include <algorithm>

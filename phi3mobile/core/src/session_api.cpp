@@ -175,6 +175,14 @@ int64_t p3m_session_picture(p3m_session* session, const uint8_t* pixels, int64_t
   });
 }
 
+int p3m_session_keep_features(p3m_session* session, const char* folder, const char* runtime, char* error, size_t error_size) {
+  return guarded(-1, error, error_size, [&] {
+    p3m_session& s = *required(session, "the session");
+    s.session.keep_features(required(folder, "the folder"), s.model ? p3m_runtime_version() : required(runtime, "the runtime"));
+    return 0;
+  });
+}
+
 int p3m_session_start(p3m_session* session, const char* request, char* error, size_t error_size) {
   return guarded(-1, error, error_size, [&] {
     required(session, "the session")->session.start(Json::parse(required(request, "the request"), "the request"));

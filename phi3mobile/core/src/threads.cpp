@@ -1,7 +1,7 @@
 // The process's one pool of threads, and what else is the process's: instruction set, operators, version.
 #include "threads.h"
 
-#include "attention.h"
+#include "attention_isa.h"
 #include "phi3mobile.h"
 #include "tiles.h"
 

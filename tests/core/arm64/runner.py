@@ -7,6 +7,7 @@ Android's C library is not needed by a program that brings its own. Never run on
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ def needed(program: Path) -> list[str]:
 def collect(tools: Path, out: Path) -> None:
     """p3m, every library it needs, and the loader, stripped, in the new folder `out`."""
     places = [tools / "native", tools / "wheel/executorch/lib", tools / "root/usr/aarch64-linux-gnu/lib"]
+    beside = os.environ | {"LD_LIBRARY_PATH": str(tools.absolute() / "root/usr/lib/x86_64-linux-gnu")}  # of strip itself
     strip = next((tools / "root/usr/bin").glob("aarch64-linux-gnu-strip*"))
     scratch = out.with_name(f"{out.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -39,7 +41,7 @@ def collect(tools: Path, out: Path) -> None:
             raise SystemExit(f"{name} is in none of {', '.join(map(str, places))}: build again with build.sh")
         shutil.copy(found, scratch / name)  # what a link leads to
         if name != LOADER:
-            subprocess.run([strip, "--strip-unneeded", scratch / name], check=True)
+            subprocess.run([strip, "--strip-unneeded", scratch / name], check=True, env=beside)
         wanted += needed(found)
     shutil.rmtree(out, ignore_errors=True)
     scratch.rename(out)

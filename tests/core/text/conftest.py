@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import io
 import json
 import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,15 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "text")]
 
 from border import CoreTokenizer, build, compiler, load  # noqa: E402
-from test_tokenizer import write_byte_level, write_llama_json, write_tiktoken, write_with_words  # noqa: E402
+from test_tokenizer import (  # noqa: E402
+    LINES,
+    llama_pieces,
+    write_byte_level,
+    write_llama_json,
+    write_sentencepiece,
+    write_tiktoken,
+    write_with_words,
+)
 
 from phi3mobile.engines.native import native_library  # noqa: E402
 from phi3mobile.text import vocabularies  # noqa: E402
@@ -25,6 +35,7 @@ from phi3mobile.text.tokenizer import Tokenizer  # noqa: E402
 
 SHARED = HERE.parents[3] / "shared" / "data"
 VOCABULARIES = ["byte level", "llama", "llama, first", "words", "llama with words", "ranks", "ranks with words"]
+VOCABULARIES += ["sentencepiece", "sentencepiece with words", "sentencepiece, trained", "sentencepiece, no bytes"]
 VOCABULARIES += ["phi-3", "cl100k", "smollm2", "o200k"]
 
 
@@ -45,6 +56,26 @@ def first_metaspace(folder: Path) -> Path:
     config = json.loads(path.read_text()) | {"normalizer": None}
     config["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
     path.write_text(json.dumps(config))
+    return folder
+
+
+def trained(folder: Path, **options: Any) -> Path:
+    """A vocabulary of sentencepiece's own making: BPE that changes no texts, with words of the user's."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*LINES, "▁▁ the  cat\tsat 🙂 12 12"]),
+        model_writer=model,
+        model_type="bpe",
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        user_defined_symbols=["tool call", "12", "<|user|>", "▁a", "▁▁"],
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **options,
+    )
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
     return folder
 
 
@@ -100,6 +131,10 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "llama with words": lambda folder: write_with_words(folder, "llama_json", lstrip=True, normalized=True),
     "ranks": write_tiktoken,
     "ranks with words": lambda folder: write_with_words(folder, "tiktoken", lstrip=True, rstrip=True),
+    "sentencepiece": lambda folder: write_sentencepiece(folder, llama_pieces()),
+    "sentencepiece with words": lambda folder: write_with_words(folder, "sentencepiece", lstrip=True, rstrip=True),
+    "sentencepiece, trained": lambda folder: trained(folder, vocab_size=420, byte_fallback=True),
+    "sentencepiece, no bytes": lambda folder: trained(folder, vocab_size=120, add_dummy_prefix=False),
     "phi-3": at_hand("phi3-tokenizer"),
     "cl100k": at_hand("phi3-small-tokenizer"),
     "smollm2": smollm2,

@@ -132,12 +132,36 @@ def test_added_token_past_a_gap_is_refused(library, tmp_path):
     assert "leaves a gap" in refusal(library, tmp_path)
 
 
-def test_sentencepiece_alone_is_refused_by_name(library, tmp_path):
-    write_sentencepiece(tmp_path, llama_pieces())
-    said = refusal(library, tmp_path)
-    assert said.startswith(
-        f"{tmp_path / 'tokenizer.model'}: the core does not read sentencepiece's own file: put the tokenizer.json"
-    )
+@pytest.mark.parametrize(
+    ("before", "after", "line"),
+    [
+        (b"\x18\x02\x20", b"\x18\x01\x20", "the model is a unigram one; the core reads BPE"),  # of the trainer
+        (b"\x18\x02\x20", b"\x18\x04\x20", "the model is no BPE one"),
+        (b"identity\x18\x01\x20\x00", b"identity\x18\x01\x20\x01", "the model removes whitespace"),
+        (b"identity\x18\x01\x20\x00\x28\x01", b"identity\x18\x01\x20\x00\x28\x00", "the model writes no ▁ for a space"),
+        (b"identity\x18\x01\x20", b"nmt_\x12\x03abc\x20", "damaged or not a tokenizer"),
+        (b"<unk>", b"<s>xx", None),  # a name, and no more
+        (b"<s>", b"the", "damaged or not a tokenizer (a piece is given twice)"),
+        (b"<0x41>", b"<0x4x>", "damaged or not a tokenizer (a piece for a byte is none, or has no use)"),
+        (b"<0x41>", b"<0x42>", "damaged or not a tokenizer (a piece is given twice)"),
+    ],
+)
+def test_sentencepiece_models_of_other_kinds_are_refused_by_name(library, tmp_path, before, after, line):
+    path = write_sentencepiece(tmp_path, llama_pieces()) / "tokenizer.model"
+    whole = path.read_bytes()
+    assert before in whole
+    path.write_bytes(whole.replace(before, after, 1))
+    if line is None:
+        CoreTokenizer(library, tmp_path)
+        return
+    assert refusal(library, tmp_path).startswith(f"{path}: {line}")
+
+
+def test_no_sentencepiece_model_at_all(library, tmp_path):
+    path = tmp_path / "tokenizer.model"
+    for data in (b"", b"\0", b"\xff" * 20, b"{}", b"\x0a\xff\xff\xff\xff\x0f"):
+        path.write_bytes(data)
+        assert refusal(library, tmp_path).startswith(f"{path}: damaged or not a tokenizer (")
 
 
 CHECK = """
@@ -146,7 +170,7 @@ from pathlib import Path
 sys.path[:0] = sys.argv[4:]
 from border import CoreTokenizer, Refused, load
 library, folder, seed = load(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3])
-path = next(path for path in folder.iterdir() if path.name in ("tokenizer.json", "small.tiktoken"))
+path = next(path for path in folder.iterdir() if path.name in ("tokenizer.json", "tokenizer.model", "small.tiktoken"))
 whole, draw, opened = path.read_bytes(), random.Random(seed), 0
 for round in range(150):
     data = bytearray(whole)
@@ -198,8 +222,12 @@ def checked_library(once) -> tuple[Path, dict[str, str]]:
     return folder / "libtext.so", {"LD_PRELOAD": " ".join(runtime), "ASAN_OPTIONS": "detect_leaks=0"}
 
 
+def llama_model(folder: Path) -> Path:
+    return write_sentencepiece(folder, llama_pieces())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("write", [write_byte_level, write_llama_json, write_tiktoken])
+@pytest.mark.parametrize("write", [write_byte_level, write_llama_json, write_tiktoken, llama_model])
 @pytest.mark.parametrize("seed", range(4))
 def test_damaged_files_are_safe(checked_library, tmp_path, write, seed):
     library, environment = checked_library

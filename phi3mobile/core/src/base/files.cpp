@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 
@@ -37,6 +38,16 @@ std::string read_file(const std::string& path) {
   return text;
 }
 
+void make_folders(const std::string& path) {
+  for (size_t end = 1; end <= path.size(); ++end) {
+    if (end < path.size() && path[end] != '/') continue;
+    const std::string folder = path.substr(0, end);
+    if (::mkdir(folder.c_str(), 0777) != 0 && !is_folder(folder)) {
+      throw InputError(folder + " can't be made (" + std::strerror(errno) + "); choose another place or free some space");
+    }
+  }
+}
+
 InputFile::InputFile(const std::string& path) : path_(path), file_(std::fopen(path.c_str(), "rb")) {
   if (!file_) throw InputError(path + " can't be read (" + std::strerror(errno) + "); copy it again");
 }
@@ -52,7 +63,9 @@ void InputFile::exactly(void* to, size_t size) {
   if (read(to, size) != size) throw InputError(path_ + " is shorter than it should be; copy it again");
 }
 
-OutputFile::OutputFile(const std::string& path) : path_(path), beside_(path + "." + std::to_string(::getpid()) + ".partial") {
+OutputFile::OutputFile(const std::string& path) : path_(path) {
+  static std::atomic<unsigned> count{0};  // sessions of one process may write the same file
+  beside_ = path + "." + std::to_string(::getpid()) + "-" + std::to_string(count++) + ".partial";
   file_ = std::fopen(beside_.c_str(), "wb");
   if (!file_) fail("can't be written");
 }

@@ -14,6 +14,8 @@ bool is_folder(const std::string& path);
 // Bytes of a plain file; -1: there is none.
 int64_t file_size(const std::string& path);
 std::string read_file(const std::string& path);
+// Makes a folder and those above it that are not there.
+void make_folders(const std::string& path);
 
 class InputFile {
  public:

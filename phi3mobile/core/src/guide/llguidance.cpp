@@ -85,7 +85,8 @@ std::string chosen;                         // by use_llguidance
 bool is_chosen = false;
 
 #ifndef P3M_LLGUIDANCE_STATIC
-// The folder of this library.
+// The folder of this library, or of p3m, which holds it; "" where the shell found that by PATH: there the loader looks beside
+// it.
 std::string beside() {
   Dl_info here;
   if (!dladdr(reinterpret_cast<const void*>(&use_llguidance), &here) || !here.dli_fname) return "";

@@ -16,9 +16,10 @@ constexpr size_t kKept = 8;         // pictures whose rows stay in memory: 31 MB
 int64_t index_of(int64_t id) { return (-1 - id) / kSpan; }
 int64_t row_of(int64_t id) { return (-1 - id) % kSpan; }
 
+// phi3mobile.pictures.picture_hash.
 std::string hash_of(const Pixels& picture) {
   Sha256 hash;
-  const std::string shape = std::to_string(picture.height) + " " + std::to_string(picture.width);
+  const std::string shape = "(" + std::to_string(picture.height) + ", " + std::to_string(picture.width) + ", 3)";
   hash.add(shape.data(), shape.size());
   std::vector<uint8_t> row(size_t(3 * picture.width));
   for (int64_t y = 0; y < picture.height; ++y) {
@@ -40,7 +41,7 @@ int64_t Pictures::add(const Pixels& picture) {
   const std::string hash = hash_of(picture);
   const auto found = known_.find(hash);
   if (found != known_.end()) return found->second;
-  pictures_.push_back({plan, fit(picture, plan)});
+  pictures_.push_back({hash, plan, fit(picture, plan)});
   return known_[hash] = count();
 }
 
@@ -84,7 +85,12 @@ std::optional<std::string> Pictures::look(const int64_t* ids, int64_t count) {
     const int64_t index = index_of(ids[i]);
     if (kept(index)) continue;
     if (looking_.index == index) return see(), "";
-    const int64_t views = pictures_[size_t(index)].plan.views();
+    const Picture& picture = pictures_[size_t(index)];
+    if (auto rows = features_ ? features_->read(picture.name, num_crops_, picture.plan.tokens()) : std::nullopt) {
+      keep(index, std::move(*rows));
+      continue;
+    }
+    const int64_t views = picture.plan.views();
     looking_ = {index, 0, std::vector<float>(size_t(views * kPatches * tower_->info.width))};
     return "looking at a picture (" + std::to_string(views) + " views)";
   }
@@ -119,8 +125,14 @@ void Pictures::see() {
     ++looking_.views;
     return;
   }
-  kept_.push_front({looking_.index, projected(picture.plan)});
+  std::vector<float> rows = projected(picture.plan);
+  if (features_) features_->write(picture.name, num_crops_, rows);
+  keep(looking_.index, std::move(rows));
   looking_ = {};
+}
+
+void Pictures::keep(int64_t index, std::vector<float> rows) {
+  kept_.push_front({index, std::move(rows)});
   while (kept_.size() > room_) kept_.pop_back();
 }
 

@@ -2,7 +2,8 @@
 // knows it again. Rows are computed when a forward first needs them, view by view, and kept.
 #pragma once
 
-#include "session/answer.h"
+#include "session/features.h"
+#include "session/rows.h"
 #include "session/tower.h"
 #include "session/vision.h"
 
@@ -11,6 +12,7 @@
 #include <optional>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace phi3mobile {
@@ -19,6 +21,9 @@ class Pictures : public Sight {
  public:
   // num_crops: crops of a picture at most; none: the tower's own number. InputError: a number that can't be.
   Pictures(std::unique_ptr<Tower> tower, std::optional<int64_t> num_crops);
+
+  // Rows are also kept in a folder. runtime: what the tower is computed by. InputError: no folder.
+  void keep_in(std::string folder, const std::string& runtime) { features_.emplace(std::move(folder), tower_->info, runtime); }
 
   // Takes a picture; gives its number, from 1 on: equal pixels have the same. InputError: too narrow.
   int64_t add(const Pixels& picture);
@@ -33,6 +38,7 @@ class Pictures : public Sight {
 
  private:
   struct Picture {
+    std::string name;  // hash of its pixels
     CropPlan plan;
     std::vector<uint8_t> fitted;
   };
@@ -47,11 +53,13 @@ class Pictures : public Sight {
   };
 
   const Kept* kept(int64_t index);
+  void keep(int64_t index, std::vector<float> rows);
   void see();
   std::vector<float> projected(const CropPlan& plan) const;
 
   std::unique_ptr<Tower> tower_;
   int64_t num_crops_;
+  std::optional<Features> features_;
   std::vector<Picture> pictures_;
   std::unordered_map<std::string, int64_t> known_;  // by the hash of their pixels
   std::list<Kept> kept_;                            // the last used first

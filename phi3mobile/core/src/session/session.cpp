@@ -1,109 +1,21 @@
 #include "session/session.h"
 
 #include "base/error.h"
-#include "guide/lines.h"
 #include "session/content.h"
+#include "session/request.h"
+#include "session/statistics.h"
 #include "text/chat.h"
-#include "text/repr.h"
 
 #include <algorithm>
-#include <cmath>
 
 namespace phi3mobile {
 
 namespace {
 
-constexpr int64_t kMaxTokens = 512;  // of an answer, where nobody says
-
-constexpr const char* kKeys[] = {"messages", "prompt", "max_tokens", "stop", "overflow", "lookup", "repetition", "temperature",
-    "top_k", "top_p", "min_p", "repetition_penalty", "seed", "tools", "schema", "regex", "grammar", "additional_properties"};
-
-void check_keys(const Json& request) {
-  if (!request.is_object()) throw InputError("the request is no JSON object; give one with messages or a prompt");
-  for (const auto& member : request.object()) {
-    const std::string& name = member.first;
-    const bool known = std::any_of(std::begin(kKeys), std::end(kKeys), [&](const char* key) { return name == key; });
-    if (!known)
-      throw InputError("the request has the key " + quoted(name) + "; allowed are the arguments of p3m_session_start");
-  }
-  if (request["messages"].is_null() == request["prompt"].is_null()) {
-    throw InputError("the request has messages and a prompt, or neither: give one of them");
-  }
-}
-
-bool flag(const Json& request, const char* name) {
-  const Json& value = request[name];
-  if (!value.is_null() && !value.is_bool())
-    throw InputError(std::string(name) + " is " + value.dump() + "; it must be true or false");
-  return value.is_bool() && value.boolean();
-}
-
-std::optional<int64_t> max_tokens(const Json& request) {
-  if (!request.has("max_tokens")) return kMaxTokens;
-  const Json& value = request["max_tokens"];
-  if (value.is_null()) return std::nullopt;
-  if (!value.is_integer() || value.integer() < 1) {
-    throw InputError("max_tokens is " + value.dump() + "; it must be an integer, 1 or more, or null for no limit");
-  }
-  return value.integer();
-}
-
-std::vector<std::string> stops(const Json& request) {
-  const Json& value = request["stop"];
-  std::vector<std::string> found;
-  bool ok = value.is_null() || value.is_array();
-  if (ok && value.is_array()) {
-    for (const Json& text : value.array()) {
-      ok &= text.is_string() && !text.string().empty();
-      if (ok) found.push_back(text.string());
-    }
-  }
-  if (!ok) throw InputError("stop is " + value.dump() + "; it must be a list of strings, none of them empty");
-  return found;
-}
-
-bool slides(const Json& request) {
-  const Json& value = request["overflow"];
-  const bool slide = value.is_string() && value.string() == "slide";
-  if (!value.is_null() && !slide && !(value.is_string() && value.string() == "stop")) {
-    throw InputError("overflow is " + value.dump() + "; it must be \"stop\" or \"slide\"");
-  }
-  return slide;
-}
-
 [[noreturn]] void sees_none(const EngineInfo& info) {
   throw InputError(info.hidden
                        ? "a picture was given, and the application's engine reads text only: give it a tower, or leave it out"
                        : "a picture was given, and this model reads text only: export a model that sees, or leave it out");
-}
-
-// What a request lets the answer be, as llguidance's grammar; null: anything.
-Json grammar_asked(const Json& request) {
-  const Json &schema = request["schema"], &regex = request["regex"], &grammar = request["grammar"];
-  const int given = !schema.is_null() + !regex.is_null() + !grammar.is_null();
-  const bool additional = flag(request, "additional_properties");
-  if (given > 1) throw InputError("schema, regex and grammar each say what the answer may be: give one of them");
-  if (additional && schema.is_null()) throw InputError("additional_properties was given without a schema: leave it out");
-  if (given && !request["tools"].is_null()) {
-    throw InputError("tools and a guide both say what the answer may be: give one of them");
-  }
-  if (!given) return Json();
-  llguidance_version();  // this build has it
-  if (!schema.is_null()) return json_grammar(schema, additional);
-  const char* what = regex.is_null() ? "grammar" : "regex";
-  const Json& text = request[what];
-  if (!text.is_string()) {
-    throw InputError("the " + std::string(what) + " is " + cut(repr(text), 80) + "; it must be a text that is not empty");
-  }
-  return regex.is_null() ? lark_grammar(text.string()) : regex_grammar(text.string());
-}
-
-// numpy's percentile with linear interpolation, of sorted values.
-double percentile(const std::vector<double>& sorted, double percent) {
-  if (sorted.empty()) return 0;
-  const double at = percent / 100 * double(sorted.size() - 1);
-  const size_t low = size_t(at), high = std::min(low + 1, sorted.size() - 1);
-  return sorted[low] + (sorted[high] - sorted[low]) * (at - double(low));
 }
 
 }  // namespace
@@ -116,6 +28,11 @@ Session::Session(Parts parts, std::unique_ptr<Engine> engine, std::unique_ptr<Pi
 int64_t Session::picture(const Pixels& pixels) {
   if (!pictures_) sees_none(engine_->info);
   return pictures_->add(pixels);
+}
+
+void Session::keep_features(std::string folder, const std::string& runtime) {
+  if (!pictures_) throw InputError("this session sees no pictures: it has no features to keep; leave the folder out");
+  pictures_->keep_in(std::move(folder), runtime);
 }
 
 std::vector<int64_t> Session::encode(const Json::Array& messages, const Tools* tools) const {
@@ -299,7 +216,7 @@ Event Session::ended(std::string piece) {
 
 Event Session::done() {
   finished_ = true;
-  last_ = statistics().dump();
+  last_ = statistics_of(*answer_, window_ ? window_->dropped : 0).dump();
   return {Event::Kind::Done, last_};
 }
 
@@ -307,35 +224,6 @@ void Session::reset() {
   finished_ = true;
   pending_.clear();
   rows_.clear();
-}
-
-Json Session::statistics() const {
-  const Answer& a = *answer_;
-  std::vector<double> gaps(a.times.empty() ? a.times.end() : a.times.begin() + 1, a.times.end());
-  double decode_s = -a.refill_s;
-  for (const double gap : gaps) decode_s += gap;
-  decode_s = std::max(0.0, decode_s);
-  std::sort(gaps.begin(), gaps.end());
-  Json found{Json::Object()};
-  found.set("finish_reason", a.finish_reason);
-  found.set("prompt_tokens", a.prompt_tokens);
-  found.set("reused_tokens", a.reused_tokens.value_or(0));
-  found.set("prefilled_tokens", a.prefilled_tokens);
-  found.set("generated_tokens", a.generated_tokens);
-  found.set("ttft_s", a.times.empty() ? 0.0 : a.times.front());
-  found.set("prefill_s", a.prefill_s);
-  found.set("decode_s", decode_s);
-  found.set("engine_s", a.engine_s());
-  found.set("prefill_tokens_per_s", a.prefill_s > 0 ? double(a.prefilled_tokens) / a.prefill_s : 0.0);
-  found.set("decode_tokens_per_s", decode_s > 0 ? double(gaps.size()) / decode_s : 0.0);
-  found.set("interval_p50_ms", 1000 * percentile(gaps, 50));
-  found.set("interval_p95_ms", 1000 * percentile(gaps, 95));
-  found.set("long_switch", a.long_switch);
-  found.set("forwards", a.forwards);
-  found.set("drafted", a.drafted);
-  found.set("accepted", a.accepted);
-  found.set("dropped_messages", window_ ? window_->dropped : int64_t(0));
-  return found;
 }
 
 }  // namespace phi3mobile

@@ -40,6 +40,8 @@ class Session {
   // Takes a picture for messages of this session; gives the number that stands for it there: equal pixels have the same.
   // InputError: the session sees none, or not this one.
   int64_t picture(const Pixels& pixels);
+  // What is seen of pictures is kept in a folder too. InputError: the session sees none, no folder.
+  void keep_features(std::string folder, const std::string& runtime);
 
   // Begins an answer, ending the one before. request: see p3m_session_start. InputError: what is wrong with it.
   void start(const Json& request);
@@ -59,7 +61,6 @@ class Session {
   Event ended(std::string shown);
   std::string shown(std::string text) { return words_ ? words_->push(text) : std::move(text); }
   Event done();
-  Json statistics() const;
 
   Parts parts_;
   std::unique_ptr<Engine> engine_;

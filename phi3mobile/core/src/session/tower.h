@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -13,6 +14,7 @@ struct TowerInfo {
   int64_t width = 0;              // of a patch
   int64_t rows = 0;               // of one call of `project`
   std::vector<float> separators;  // [2, 4 * width]: after a row of tokens, before the whole
+  std::string files;              // hashes of what it is computed from
 };
 
 class Tower {

@@ -4,6 +4,7 @@
 #include "text/added.h"
 #include "text/tokenizer.h"
 
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -30,6 +31,12 @@ struct Vocabulary {
   Ids before;                      // what they put before a text
   bool strips_space = false;
 };
+
+// The words of a text among added tokens, and the texts of tokens.
+std::vector<AddedToken> words_in(const std::map<std::string, AddedToken>& added);
+std::vector<std::string> texts_of(const std::vector<AddedToken>& tokens);
+// Adds them with the bytes that they stand for.
+void add_tokens(const std::map<std::string, AddedToken>& added, Vocabulary& to);
 
 std::unique_ptr<Tokenizer> make_tokenizer(Vocabulary vocabulary);
 

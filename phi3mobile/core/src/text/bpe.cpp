@@ -114,26 +114,4 @@ bool Bpe::has_bytes(std::string_view character) const {
   return std::all_of(character.begin(), character.end(), [&](char byte) { return bytes_[uint8_t(byte)] >= 0; });
 }
 
-bool may_cut_at_marks(const PieceIds& pieces) {
-  if (pieces.find(kMark) < 0) return false;
-  for (uint32_t number = 0; number < pieces.size(); ++number) {
-    const std::string_view piece = pieces.piece(number);
-    for (size_t at = piece.find(kMark); at != piece.npos; at = piece.find(kMark, at + kMark.size())) {
-      if (at > 0 && (at < kMark.size() || piece.substr(at - kMark.size(), kMark.size()) != kMark)) return false;
-    }
-  }
-  return true;
-}
-
-void cut_at_marks(std::string_view text, std::vector<std::string_view>& words) {
-  size_t start = 0;
-  for (size_t at = text.find(kMark); at != text.npos; at = text.find(kMark, at + kMark.size())) {
-    const std::string_view before = text.substr(start, at - start);
-    if (before.empty() || (before.size() >= kMark.size() && before.substr(before.size() - kMark.size()) == kMark)) continue;
-    words.push_back(before);
-    start = at;
-  }
-  if (start < text.size()) words.push_back(text.substr(start));
-}
-
 }  // namespace phi3mobile

@@ -12,8 +12,6 @@
 
 namespace phi3mobile {
 
-constexpr std::string_view kMark = "\xE2\x96\x81";  // ▁, sentencepiece's space
-
 // Pieces and their ids.
 class PieceIds {
  public:
@@ -23,6 +21,7 @@ class PieceIds {
   int32_t greatest() const { return greatest_; }
   std::string_view piece(uint32_t number) const { return pieces_[number]; }
   int32_t id(uint32_t number) const { return ids_[number]; }
+  const Texts& texts() const { return pieces_; }
 
  private:
   Texts pieces_;
@@ -51,12 +50,5 @@ class Bpe final : public WordModel {
   int32_t unknown_ = -1;
   bool fuse_, whole_words_, byte_fallback_, gives_bytes_;
 };
-
-// Whether ▁ is a piece and none has ▁ after another character: then no merge crosses such a place, and Llama's texts, which
-// its vocabulary sees as one word, can be cut there.
-bool may_cut_at_marks(const PieceIds& pieces);
-
-// Words, each ▁s and what follows them up to the next ▁.
-void cut_at_marks(std::string_view text, std::vector<std::string_view>& words);
 
 }  // namespace phi3mobile

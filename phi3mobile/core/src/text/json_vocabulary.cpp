@@ -7,6 +7,7 @@
 #include "text/bpe.h"
 #include "text/config.h"
 #include "text/files.h"
+#include "text/marks.h"
 #include "text/stages.h"
 #include "text/unicode.h"
 
@@ -25,7 +26,7 @@ class JsonBackend final : public Backend {
       : normalize_(config["normalizer"]),
         split_(config["pre_tokenizer"]),
         bpe_(config["model"], split_.gives_bytes()),
-        cuts_(!split_.gives_bytes() && may_cut_at_marks(bpe_.pieces())),
+        cuts_(!split_.gives_bytes() && may_cut_at_marks(bpe_.pieces().texts())),
         all_(finders(added)),
         words_(finders(without_special(added))) {}
 
@@ -164,31 +165,6 @@ void refuse_gaps(const std::vector<AddedToken>& tokens, const PieceIds& pieces) 
     }
     next = std::max(next, token.id + 1);
   }
-}
-
-// Replaces ▁ by spaces, as sentencepiece shows its pieces.
-std::string with_spaces(std::string_view piece) {
-  std::string text;
-  size_t done = 0;
-  for (size_t at; (at = piece.find(kMark, done)) != piece.npos; done = at + kMark.size()) {
-    text.append(piece, done, at - done);
-    text += ' ';
-  }
-  return text.append(piece, done);
-}
-
-int hexadecimal(char digit) {
-  if (digit >= '0' && digit <= '9') return digit - '0';
-  const char low = char(digit | 32);
-  return low >= 'a' && low <= 'f' ? low - 'a' + 10 : -1;
-}
-
-std::string sentencepiece_bytes(std::string_view piece) {
-  if (piece.size() == 6 && piece.substr(0, 3) == "<0x" && piece[5] == '>') {
-    const int high = hexadecimal(piece[3]), low = hexadecimal(piece[4]);
-    if (high >= 0 && low >= 0) return std::string(1, char(high << 4 | low));
-  }
-  return with_spaces(piece);
 }
 
 struct Decoding {

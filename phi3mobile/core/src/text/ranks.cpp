@@ -142,7 +142,7 @@ class Ranks final : public WordModel {
 class RanksBackend final : public Backend {
  public:
   RanksBackend(std::string_view rows, const std::map<std::string, AddedToken>& added)
-      : ranks_(rows), pattern_(kCl100k), words_(words(added), texts(words(added))) {}
+      : ranks_(rows), pattern_(kCl100k), words_(words_in(added), texts_of(words_in(added))) {}
 
   void plain(std::string_view text, bool, Ids& ids) const override {
     for (const Stretch& stretch : words_.find(text, true)) {
@@ -162,20 +162,6 @@ class RanksBackend final : public Backend {
   const Ranks& ranks() const { return ranks_; }
 
  private:
-  static std::vector<AddedToken> words(const std::map<std::string, AddedToken>& added) {
-    std::vector<AddedToken> found;
-    for (const auto& [text, token] : added) {
-      if (!token.special) found.push_back(token);
-    }
-    return found;
-  }
-
-  static std::vector<std::string> texts(const std::vector<AddedToken>& tokens) {
-    std::vector<std::string> found;
-    for (const AddedToken& token : tokens) found.push_back(token.text);
-    return found;
-  }
-
   Ranks ranks_;
   Pattern pattern_;
   AddedFinder words_;
@@ -194,18 +180,9 @@ Vocabulary read_ranks(const std::string& path) {
   for (uint32_t number = 0; number < ranks.size(); ++number) {
     vocabulary.bytes[size_t(ranks.id(number))] = std::string(ranks.piece(number));
   }
-  for (const auto& [text, token] : added) {
-    if (size_t(token.id) >= vocabulary.bytes.size()) vocabulary.bytes.resize(size_t(token.id) + 1);
-    vocabulary.bytes[size_t(token.id)] = text;
-    vocabulary.added.push_back(token);
-  }
+  add_tokens(added, vocabulary);
   vocabulary.backend = std::move(backend);
   return vocabulary;
-}
-
-// A checkpoint of sentencepiece alone: its pieces are not read here.
-Vocabulary read_sentencepiece(const std::string&) {
-  throw InputError("the core does not read sentencepiece's own file: put the tokenizer.json of this model beside it");
 }
 
 }  // namespace phi3mobile

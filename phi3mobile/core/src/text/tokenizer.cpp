@@ -194,6 +194,28 @@ Vocabulary read_vocabulary(const std::string& path, Vocabulary (*read)(const std
 
 }  // namespace
 
+std::vector<AddedToken> words_in(const std::map<std::string, AddedToken>& added) {
+  std::vector<AddedToken> found;
+  for (const auto& [text, token] : added) {
+    if (!token.special) found.push_back(token);
+  }
+  return found;
+}
+
+std::vector<std::string> texts_of(const std::vector<AddedToken>& tokens) {
+  std::vector<std::string> found;
+  for (const AddedToken& token : tokens) found.push_back(token.text);
+  return found;
+}
+
+void add_tokens(const std::map<std::string, AddedToken>& added, Vocabulary& to) {
+  for (const auto& [text, token] : added) {
+    if (size_t(token.id) >= to.bytes.size()) to.bytes.resize(size_t(token.id) + 1);
+    to.bytes[size_t(token.id)] = text;
+    to.added.push_back(token);
+  }
+}
+
 std::unique_ptr<Tokenizer> make_tokenizer(Vocabulary vocabulary) {
   return std::make_unique<VocabularyTokenizer>(std::move(vocabulary));
 }

@@ -23,8 +23,8 @@ class TextStream;
 
 class Tokenizer {
  public:
-  // The tokenizer of a bundle's folder: tokenizer.json, or *.tiktoken, with tokenizer_config.json and special_tokens_map.json
-  // beside it. InputError: none there, damaged, or of a kind that the core does not read.
+  // The tokenizer of a bundle's folder: tokenizer.json, or tokenizer.model, or *.tiktoken, with tokenizer_config.json and
+  // special_tokens_map.json beside it. InputError: none there, damaged, or of a kind that the core does not read.
   static std::unique_ptr<Tokenizer> open(const std::string& folder);
   virtual ~Tokenizer() = default;
 
