@@ -48,13 +48,13 @@ class Matrices:
         Integers of 4 bits are kept in 8: no device is known to gather smaller ones.
         """
         name, (rows, width) = EMBEDDING, self.packed.shape(EMBEDDING)
-        _, group, has_offsets = self._form(name)
-        columns = width // group
+        form = self._form(name)
+        columns = width // form.group
         codes = self._resource(f"{name}/codes", (rows, width), "int8", lambda: self._tensor(name).unpacked().numpy())
         scales = self._floats(f"{name}/scales", (rows, columns), lambda: self._tensor(name).scales)
         blocks = door.reshape(door.cast(door.rows_at(codes, tokens), self.dtype), (None, columns, width // columns))
         x = door.mul(blocks, door.expanded(door.rows_at(scales, tokens), 2))
-        if has_offsets:
+        if form.offsets:
             offsets = self._floats(f"{name}/offsets", (rows, columns), lambda: self._offsets(name))
             x = door.add(x, door.expanded(door.rows_at(offsets, tokens), 2))
         return door.reshape(x, (None, width))
@@ -67,19 +67,19 @@ class Matrices:
 
     def _matrix(self, name: str, stored: str, rows: slice) -> Value:
         """[N, K]."""
-        bits, _, has_offsets = self._form(name)
+        form = self._form(name)
         count, width = self.packed.shape(name)
         count = len(range(count)[rows])
         shape = count, width // BLOCK
 
         def codes() -> np.ndarray:
             part = self._tensor(name).codes[rows].contiguous().numpy()
-            return signed_nibbles(part) if bits == 4 else part
+            return signed_nibbles(part) if form.bits == 4 else part
 
-        data = self._resource(f"{stored}/codes", (count, width), "int4" if bits == 4 else "int8", codes)
+        data = self._resource(f"{stored}/codes", (count, width), "int4" if form.bits == 4 else "int8", codes)
         repeated = lambda values: in_blocks(values[rows], width)  # noqa: E731
         scales = self._floats(f"{stored}/scales", shape, lambda: repeated(self._tensor(name).scales))
-        given = self._floats(f"{stored}/offsets", shape, lambda: repeated(self._offsets(name))) if has_offsets else None
+        given = self._floats(f"{stored}/offsets", shape, lambda: repeated(self._offsets(name))) if form.offsets else None
         return door.dequantized(data, scales, given)
 
     def _form(self, name: str) -> Form:

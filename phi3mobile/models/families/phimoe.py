@@ -175,8 +175,9 @@ def reference() -> tuple[Any, Any]:
 
 def read_gguf(given: Metadata) -> PhimoeConfig:
     """The config of a file of architecture phimoe: norms, routing and mscale are the family's, whatever the file says."""
-    biases = {"attention_bias": given.has("blk.0.attn_output.bias"), "lm_head_bias": given.has("output.bias")}
-    shape = PhimoeConfig(**gguf_mixture(given), **biases)
+    shape = PhimoeConfig(
+        **gguf_mixture(given), attention_bias=given.has("blk.0.attn_output.bias"), lm_head_bias=given.has("output.bias")
+    )
     scaling = gguf_rope_scaling(given, shape)
     if scaling is None:
         return shape
