@@ -26,8 +26,8 @@ def round_groups(weight: torch.Tensor, group: int, signed: bool = False) -> tupl
     signed: a scale is negative where a group's extreme is positive: 8 codes are on the negative side, 7 on the other.
     """
     rows, width = weight.shape
-    codes = torch.empty(rows, width // 2, dtype=torch.uint8)
-    scales = torch.empty(rows, width // group, dtype=torch.bfloat16)
+    codes = torch.empty(rows, width // 2, dtype=torch.uint8, device=weight.device)
+    scales = torch.empty(rows, width // group, dtype=torch.bfloat16, device=weight.device)
     for part, its_scales, its_codes in _parts(width, weight, scales, codes):
         _search(part.float().contiguous(), None, group, signed, _DIVISORS, its_scales, its_codes)
     return codes, scales
@@ -36,7 +36,8 @@ def round_groups(weight: torch.Tensor, group: int, signed: bool = False) -> tupl
 def search_scales(weight: torch.Tensor, importance: torch.Tensor, group: int, signed: bool = False) -> torch.Tensor:
     """Scales float32 [N, K/group], exact in bfloat16, with the least rounding error weighted by `importance` [K]."""
     rows, width = weight.shape
-    scales, wanted = torch.empty(rows, width // group, dtype=torch.bfloat16), importance.float().contiguous()
+    scales = torch.empty(rows, width // group, dtype=torch.bfloat16, device=weight.device)
+    wanted = importance.float().contiguous()
     for part, its_scales in _parts(width, weight, scales):
         _search(part.float().contiguous(), wanted, group, signed, _FINER, its_scales, None)
     return scales.float()
@@ -68,7 +69,7 @@ def _search(
 ) -> None:
     """Fills scales, and codes if they are wanted."""
     library = _library()
-    if library is None:
+    if library is None or weight.device.type != "cpu":
         if not is_finite(weight):
             raise damaged()
         scales[:] = in_torch(weight, importance, group, divisors, signed)

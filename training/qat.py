@@ -20,6 +20,7 @@ from phi3mobile.export.quantize import quantize
 from phi3mobile.export.recipe import Recipe, find_recipe
 from phi3mobile.export.scales import SMALLEST_SCALE
 from phi3mobile.models.config import DecoderConfig
+from phi3mobile.models.form import Form
 from phi3mobile.models.quantized import quantize_activation
 from phi3mobile.training.batches import IGNORED, Rows, pack
 from phi3mobile.training.chats import conversations, open_encoder
@@ -31,11 +32,11 @@ from phi3mobile.training.replica import find_place
 from phi3mobile.training.sources import PackedSource, Source, TextSource
 
 
-def on_grid(weight: torch.Tensor, bits: int, group: int) -> torch.Tensor:
+def on_grid(weight: torch.Tensor, form: Form) -> torch.Tensor:
     """`weight` [N, K] rounded as the export rounds it, float32. 3 bits: the same search over codes -4 to 3."""
-    if bits == 3:
-        return _three_bits(weight, group)
-    return quantize(weight, bits, group).dequantized()
+    if form.bits == 3:
+        return _three_bits(weight, form.group)
+    return quantize(weight, *form).dequantized()
 
 
 def straight_through(x: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
@@ -46,25 +47,24 @@ def straight_through(x: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
 class FakeQuantLinear(nn.Linear):
     """A linear that computes as models.quantized.QuantizedLinear does with its weight packed; [..., K] -> [..., N]."""
 
-    bits: int
-    group: int
+    form: Form
+    activation_group: int | None = None  # the recipe's
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            weight = on_grid(self.weight.float(), self.bits, self.group).to(self.weight)
-            rounded = quantize_activation(x.float()).to(x)
+            weight = on_grid(self.weight.float(), self.form).to(self.weight)
+            rounded = quantize_activation(x.float(), self.activation_group).to(x)
         return functional.linear(straight_through(x, rounded), straight_through(self.weight, weight))
 
 
 class FakeQuantEmbedding(nn.Embedding):
     """Rows of a table on the grid; int64 [...] -> [..., hidden]."""
 
-    bits: int
-    group: int
+    form: Form
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            weight = on_grid(self.weight.float(), self.bits, self.group).to(self.weight)
+            weight = on_grid(self.weight.float(), self.form).to(self.weight)
         return functional.embedding(tokens, straight_through(self.weight, weight))
 
 
@@ -79,10 +79,12 @@ def add_fake_quant(model: nn.Module, shape: DecoderConfig, recipe: Recipe, bits:
             continue
         width = module.weight.shape[1]
         module.__class__ = FakeQuantEmbedding if isinstance(module, nn.Embedding) else FakeQuantLinear
-        own, module.group, _ = recipe.form_of(shape.role(f"{name}.weight"), width)
-        module.bits = bits if bits and name.startswith("model.layers.") else own
-        if module.bits < 8 and width % module.group:
-            raise InputError(f"{name} has {width} columns; recipe {recipe.name} takes {module.group} a scale")
+        form = recipe.form_of(shape.role(f"{name}.weight"), width)
+        module.form = form._replace(bits=bits) if bits and name.startswith("model.layers.") else form
+        if isinstance(module, FakeQuantLinear):
+            module.activation_group = recipe.activation_group
+        if module.form.bits < 8 and width % form.group:
+            raise InputError(f"{name} has {width} columns; recipe {recipe.name} takes {form.group} a scale")
     return model
 
 

@@ -109,7 +109,7 @@ def test_every_form_of_a_matrix(checkpoint_of, tmp_path):
     chosen = (Form(4, 64), Form(4, 32, True), Form(4, 64, True), Form(4, 32, True), Form(4, 32))
     forms = dict(zip(names, chosen, strict=True))
     packed = PackedModel(open_checkpoint(checkpoint_of("tiny-gqa")), recipe, forms)
-    assert packed.form_of("model.layers.1.mlp.down_proj.weight") == (8, 128, False)
+    assert packed.form_of("model.layers.1.mlp.down_proj.weight") == Form(8, 128)
     runtime = to_coreai(packed, tmp_path, 64, 16).runtime
     bundle = SimpleNamespace(program=tmp_path / "model.aimodel", manifest={"runtime": runtime})
     held = AimodelIntegers(bundle, packed.config)

@@ -1,6 +1,6 @@
 """A session's KV cache in a file: the next process goes on without prefilling, and takes nobody else's cache."""
 
-import os
+import resource
 import subprocess
 import sys
 
@@ -117,9 +117,14 @@ def test_a_failed_write_leaves_the_old_file(bundle, saved):
     path, _, text = saved
     with Session(bundle) as session:
         "".join(session.complete("other", max_tokens=1))
-        path.with_name(f"{path.name}.{os.getpid()}.partial").mkdir()  # where it would be written beside
-        with pytest.raises(InputError, match="can't be written"):
-            session.save(path)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # as a disk that gets full
+        try:
+            with pytest.raises(InputError, match="can't be written"):
+                session.save(path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
     with Session(bundle) as session:
         session.restore(path)
         assert "".join(session.complete(PROMPT, **GREEDY)) == text and session.statistics.prefilled_tokens == 1

@@ -168,13 +168,13 @@ def test_the_grid_is_the_exports(start):
             if packed.form_of(tensor) is None:
                 continue
             module = model.get_submodule(tensor.removesuffix(".weight"))
-            assert Form(module.bits, module.group) == packed.form_of(tensor)
-            assert torch.equal(on_grid(module.weight, module.bits, module.group), packed.tensor(tensor).dequantized())
+            assert module.form == packed.form_of(tensor)
+            assert torch.equal(on_grid(module.weight, module.form), packed.tensor(tensor).dequantized())
 
 
 def test_three_bits_have_eight_codes_and_a_scale_as_good_as_any_tried():
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
-    rounded = on_grid(weight, 3, 32)
+    rounded = on_grid(weight, Form(3, 32))
     for row, group in ((0, 0), (3, 1)):
         assert len(rounded[row].unflatten(0, (2, 32))[group].unique()) <= 8
     groups = weight.unflatten(1, (2, 32))
@@ -185,15 +185,15 @@ def test_three_bits_have_eight_codes_and_a_scale_as_good_as_any_tried():
 
     best = min(map(plain, (2.6, 3.0, 3.4, 3.8, 4.4)))
     assert float((weight - rounded).square().sum()) < best
-    assert float((weight - rounded).square().sum()) > float((weight - on_grid(weight, 4, 32)).square().sum())
+    assert float((weight - rounded).square().sum()) > float((weight - on_grid(weight, Form(4, 32))).square().sum())
 
 
 def test_gradients_pass_through_both_roundings():
     linear = torch.nn.Linear(32, 8, bias=False)
-    linear.__class__, linear.bits, linear.group = FakeQuantLinear, 4, 32
+    linear.__class__, linear.form = FakeQuantLinear, Form(4, 32)
     x = torch.randn(3, 32, requires_grad=True)
     linear(x).sum().backward()
-    assert torch.allclose(x.grad, on_grid(linear.weight, 4, 32).detach().sum(0).expand(3, 32), atol=1e-5)
+    assert torch.allclose(x.grad, on_grid(linear.weight, Form(4, 32)).detach().sum(0).expand(3, 32), atol=1e-5)
     assert linear.weight.grad.abs().sum() > 0
 
 

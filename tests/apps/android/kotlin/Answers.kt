@@ -149,25 +149,27 @@ val answers: Map<String, Check> = mapOf(
     "state" to { given ->
         val kept = File(given.scratch, "kept")
         val generation = Generation(maxTokens = 6)
-        var next = ""
+        var next: Answered? = null
         Phi3Model.open(given.bundle, given.options()).use { model ->
             val session = model.session("S", generation)
             session.answered("One")
             session.save(kept)
-            next = session.answered("Two").text
+            next = session.answered("Two")
         }
         Phi3Model.open(given.bundle, given.options()).use { model ->
             val session = model.session("S", generation)
             val tokens = session.restore(kept)
             holds(tokens > 0, "the KV cache did not come back")
             val found = session.answered("Two")
-            same(found.text, next)
-            holds(found.done.reusedTokens >= tokens - 1, "prefilled again: $tokens kept, ${found.done}")
+            same(found.text, next?.text)
+            // Not always all that was kept: an answer's text may encode to other tokens than it was made of.
+            same(found.done.reusedTokens, next?.done?.reusedTokens, "$tokens kept")
+            holds(found.done.reusedTokens > tokens / 2, "prefilled again: $tokens kept, ${found.done}")
             // Unloaded and back, warm.
             model.unload()
             same(model.state.value, ModelState.UNLOADED)
             val third = session.answered("Three")
-            holds(third.done.reusedTokens > tokens, "cold after unload: ${third.done}")
+            holds(third.done.reusedTokens > found.done.reusedTokens, "cold after unload: ${third.done}")
             model.onTrimMemory(15)
             while (model.state.value != ModelState.UNLOADED) kotlinx.coroutines.delay(1)
             model.onTrimMemory(5)
