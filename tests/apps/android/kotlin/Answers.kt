@@ -149,7 +149,7 @@ val answers: Map<String, Check> = mapOf(
     "state" to { given ->
         val kept = File(given.scratch, "kept")
         val generation = Generation(maxTokens = 6)
-        var next: Answered? = null
+        var next: Collected? = null
         Phi3Model.open(given.bundle, given.options()).use { model ->
             val session = model.session("S", generation)
             session.answered("One")
@@ -182,7 +182,7 @@ val answers: Map<String, Check> = mapOf(
         Phi3Model.open(given.bundle, given.options()).use { model ->
             val session = model.session("S", generation)
             same(session.restore(kept), 0L)
-            same(session.answered("Two").text, next)
+            same(session.answered("Two").text, next?.text)
         }
     },
 
