@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import time
 from importlib.metadata import version
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,12 +76,16 @@ class CoreaiEngine(BaseEngine):
         self._short, *long = runtime["functions"]
         self._long = long[0] if long else self._short
         self._errors = TemporaryFile()  # noqa: SIM115  what the runtime says before it ends
+        self._compiled = TemporaryDirectory(
+            prefix="phi3mobile-coreai-"
+        )  # a copy of the weights, which it leaves when it is ended
         self._pipe, theirs = Pipe()
         self._child = subprocess.Popen(
             [sys.executable, "-m", "phi3mobile.engines.coreai_child", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=self._errors,
             stderr=self._errors,
+            env=os.environ | {"TMPDIR": self._compiled.name},
             pass_fds=(theirs.fileno(),),
         )
         theirs.close()
@@ -130,3 +135,4 @@ class CoreaiEngine(BaseEngine):
             self._child.kill()
             self._child.wait()
         self._errors.close()
+        self._compiled.cleanup()

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -287,12 +288,16 @@ def small(bundle_of):
     return open_bundle(bundle_of("tiny-gqa", "ios-coreai"))
 
 
-def test_a_runtime_that_ends_is_an_error_with_its_name_and_not_our_end(small):
+def test_a_runtime_that_ends_is_an_error_with_its_name_and_not_our_end(small, tmp_path, monkeypatch):
+    """And what it compiled, as large as the weights, goes with it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     engine = open_engine(small)
+    assert list(tmp_path.glob("*/*.aimodelx"))
     os.kill(engine._child.pid, signal.SIGABRT)
     with pytest.raises(InputError, match=r"Core AI's runtime ended by SIGABRT .*while it was to run .*model\.aimodel"):
         engine.forward(np.array([1, 2]), 0)
     engine.close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_runtime_that_takes_too_long_is_ended(small, monkeypatch):
