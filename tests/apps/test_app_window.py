@@ -176,8 +176,8 @@ def test_keys(play):
 def test_frames_while_a_real_model_answers(play, demo_bundle):
     pytest.importorskip("PIL", reason="pip install pillow")
     seen = play("demo", PHONE, timeout=1800, PHI3MOBILE_TEST_BUNDLE=str(demo_bundle))
-    assert seen["answer"].strip() and seen["state"] == "done" and seen["frames"]["frames"] > 30
-    # No time is asserted: the graphics system here is software that shares the cores with the model.
+    assert seen["answer"].strip() and seen["state"] == "done" and seen["frames"]["frames"] > 3, seen
+    # No time and no rate is asserted: the graphics system here is software that shares the cores with a model that may be fast.
     assert seen["frames"]["work_p50_ms"] <= seen["frames"]["p50_ms"], seen["frames"]
 
 
