@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from phi3mobile.assistant.state import State
+from phi3mobile.bundle import Bundle
 from phi3mobile.engines import EngineInfo
+from phi3mobile.engines.registry import open_engine
 
 EOS, ASK = 256, 257  # after the 256 bytes
 ANSWER = "<answer>"  # ASK, as a text between others
@@ -135,12 +137,12 @@ class ScriptParts:
 
 
 def open_script(parts: ScriptParts) -> ScriptEngine:
-    """What a Worker opens in place of a bundle's engine."""
-    return parts.engine
+    """What a Worker opens in place of a bundle's engine; a real bundle's is its own."""
+    return open_engine(parts) if isinstance(parts, Bundle) else parts.engine
 
 
 def open_fake_tower(parts: ScriptParts) -> FakeTower | None:
-    return parts.tower
+    return None if isinstance(parts, Bundle) else parts.tower
 
 
 @dataclass(frozen=True)
