@@ -218,7 +218,7 @@ def _as_quantized(solved: Solved, recipe: Recipe) -> tuple[Recipe, str, list[str
         raise InputError(f"{solved.folder}: its embedding or its head is not packed; quantize again")
     if solved.config.vision is not None:
         recipe = replace(recipe, vision_bits=PackedVision(solved).bits)  # as the folder has them: any recipe takes them
-    if not recipe.signed and solved.signed():
+    if made.signed and not recipe.signed and solved.signed():
         able = " or ".join(one.name for one in recipes().values() if one.signed)
         raise InputError(
             f"{solved.folder} has 4-bit scales of either sign, made for recipe {made.name}; those of recipe {recipe.name} "

@@ -28,7 +28,7 @@ def held(grid: Grid, signed: bool = False) -> Packed | None:
     if form is None:
         return None
     if form.bits == 4 and signed and not grid.offsets.any() and grid.codes.min() >= -8 and grid.codes.max() <= 7:
-        return _signed(grid.grouped(form.group), form.group)
+        return _four_bits(grid.grouped(form.group), form.group)
     negative = grid.scales < 0
     signs = torch.where(negative, -1, 1).to(torch.int8).repeat_interleave(grid.group, 1)
     if form.bits == 8:
@@ -47,21 +47,15 @@ def fits(grid: Grid) -> Form | None:
     return None if group is None else Form(4, group)
 
 
-def _signed(grid: Grid, group: int) -> Packed:
-    """Of a symmetric grid whose codes are 4 bits as they are."""
-    scales = grid.scales.abs().clamp(min=SMALLEST_SCALE).copysign(grid.scales)
-    codes = (grid.codes.float().unflatten(1, (-1, group)) * (grid.scales / scales)[..., None]).round_()
-    return Packed(4, group, pack_nibbles(codes.to(torch.int8).flatten(1)), scales.bfloat16())
-
-
 def _four_bits(grid: Grid, group: int) -> Packed:
-    """Of a grid whose scales are positive, each over a span of 16 codes at most."""
-    codes, scales = grid.codes.float().unflatten(1, (-1, group)), grid.scales.clamp(min=SMALLEST_SCALE)
+    """Of a grid each of whose scales is over a span of 16 codes at most; a negative one only over 4-bit codes, no offset."""
+    codes = grid.codes.float().unflatten(1, (-1, group))
+    scales = grid.scales.abs().clamp(min=SMALLEST_SCALE).copysign(grid.scales)
     codes = (codes * (grid.scales / scales)[..., None]).round_()  # changes only what stands on smaller scales
     least, most = codes.amax(-1) - 7, codes.amin(-1) + 8
     shift = torch.minimum(torch.maximum((-grid.offsets / scales).round(), least), most)
     offsets = grid.offsets + scales * shift
-    offsets = torch.where(offsets.abs() < _NOTHING * scales, 0.0, offsets)
+    offsets = torch.where(offsets.abs() < _NOTHING * scales.abs(), 0.0, offsets)
     packed = pack_nibbles((codes - shift[..., None]).to(torch.int8).flatten(1))
     found = Packed(4, group, packed, scales.bfloat16())
     return replace(found, offsets=quantize(offsets, 8, offsets.shape[1])) if offsets.any() else found

@@ -76,9 +76,8 @@ class CoreaiEngine(BaseEngine):
         self._short, *long = runtime["functions"]
         self._long = long[0] if long else self._short
         self._errors = TemporaryFile()  # noqa: SIM115  what the runtime says before it ends
-        self._compiled = TemporaryDirectory(
-            prefix="phi3mobile-coreai-"
-        )  # a copy of the weights, which it leaves when it is ended
+        # What it compiles, as large as the weights: a child that is ended leaves it.
+        self._compiled = TemporaryDirectory(prefix="phi3mobile-coreai-")
         self._pipe, theirs = Pipe()
         self._child = subprocess.Popen(
             [sys.executable, "-m", "phi3mobile.engines.coreai_child", str(theirs.fileno())],
