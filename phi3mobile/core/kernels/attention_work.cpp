@@ -2,6 +2,7 @@
 // new cache rows are written before, each part rotates its own queries.
 #include "attention_work.h"
 #include "attention_isa.h"
+#include "share.h"
 
 #include <algorithm>
 #include <atomic>
@@ -9,22 +10,12 @@
 #include <memory>
 #include <new>
 
-#include <executorch/runtime/kernel/thread_parallel_interface.h>
-
 namespace phi3mobile {
 namespace {
 
 constexpr int64_t kWorthThreads = 1 << 15;  // multiply-adds below which threads, awake from the layer before, save nothing
 constexpr int64_t kSplitKeys = 256;         // fewest keys for which splitting a row pays for the merge
 constexpr int64_t kPartsPerThread = 4;      // enough that unequal cores finish together
-
-// Runs work(first, end) over [0, count), at least `grain` at a time, on the calling thread alone where that is all.
-template <class Work>
-bool share(int64_t count, int64_t grain, const Work& work) {
-  if (count > grain) return executorch::extension::parallel_for(0, count, grain, work);
-  work(0, count);
-  return true;
-}
 
 // How the rows of a call are cut: tiles of rows of every KV head, the longest first where causality makes them unequal.
 struct Plan {

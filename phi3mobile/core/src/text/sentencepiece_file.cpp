@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <unordered_map>
 #include <unordered_set>
 
 namespace phi3mobile {
@@ -58,19 +59,25 @@ void read_normalizer(std::string_view message, SentencePieceFile& to) {
   if (!marks) unread("writes no ▁ for a space");
 }
 
+// <0x00> ... <0xFF>: the pieces that stand for bytes.
+std::unordered_map<std::string, int> byte_names() {
+  std::unordered_map<std::string, int> names;
+  for (int byte = 0; byte < 256; ++byte) {
+    char spelled[8];
+    std::snprintf(spelled, sizeof spelled, "<0x%02X>", unsigned(byte));
+    names.emplace(spelled, byte);
+  }
+  return names;
+}
+
 void find_bytes(SentencePieceFile& file) {
+  const auto names = byte_names();
   std::fill(std::begin(file.bytes), std::end(file.bytes), -1);
   for (size_t id = 0; id < file.pieces.size(); ++id) {
     if (file.pieces[id].kind != SentencePiece::Byte) continue;
-    int byte = 0;
-    while (byte < 256) {
-      char spelled[8];
-      std::snprintf(spelled, sizeof spelled, "<0x%02X>", unsigned(byte));
-      if (file.pieces[id].text == spelled) break;
-      ++byte;
-    }
-    if (byte == 256 || !file.byte_fallback) throw Damaged("a piece for a byte is none, or has no use");
-    file.bytes[byte] = int32_t(id);
+    const auto found = names.find(file.pieces[id].text);
+    if (found == names.end() || !file.byte_fallback) throw Damaged("a piece for a byte is none, or has no use");
+    file.bytes[found->second] = int32_t(id);
   }
   const bool whole = std::find(std::begin(file.bytes), std::end(file.bytes), -1) == std::end(file.bytes);
   if (file.byte_fallback && !whole) throw Damaged("not every byte has a piece");
